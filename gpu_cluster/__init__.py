@@ -1,0 +1,22 @@
+"""gpu-cluster: a folder of pictures in; clusters, scores and plots out.
+
+`run` does a whole job, `embed` only turns pictures into embeddings. The modules, in the order of the flow:
+
+- `cli`: options -> a job; what the terminal shows; exit codes
+- `pipeline`: the job, from the folder to the run folder
+- `images`: folder and labels -> Manifest
+- `embed`: Manifest -> Embeddings (n, 512)
+- `reduce`: Embeddings -> Projection (scale, PCA, whiten, normalise)
+- `sweep`: Projection -> Sweep (each k tried) -> the chosen k
+- `cluster`: Projection + k -> Clustering
+- `score`: everything known about a Clustering in numbers
+- `report`: results -> tables, records, plots
+
+They stand on `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `run_folder`, `results`, `backend` (the one place where
+devices differ), `config`, `events` and `errors`.
+"""
+
+from gpu_cluster.api import embed, run
+from gpu_cluster.results import RunResult
+
+__all__ = ["RunResult", "embed", "run"]

@@ -1,0 +1,94 @@
+"""The Python API: what the command line does, as two functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster import vgg16
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import build_config
+from gpu_cluster.embed import embed_files
+from gpu_cluster.errors import DataError
+from gpu_cluster.events import Observer
+from gpu_cluster.pipeline import run_job
+from gpu_cluster.results import RunResult, printable
+
+PathLike = str | os.PathLike[str]
+
+
+def run(
+    images: PathLike | Iterable[PathLike] = (),
+    *,
+    config: PathLike | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> RunResult:
+    """Cluster a folder of images and leave a run folder, as `gpu-cluster run` does.
+
+    Parameters
+    ----------
+    images
+        A folder, a file, or several of them; none for the sample set that comes with the package.
+    config
+        A TOML file, or the `run.json` of an earlier run.
+    observer
+        Is told about stages, progress and decisions.
+    **options
+        The options of the command line by their names with underscores: `k_range="2:20"`, `preset="notebook"`, ...
+
+    Returns
+    -------
+    RunResult
+        `folder` is the run folder, `findings` hold the clustering and its scores.
+
+    Raises
+    ------
+    GpuClusterError
+        See `gpu_cluster.errors`.
+    """
+    named = [images] if isinstance(images, str | os.PathLike) else list(images)
+    given = tuple(map(Path, named)) or None
+    return run_job(build_config(config, images=given, **options), observer)
+
+
+def embed(paths: Iterable[PathLike], *, observer: Observer | None = None, **options: Any) -> npt.NDArray[np.float32]:
+    """Embed image files with VGG16 (ImageNet, average pooling).
+
+    Parameters
+    ----------
+    paths
+        Image files.
+    observer
+        Is told about progress.
+    **options
+        Of the section `embed`: `resize`, `fit`, `image_size`, `batch_size`, `weights`.
+
+    Returns
+    -------
+    (n, 512) float32, host; in the order of `paths`
+
+    Raises
+    ------
+    DataError
+        When a file cannot be decoded; the message names the first.
+    """
+    backend = CpuBackend()
+    files = [Path(path) for path in paths]
+    config = build_config(**options).embed
+    if not files:
+        return np.empty((0, vgg16.N_FEATURES), np.float32)
+    weights = vgg16.find_weights(config.weights)
+    found = embed_files(files, weights, config, backend=backend, observer=observer or Observer())
+    if found.bad:
+        first = min(found.bad)
+        raise DataError(
+            f"{len(found.bad)} of {len(files)} files cannot be embedded; the first is "
+            f"{printable(str(files[first]))!r}: {found.bad[first]}"
+        )
+    return np.asarray(backend.to_host(found.x))

@@ -1,0 +1,106 @@
+"""The seam between the stages and the engines: what a device must be able to do.
+
+Stages call a `Backend` and never ask which one it is. Arrays that enter and leave are arrays of `Backend.xp` on its
+device, unless a docstring says host. Must not know files, configs or reports.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+# An array of whichever library the backend computes with: NumPy's here, CuPy's on a card.
+Array: TypeAlias = Any
+HostArray: TypeAlias = "npt.NDArray[Any]"
+
+
+@dataclass(frozen=True)
+class PCAFit:
+    """Principal axes of a matrix, strongest first.
+
+    Attributes
+    ----------
+    mean : (d,) float32, device
+    components : (m, d) float32, device; orthonormal rows, signs arbitrary
+    explained_variance : (m,) float, host; variance along each axis, divisor n - 1
+    total_variance : float; sum of the variances of all d columns
+    """
+
+    mean: Array
+    components: Array
+    explained_variance: HostArray
+    total_variance: float
+
+
+@dataclass(frozen=True)
+class KMeansFit:
+    """Centres that Lloyd's algorithm ended with, (k, d) on the device, and the iterations it took."""
+
+    centres: Array
+    n_iter: int
+
+
+class Backend(ABC):
+    """A device and the engines that compute on it."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def xp(self) -> ModuleType:
+        """The array API namespace of this device."""
+
+    @property
+    @abstractmethod
+    def frames(self) -> ModuleType:
+        """The data frame library of this device (pandas or cuDF)."""
+
+    @abstractmethod
+    def claim_device(self) -> None:
+        """Set the device up for TensorFlow and the engines. Called once, before TensorFlow is imported."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what the run ran on, for `run.json`: the device, its threads, the versions of the engines."""
+
+    @abstractmethod
+    def from_tensorflow(self, tensor: Any) -> Array:
+        """Return a TensorFlow tensor as an array of this device; read-only, valid while the tensor lives."""
+
+    @abstractmethod
+    def to_host(self, array: Array) -> HostArray:
+        """Return a NumPy array: the only way off the device."""
+
+    @abstractmethod
+    def from_host(self, array: HostArray) -> Array:
+        """Return an array of this device: the only way onto it."""
+
+    @abstractmethod
+    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
+        """Fit the first `n_components` principal axes of x (n, d) float32 with an exact solver."""
+
+    @abstractmethod
+    def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
+        """Run Lloyd's algorithm once on x (n, d) float32 from the centres `starts` (k, d)."""
+
+    @abstractmethod
+    def silhouette_samples(self, x: Array, labels: Array) -> Array:
+        """Return the silhouette (n,) of each row of x (n, d) under labels (n,): 2 to n - 1 clusters.
+
+        Takes O(n^2 d) time; memory stays below a fixed chunk.
+        """
+
+    @abstractmethod
+    def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
+        """Compare labels (n,) with the classes `truth` (n,) of small integers, host.
+
+        Returns
+        -------
+        dict
+            homogeneity, completeness, v_measure, adjusted_rand, normalized_mutual_info.
+        """

@@ -1,0 +1,136 @@
+"""The CPU: NumPy, pandas and scikit-learn."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.backend.base import Array, Backend, HostArray, KMeansFit, PCAFit
+
+
+class CpuBackend(Backend):
+    """Computes on the CPU; its device memory is the host's, so both transfers are the identity."""
+
+    name = "cpu"
+
+    @property
+    def xp(self) -> ModuleType:
+        return np
+
+    @property
+    def frames(self) -> ModuleType:
+        import pandas as pd
+
+        return pd
+
+    def claim_device(self) -> None:
+        # A GPU build of TensorFlow would put the network on a card; this backend promises the CPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        with _native_stderr_kept():
+            import tensorflow as tf
+
+            tf.zeros(()).numpy()
+
+    def describe(self) -> dict[str, Any]:
+        engines = ("numpy", "scikit-learn", "pandas", "keras")
+        return {
+            "device": self.name,
+            "processor": platform.processor() or platform.machine(),
+            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "versions": {name: version(name) for name in engines} | {"tensorflow": _tensorflow_version()},
+        }
+
+    def from_tensorflow(self, tensor: Any) -> Array:
+        return tensor.numpy()
+
+    def to_host(self, array: Array) -> HostArray:
+        return np.asarray(array)
+
+    def from_host(self, array: HostArray) -> Array:
+        return array
+
+    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
+        from sklearn.decomposition import PCA
+
+        n, d = x.shape
+        # Never 'auto': above 500 rows it takes an unseeded randomised solver. For tall matrices the covariance is
+        # as exact at these component counts, and needs d x d instead of another n x d.
+        solver = "covariance_eigh" if n >= 10 * d else "full"
+        fit = PCA(n_components=n_components, svd_solver=solver).fit(x)
+        return PCAFit(
+            mean=fit.mean_.astype(np.float32),
+            components=fit.components_.astype(np.float32),
+            explained_variance=fit.explained_variance_.astype(np.float64),
+            total_variance=float(np.var(x, axis=0, dtype=np.float64, ddof=1).sum()),
+        )
+
+    def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
+        k = starts.shape[0]
+        with warnings.catch_warnings():
+            # Fewer distinct rows than clusters: gpu_cluster.cluster reports it in its own words.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=tol).fit(x)
+        return KMeansFit(centres=fit.cluster_centers_.astype(np.float32), n_iter=int(fit.n_iter_))
+
+    def silhouette_samples(self, x: Array, labels: Array) -> Array:
+        from sklearn.metrics import silhouette_samples
+
+        return silhouette_samples(x, labels)
+
+    def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
+        from sklearn import metrics
+
+        homogeneity, completeness, v_measure = metrics.homogeneity_completeness_v_measure(truth, labels)
+        return {
+            "homogeneity": float(homogeneity),
+            "completeness": float(completeness),
+            "v_measure": float(v_measure),
+            "adjusted_rand": float(metrics.adjusted_rand_score(truth, labels)),
+            "normalized_mutual_info": float(metrics.normalized_mutual_info_score(truth, labels)),
+        }
+
+
+@contextmanager
+def _native_stderr_kept() -> Iterator[None]:
+    """Keep what C++ code writes to file descriptor 2, and let it out only if the block fails.
+
+    TensorFlow 2.21 greets on import and at its first operation, before its log level is in force.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _tensorflow_version() -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    for distribution in ("tensorflow-cpu", "tensorflow"):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "not installed"

@@ -1,0 +1,292 @@
+"""What a job is told to do: one frozen model a stage, each default declared once, and the presets.
+
+Options reach a `JobConfig` through `build_config`: flags over file over preset over default. Knows nothing of how the
+stages work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gpu_cluster.errors import ConfigError
+
+
+def shipped_data() -> Path:
+    """Return the folder with the weights and the sample set: in the package of a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "data"
+    return inside if inside.is_dir() else package.parent / "data"
+
+
+def parse_k_range(text: str) -> tuple[int, ...]:
+    """Read `A:B` or `A:B:STEP`, both ends included, into the numbers of clusters to try.
+
+    Raises
+    ------
+    ValueError
+        When the text has another form, A is below 1, B is below A, or STEP is below 1.
+    """
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"a range of k is A:B or A:B:STEP in whole numbers, for example 2:15; found {text!r}")
+    first, last, step = (*map(int, parts), 1)[:3]
+    if first < 1:
+        raise ValueError(f"a range of k starts at 1 or above; found {text!r}")
+    if last < first:
+        raise ValueError(f"a range of k goes upwards, as in {last}:{first}; found {text!r}")
+    if step < 1:
+        raise ValueError(f"the step of a range of k is 1 or above; found {text!r}")
+    return tuple(range(first, last + 1, step))
+
+
+def _checked_range(text: str) -> str:
+    parse_k_range(text)
+    return text
+
+
+def _absolute(path: Path) -> Path:
+    # run.json repeats a run from any folder, so the paths in it cannot depend on one.
+    return path.expanduser().absolute()
+
+
+KRange = Annotated[str, AfterValidator(_checked_range)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+_DEFAULT_RANGE = "2:15"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputConfig(_Section):
+    """Which pictures, and what is known about them."""
+
+    images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
+    labels: AbsolutePath | None = Field(None, description="CSV of labels, one row a file.")
+    file_col: str = Field("file", description="Column of the labels CSV that names the file.")
+    label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
+    labels_from_folders: bool = Field(False, description="Take the name of a file's folder as its label.")
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> InputConfig:
+        if self.labels and self.labels_from_folders:
+            raise ValueError("labels come from a CSV or from the folders, not both; give only one of them")
+        return self
+
+
+class EmbedConfig(_Section):
+    """How a picture becomes 512 numbers."""
+
+    weights: AbsolutePath | None = Field(
+        None,
+        description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
+    )
+    image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
+    batch_size: int = Field(32, ge=1, description="Images that go through the network together.")
+    resize: Literal["bilinear", "nearest"] = Field(
+        "bilinear", description="bilinear (with antialiasing), or nearest as Keras's load_img does."
+    )
+    fit: Literal["stretch", "crop"] = Field(
+        "crop", description="crop the square in a picture's middle, or stretch the whole of it to a square."
+    )
+
+
+class ReduceConfig(_Section):
+    """How embeddings become the space that is clustered."""
+
+    scaling: Literal["sqrt-l2", "l2", "minmax", "none"] = Field(
+        "sqrt-l2", description="Before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
+    )
+    pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
+        "auto", description="Components: a number, none, or auto = n / 20 clipped to 8..24."
+    )
+    whiten: bool = Field(True, description="Give every component unit variance.")
+    normalize: bool = Field(True, description="Scale the rows to unit length after PCA.")
+
+
+class SweepConfig(_Section):
+    """Which numbers of clusters are tried, and how one is chosen."""
+
+    k: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Number of clusters; without it the knee of the inertia curve."
+    )
+    k_range: KRange | None = Field(
+        None,
+        description=f"Numbers of clusters to try, FIRST:LAST or FIRST:LAST:STEP, both ends included; without it "
+        f"{_DEFAULT_RANGE}, cut to the images there are.",
+    )
+    default_range: KRange = Field(_DEFAULT_RANGE, description="The range when none is given.")
+    sweep_space: Literal["projection", "scaled"] = Field(
+        "projection", description="Sweep in the clustered space, or on the scaled columns before PCA."
+    )
+
+
+class ClusterConfig(_Section):
+    """k-means, in the sweep and at the end."""
+
+    n_init: int = Field(10, ge=1, description="Restarts of k-means; the lowest inertia wins.")
+    max_iter: int = Field(300, ge=1, description="Most iterations of one restart.")
+    tol: float = Field(1e-4, ge=0, description="Movement of the centres, relative to the variance, that ends it.")
+
+
+class ScoreConfig(_Section):
+    """How a clustering is judged."""
+
+    silhouette_sample: int = Field(
+        20_000, ge=2, description="Above this many images the silhouette is taken on a fixed seeded sample."
+    )
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Also score on a random share of the images, as the notebook did with 0.2."
+    )
+
+
+class ReportConfig(_Section):
+    """Where the results go."""
+
+    out: AbsolutePath | None = Field(None, description="Run folder; by default runs/<time>-<name>.")
+    thumbnails: int = Field(60, ge=1, description="Most thumbnails on the contact sheet of a cluster.")
+
+
+class JobConfig(_Section):
+    """A whole job. `JobConfig()` is the default preset on the sample set."""
+
+    preset: Literal["default", "notebook"] = Field(
+        "default", description="default, or notebook: the published recipe that the project began from."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random; repeats a run.")
+    max_bad_fraction: float = Field(
+        0.5, ge=0, le=1, description="Largest share of unreadable files before the exit code is 3."
+    )
+    input: InputConfig = InputConfig()
+    embed: EmbedConfig = EmbedConfig()
+    reduce: ReduceConfig = ReduceConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    score: ScoreConfig = ScoreConfig()
+    report: ReportConfig = ReportConfig()
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    # The notebook of MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means, as published.
+    "notebook": {
+        "seed": 42,
+        "embed": {"resize": "nearest", "fit": "stretch"},
+        "reduce": {"scaling": "minmax", "pca": 2, "whiten": False, "normalize": False},
+        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled"},
+        "score": {"holdout": 0.2},
+    },
+}
+
+
+def _section_of_fields() -> dict[str, str | None]:
+    """Map each option to the section that holds it, or to None at the top: their names are unique."""
+    fields: dict[str, str | None] = {}
+    for name, info in JobConfig.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, _Section):
+            fields.update(dict.fromkeys(info.annotation.model_fields, name))
+        else:
+            fields[name] = None
+    return fields
+
+
+SECTION_OF = _section_of_fields()
+
+
+def describe(option: str) -> tuple[str, Any]:
+    """Return the description and the default of an option, for `--help`."""
+    section = SECTION_OF[option]
+    model = JobConfig if section is None else type(getattr(JobConfig(), section))
+    info = model.model_fields[option]
+    return info.description or "", info.default
+
+
+def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> JobConfig:
+    """Build the config of a job from options by name: flags over file over preset over default.
+
+    Parameters
+    ----------
+    file
+        A TOML file with a table a section, or the `run.json` of an earlier run.
+    **options
+        Options by their field names (`k_range="2:20"`, `batch_size=8`, ...); None means not given.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown option or key, or a value out of its range.
+    """
+    unknown = sorted(set(options) - set(SECTION_OF))
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(SECTION_OF))}")
+    given = _nested({name: value for name, value in options.items() if value is not None})
+    from_file = _read_file(Path(file)) if file is not None else {}
+    preset = given.get("preset", from_file.get("preset", JobConfig().preset))
+    layers = [PRESETS.get(preset, {}) if isinstance(preset, str) else {}, from_file, given]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        return JobConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, file)) from error
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        section = SECTION_OF[name]
+        if section is None:
+            nested[name] = value
+        else:
+            nested.setdefault(section, {})[name] = value
+    return nested
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {str(path)!r}: {getattr(error, 'strerror', error)}") from error
+    try:
+        if path.suffix.lower() == ".json":
+            content = json.loads(text)
+            if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+                raise ConfigError(f"{str(path)!r} is no run.json: it has no 'config'; give a run.json or a TOML file")
+            return dict(content["config"])
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
+
+
+def _first_problem(error: ValidationError, file: str | os.PathLike[str] | None) -> str:
+    problem = error.errors()[0]
+    where = [str(part) for part in problem["loc"]]
+    source = f" (config {os.fspath(file)!r})" if file is not None else ""
+    if problem["type"] == "extra_forbidden":
+        table = f" in [{'.'.join(where[:-1])}]" if where[:-1] else ""
+        return f"unknown config key {where[-1]!r}{table}{source}; see the README for the keys there are"
+    message = problem["msg"].removeprefix("Value error, ")
+    # A union reports the branch after the field's name; the field is what the user typed.
+    name = next((part for part in reversed(where) if part in SECTION_OF), ".".join(where))
+    option = f"--{name.replace('_', '-')}: " if name in SECTION_OF else ""
+    found = "" if "found" in message or "not both" in message else f"; found {problem['input']!r}"
+    return f"{option}{message}{found}{source}"

@@ -1,0 +1,89 @@
+"""What a running job tells those who watch it: stages, progress and decisions.
+
+A job and its stages call an `Observer`; the command line shows what comes, `events.jsonl` keeps it. Knows nothing of
+images or clusters.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Any
+
+
+class Observer:
+    """An observer that ignores everything; the others override what they need."""
+
+    def stage_started(self, stage: str) -> None:
+        """A stage of the job begins."""
+
+    def stage_finished(self, stage: str, elapsed_s: float) -> None:
+        """A stage has ended after `elapsed_s` seconds."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` items of a stage are done."""
+
+    def notice(self, message: str) -> None:
+        """Something was decided or found that the user should know."""
+
+
+class EventLog(Observer):
+    """Writes every event as one JSON line to a stream (`events.jsonl`)."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def stage_started(self, stage: str) -> None:
+        self._write("stage_started", stage=stage)
+
+    def stage_finished(self, stage: str, elapsed_s: float) -> None:
+        self._write("stage_finished", stage=stage, elapsed_s=round(elapsed_s, 6))
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self._write("progress", stage=stage, done=done, total=total)
+
+    def notice(self, message: str) -> None:
+        self._write("notice", message=message)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+
+
+class Recorder(Observer):
+    """Keeps the seconds per stage and the notices of a job, and passes every event on to others."""
+
+    def __init__(self, *others: Observer) -> None:
+        self._others = list(others)
+        self.stages_s: dict[str, float] = {}
+        self.notices: list[str] = []
+
+    def add(self, other: Observer) -> None:
+        """Pass on to `other` as well, first what was noticed before it came."""
+        for message in self.notices:
+            other.notice(message)
+        self._others.append(other)
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        """Time the stage that runs in the `with` block."""
+        for other in self._others:
+            other.stage_started(stage)
+        start = time.perf_counter()
+        yield
+        self.stages_s[stage] = time.perf_counter() - start
+        for other in self._others:
+            other.stage_finished(stage, self.stages_s[stage])
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        for other in self._others:
+            other.progress(stage, done, total)
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+        for other in self._others:
+            other.notice(message)

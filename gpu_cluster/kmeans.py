@@ -1,0 +1,132 @@
+"""Starts and restarts around `Backend.fit_kmeans`, and the arithmetic that every engine shares.
+
+Enters: a matrix x (n, d) and k. Leaves: centres, labels and distances that agree on every device up to rounding. Must
+not know what the rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.config import ClusterConfig
+
+# k-means++ draws its starts from all rows up to this many, above from a fixed sample of as many.
+START_ROWS = 20_000
+
+# A restart has to be better by more than rounding, or the first of two equal ones wins: which of them is lower in the
+# last digits differs between engines.
+_BETTER = 1 - 1e-6
+
+# Numbers in the largest temporary of a pass over the rows.
+_BLOCK_SIZE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Partition:
+    """k-means of x: centres (k, d), labels (n,), squared distances (n,) to the own centre, their sum, iterations."""
+
+    centres: Array
+    labels: Array
+    squared_distances: Array
+    inertia: float
+    n_iter: int
+
+
+def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend) -> Partition:
+    """Cluster x (n, d) into k and keep the best of `n_init` restarts.
+
+    The starts are those that scikit-learn's own KMeans would draw: one RandomState, chained through the restarts. The
+    centres returned are the means of the clusters that the engine found, the labels the nearest of these centres.
+    """
+    best: Partition | None = None
+    for starts in draw_starts(x, k, config.n_init, seed=seed, backend=backend):
+        found = backend.fit_kmeans(x, starts, max_iter=config.max_iter, tol=config.tol)
+        centres = _means(x, nearest(x, found.centres, backend), found.centres, backend)
+        labels = nearest(x, centres, backend)
+        squared = squared_distances(x, centres, labels, backend)
+        inertia = float(backend.to_host(backend.xp.sum(squared, dtype=backend.xp.float64)))
+        if best is None or inertia < best.inertia * _BETTER:
+            best = Partition(centres, labels, squared, inertia, found.n_iter)
+    assert best is not None  # n_init is at least 1
+    return best
+
+
+def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -> Iterator[Array]:
+    """Yield `n_init` sets of starting centres (k, d) of k-means++ (Arthur and Vassilvitskii 2007) on the host."""
+    from sklearn.cluster import kmeans_plusplus
+
+    n = x.shape[0]
+    random = np.random.RandomState(seed)
+    if n > START_ROWS:
+        sample = np.sort(random.choice(n, max(START_ROWS, k), replace=False))
+        x = backend.xp.take(x, backend.from_host(sample), axis=0)
+    rows = backend.to_host(x)
+    for _ in range(n_init):
+        centres, _indices = kmeans_plusplus(rows, k, random_state=random)
+        yield backend.from_host(np.ascontiguousarray(centres))
+
+
+def nearest(x: Array, centres: Array, backend: Backend) -> Array:
+    """Return the index (n,) int64 of the centre nearest to each row."""
+    xp = backend.xp
+    # |x - c|^2 less |x|^2, which is the same for every centre.
+    offsets = xp.sum(centres * centres, axis=1)
+    axes = xp.matrix_transpose(centres)
+    found = [xp.argmin(offsets - 2 * (x[rows, :] @ axes), axis=1) for rows in _blocks(x.shape[0], centres.shape[0])]
+    return xp.concat(found)
+
+
+def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend) -> Array:
+    """Return the squared Euclidean distance (n,) of each row to the centre of its label."""
+    xp = backend.xp
+    found = []
+    for rows in _blocks(*x.shape):
+        difference = x[rows, :] - xp.take(centres, labels[rows], axis=0)
+        found.append(xp.sum(difference * difference, axis=1))
+    return xp.concat(found)
+
+
+def one_hot(labels: Array, k: int, backend: Backend) -> Array:
+    """Return (n, k) float64, 1 where the row has the label."""
+    xp = backend.xp
+    clusters = xp.arange(k, dtype=labels.dtype, device=labels.device)
+    return xp.astype(labels[:, None] == clusters[None, :], xp.float64)
+
+
+def cluster_sums(values: Array, labels: Array, k: int, backend: Backend) -> Array:
+    """Return the sum (k, d) float64 of the rows of `values` (n, d) in each cluster."""
+    xp = backend.xp
+    total = 0.0
+    for rows in _blocks(values.shape[0], k + values.shape[1]):
+        members = xp.matrix_transpose(one_hot(labels[rows], k, backend))
+        total = total + members @ xp.astype(values[rows, :], xp.float64)
+    return total
+
+
+def cluster_sizes(labels: Array, k: int, backend: Backend) -> Array:
+    """Return the number (k,) float64 of rows in each cluster."""
+    xp = backend.xp
+    ones = xp.ones((labels.shape[0], 1), dtype=xp.float32, device=labels.device)
+    return cluster_sums(ones, labels, k, backend)[:, 0]
+
+
+def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
+    """Return the mean (k, d) of each cluster; an empty one keeps its centre.
+
+    Engines sum in whatever order their threads finish, so their own centres differ in the last digits from run to run.
+    """
+    xp = backend.xp
+    k = centres.shape[0]
+    sizes = cluster_sizes(labels, k, backend)[:, None]
+    means = cluster_sums(x, labels, k, backend) / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
+    return xp.where(sizes > 0, xp.astype(means, centres.dtype), centres)
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    size = max(1, _BLOCK_SIZE // max(1, width))
+    for first in range(0, n, size):
+        yield slice(first, min(first + size, n))

@@ -1,0 +1,102 @@
+"""The job: images in, a run folder out. This file is the flow; each step of it is a module of that name."""
+
+from __future__ import annotations
+
+from gpu_cluster import run_folder, vgg16
+from gpu_cluster.backend import Backend, CpuBackend
+from gpu_cluster.cluster import cluster
+from gpu_cluster.config import JobConfig
+from gpu_cluster.embed import embed
+from gpu_cluster.errors import NothingReadableError
+from gpu_cluster.events import EventLog, Observer, Recorder
+from gpu_cluster.images import discover
+from gpu_cluster.reduce import reduce
+from gpu_cluster.report import write_bad_files, write_report, write_run_record
+from gpu_cluster.results import Findings, Manifest, RunResult
+from gpu_cluster.score import score
+from gpu_cluster.sweep import check_ks, sweep_k
+
+
+def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
+    """Run a whole job and leave its run folder.
+
+    Whatever can be wrong with the options, the input or the output is found before work starts.
+
+    Raises
+    ------
+    NothingReadableError
+        When no file could be decoded; the run folder then holds the reasons.
+    GpuClusterError
+        For everything else that stops a job (see `gpu_cluster.errors`); then no run folder is left.
+    """
+    events = Recorder(observer or Observer())
+    backend = CpuBackend()
+    with events.stage("scan"):
+        manifest = discover(config.input, events)
+    check_ks(config.sweep, len(manifest))
+    weights = vgg16.find_weights(config.embed.weights)
+    folder = run_folder.choose(config.report.out, name=manifest.root.name)
+
+    with run_folder.staged(folder) as stage, (stage / "events.jsonl").open("w", encoding="utf-8") as log:
+        events.add(EventLog(log))
+        manifest, findings = _find(manifest, weights, config, backend=backend, events=events)
+        result = RunResult(
+            folder=folder,
+            config=config,
+            manifest=manifest,
+            findings=findings,
+            weights=(weights.path, weights.sha256),
+            device=backend.describe(),
+            stages_s=events.stages_s,
+            notices=events.notices,
+        )
+        if findings is None:
+            write_bad_files(stage, manifest)
+        else:
+            with events.stage("report"):
+                write_report(stage, manifest, findings, config.report, backend=backend)
+        write_run_record(stage, result, backend=backend)
+    if findings is None:
+        raise NothingReadableError(
+            f"none of the {len(manifest)} files found could be decoded; the reasons are in "
+            f"{str(folder / 'bad_files.csv')!r}"
+        )
+    return result
+
+
+def _find(
+    manifest: Manifest, weights: vgg16.Weights, config: JobConfig, *, backend: Backend, events: Recorder
+) -> tuple[Manifest, Findings | None]:
+    """Run the stages; nothing is found where no file could be decoded."""
+    seed = config.seed
+    with events.stage("embed"):
+        embeddings = embed(manifest, weights, config.embed, backend=backend, observer=events)
+    manifest = manifest.with_bad(embeddings.bad)
+    if not len(embeddings.rows):
+        return manifest, None
+    with events.stage("reduce"):
+        projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
+    with events.stage("sweep"):
+        sweep = sweep_k(
+            projection,
+            config.sweep,
+            config.cluster,
+            config.score,
+            seed=seed,
+            backend=backend,
+            observer=events,
+        )
+    with events.stage("cluster"):
+        clustering = cluster(projection, sweep.best_k, config.cluster, seed=seed, backend=backend, observer=events)
+    with events.stage("score"):
+        scores = score(
+            manifest,
+            embeddings,
+            projection,
+            clustering,
+            config.score,
+            seed=seed,
+            backend=backend,
+            observer=events,
+        )
+    return manifest, Findings(embeddings, projection, sweep, clustering, scores)

@@ -1,0 +1,140 @@
+"""Embeddings -> Projection: scale, PCA, whiten, normalise.
+
+Enters: embeddings (n, 512). Leaves: the space that is clustered, and two principal components to plot. Must not know
+what is found in that space.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend, PCAFit
+from gpu_cluster.config import ReduceConfig
+from gpu_cluster.results import Embeddings, Projection
+
+log = logging.getLogger(__name__)
+
+# Components weaker than this share of the strongest one's variance are rounding of float32 data, not directions;
+# whitening would blow them up to full size.
+_NULL_SHARE = 1e-6
+# The same for the data as a whole: variance below this share of its mean square means that the rows are equal up to
+# rounding. TensorFlow's embedding of one picture varies by 4e-8 with the batch it is in, its square root by 2e-4.
+_EQUAL_SHARE = 1e-7
+
+
+def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, backend: Backend) -> Projection:
+    """Project the embeddings into the space to cluster in.
+
+    Memory: one more (n, 512) matrix while it runs; kept only if the sweep is on the scaled columns.
+    """
+    scaled = scale(embeddings.x, config.scaling, backend)
+    n_components = count_components(config.pca, *scaled.shape)
+    fit = _fixed_signs(_fit(scaled, max(2, n_components), backend), backend)
+    scores = _project(scaled, fit, backend)
+    steps = [_SCALING_WORDS[config.scaling]]
+    x = scaled
+    if config.pca != "none":
+        kept = min(n_components, len(fit.explained_variance))
+        x = scores[:, :kept]
+        steps.append(f"PCA to {kept}")
+        if config.whiten:
+            deviation = np.sqrt(np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny))
+            x = x / backend.from_host(deviation.astype(np.float32))
+            steps.append("whitened")
+    if config.normalize:
+        x = _unit_rows(x, backend)
+        steps.append("unit length")
+    space = ", ".join(steps)
+    log.info("space: %s", space)
+    swept_scaled = sweep_space == "scaled"
+    return Projection(
+        x=x,
+        space=space,
+        pcs=_first_two(scores, backend),
+        pcs_variance_ratio=_variance_ratio(fit),
+        sweep_x=scaled if swept_scaled else x,
+        sweep_space=f"{steps[0]}, {scaled.shape[1]} columns" if swept_scaled else space,
+    )
+
+
+_SCALING_WORDS = {
+    "sqrt-l2": "square root and unit length",
+    "l2": "unit length",
+    "minmax": "min-max",
+    "none": "embeddings as they are",
+}
+
+
+def scale(x: Array, scaling: str, backend: Backend) -> Array:
+    """Scale embeddings (n, 512): `sqrt-l2` and `l2` by rows, `minmax` by columns, `none` not at all."""
+    xp = backend.xp
+    if scaling == "sqrt-l2":
+        # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
+        return _unit_rows(xp.sqrt(x), backend)
+    if scaling == "l2":
+        return _unit_rows(x, backend)
+    if scaling == "minmax":
+        low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+        span = xp.where(high > low, high - low, xp.ones_like(high))
+        return (x - low) / span
+    return x
+
+
+def count_components(pca: int | str, n: int, d: int) -> int:
+    """Return the components asked for: `auto` is n / 20 clipped to 8..24; at most n - 1 and d, at least 1."""
+    wanted = int(np.clip(n / 20, 8, 24)) if pca == "auto" else 1 if pca == "none" else int(pca)
+    return max(1, min(wanted, n - 1, d))
+
+
+def _unit_rows(x: Array, backend: Backend) -> Array:
+    xp = backend.xp
+    norms = xp.linalg.vector_norm(x, axis=1, keepdims=True)
+    return x / xp.where(norms > 0, norms, xp.ones_like(norms))
+
+
+def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
+    """Fit PCA and drop the directions in which nothing varies; rows that are all equal keep one, of zeros."""
+    xp = backend.xp
+    n, d = scaled.shape
+    if n == 1:
+        nothing = np.zeros((1, d), np.float32)
+        return PCAFit(xp.mean(scaled, axis=0), backend.from_host(nothing), np.zeros(1), 0.0)
+    fit = backend.fit_pca(scaled, max(1, min(n_components, n - 1, d)))
+    mean_square = float(backend.to_host(xp.sum(scaled * scaled, dtype=xp.float64))) / n
+    variance = fit.explained_variance
+    n_real = int(np.sum(variance > max(variance[0] * _NULL_SHARE, mean_square * _EQUAL_SHARE)))
+    if n_real == 0:
+        log.info("the embeddings are equal up to rounding: nothing varies")
+        return PCAFit(fit.mean, fit.components[:1, :] * 0, np.zeros(1), 0.0)
+    if n_real < len(variance):
+        log.info("%d of %d components vary; the others are dropped", n_real, len(variance))
+    return PCAFit(fit.mean, fit.components[:n_real, :], variance[:n_real], fit.total_variance)
+
+
+def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
+    """Turn every component so that its largest loading is positive: engines choose signs at will."""
+    xp = backend.xp
+    largest = xp.max(fit.components, axis=1, keepdims=True)
+    smallest = xp.min(fit.components, axis=1, keepdims=True)
+    signs = xp.where(largest >= -smallest, xp.ones_like(largest), -xp.ones_like(largest))
+    return PCAFit(fit.mean, fit.components * signs, fit.explained_variance, fit.total_variance)
+
+
+def _project(scaled: Array, fit: PCAFit, backend: Backend) -> Array:
+    # x C' - m C' and not (x - m) C': no second (n, 512) matrix.
+    xp = backend.xp
+    axes = xp.matrix_transpose(fit.components)
+    return scaled @ axes - fit.mean @ axes
+
+
+def _first_two(scores: Array, backend: Backend) -> Array:
+    xp = backend.xp
+    return scores[:, :2] if scores.shape[1] >= 2 else xp.concat([scores, xp.zeros_like(scores)], axis=1)
+
+
+def _variance_ratio(fit: PCAFit) -> tuple[float, float]:
+    total = fit.total_variance or 1.0
+    first, second = (*(fit.explained_variance / total), 0.0)[:2]
+    return float(first), float(second)

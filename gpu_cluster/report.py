@@ -1,0 +1,156 @@
+"""Results -> the files of the run folder: tables, scores, the record of the run, and plots.
+
+Must not compute anything that is not about showing. Formats are described in docs/run-folder.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster import plots
+from gpu_cluster.backend import Backend
+from gpu_cluster.config import ReportConfig
+from gpu_cluster.results import Findings, Manifest, RunResult, Scores, printable
+
+
+def write_report(
+    stage: Path, manifest: Manifest, findings: Findings, config: ReportConfig, *, backend: Backend
+) -> None:
+    """Write the tables, the scores and the plots of a run into the folder `stage`."""
+    write_bad_files(stage, manifest)
+    assignments = _assignments(manifest, findings, backend)
+    # As text with the shortest digits that read back the same float32.
+    assignments.to_csv(stage / "assignments.csv", index=False, lineterminator="\n")
+    assignments.to_parquet(stage / "assignments.parquet", index=False)
+    _sweep_table(findings, backend).to_csv(stage / "sweep.csv", index=False, lineterminator="\n")
+    _write_json(stage / "metrics.json", _metrics(manifest, findings))
+    plots.draw_all(stage / "plots", manifest, findings, backend=backend, most_thumbnails=config.thumbnails)
+
+
+def write_bad_files(stage: Path, manifest: Manifest) -> None:
+    """Write `bad_files.csv` (path, reason); just its header where every file was read."""
+    with (stage / "bad_files.csv").open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["path", "reason"])
+        table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
+
+
+def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> None:
+    """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
+    manifest, findings = result.manifest, result.findings
+    bad = manifest.bad
+    table = backend.frames.DataFrame(
+        {
+            "path": [printable(path) for path in manifest.paths],
+            "status": ["bad" if row in bad else "ok" for row in range(len(manifest))],
+            "reason": [bad.get(row) for row in range(len(manifest))],
+            "size": [file.size for file in manifest.files],
+            "content_hash": [file.content_hash for file in manifest.files],
+            "label": list(manifest.labels or [None] * len(manifest)),
+        }
+    )
+    table.astype({"path": "str", "status": "str", "reason": "str", "label": "str"}).to_parquet(
+        stage / "manifest.parquet", index=False
+    )
+    # The output of a run is not part of its recipe: repeating a run must not overwrite it.
+    config = result.config.model_dump(mode="json", exclude={"report": {"out"}})
+    path, sha256 = result.weights
+    _write_json(
+        stage / "run.json",
+        {
+            "gpu_cluster": version("gpu-cluster"),
+            "config": config,
+            "files": _file_counts(manifest),
+            "weights": {"path": str(path), "sha256": sha256},
+            **result.device,
+            "images_per_s": None if findings is None else round(findings.embeddings.images_per_s, 3),
+            "stages_s": {stage_name: round(seconds, 3) for stage_name, seconds in result.stages_s.items()},
+            "notices": list(result.notices),
+        },
+    )
+
+
+def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
+    """Return the table of one row an embedded image, in the order of the manifest."""
+    clustering, rows = findings.clustering, findings.embeddings.rows
+    is_medoid = np.zeros(len(rows), dtype=bool)
+    is_medoid[clustering.medoids] = True
+    labels = manifest.labels or (None,) * len(manifest)
+    pcs = backend.to_host(findings.projection.pcs)
+    return backend.frames.DataFrame(
+        {
+            "path": [printable(manifest.paths[row]) for row in rows],
+            "cluster": backend.to_host(clustering.labels),
+            "label": backend.frames.Series([labels[row] for row in rows], dtype="str"),
+            "distance": backend.to_host(clustering.distances),
+            "silhouette": findings.scores.silhouettes,
+            "is_medoid": is_medoid,
+            "pc1": pcs[:, 0],
+            "pc2": pcs[:, 1],
+            "content_hash": [manifest.files[row].content_hash for row in rows],
+        }
+    )
+
+
+def _sweep_table(findings: Findings, backend: Backend) -> Any:
+    points, best_k = findings.sweep.points, findings.sweep.best_k
+    return backend.frames.DataFrame(
+        {
+            "k": [point.k for point in points],
+            "inertia": [point.inertia for point in points],
+            "silhouette": [point.silhouette for point in points],
+            "n_iter": [point.n_iter for point in points],
+            "elapsed_s": [round(point.elapsed_s, 4) for point in points],
+            "chosen": [point.k == best_k for point in points],
+        }
+    )
+
+
+def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
+    scores, clustering, sweep = findings.scores, findings.clustering, findings.sweep
+    return {
+        "k": clustering.k,
+        "k_asked": clustering.k_asked,
+        "k_chosen_by": sweep.chosen_by,
+        "space": scores.space,
+        "sweep_space": sweep.space,
+        "files": _file_counts(manifest),
+        "n_images": len(findings.embeddings.rows),
+        "cluster_sizes": clustering.sizes.tolist(),
+        "internal": dict(scores.internal),
+        "n_silhouette": scores.n_silhouette,
+        "external": None if scores.external is None else dict(scores.external),
+        "labels": _label_counts(manifest, scores),
+        "class_by_cluster": None
+        if scores.contingency is None
+        else {"classes": list(scores.contingency.classes), "counts": scores.contingency.counts.tolist()},
+        "holdout": None if scores.holdout is None else dict(scores.holdout),
+    }
+
+
+def _file_counts(manifest: Manifest) -> dict[str, int]:
+    return {"found": len(manifest), "embedded": len(manifest) - len(manifest.bad), "bad": len(manifest.bad)}
+
+
+def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
+    if manifest.labels is None:
+        return None
+    return {
+        "source": manifest.label_source,
+        "n_labelled_images": scores.n_labelled,
+        "n_files_without_label": manifest.n_files_without_label,
+        "n_labels_without_file": manifest.n_labels_without_file,
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A path that is not UTF-8 holds surrogates; as \\udcNN they are valid JSON and read back as they were.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))

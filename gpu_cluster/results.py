@@ -1,0 +1,246 @@
+"""The frozen records that flow from stage to stage.
+
+n is the number of images that were embedded; a 'row' is the index of a file in the manifest, from 0. Arrays are on the
+device of the run unless marked host. Must not know how any of it was computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.backend import Array
+from gpu_cluster.config import JobConfig
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+def printable(path: str) -> str:
+    """Return a path as valid Unicode: bytes that are not UTF-8 appear as `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file is, whatever its name: bytes and BLAKE2b-128 of its content in hex; None where it cannot be read."""
+
+    size: int | None
+    content_hash: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files found, sorted by path.
+
+    Attributes
+    ----------
+    root : folder that `paths` are relative to
+    paths : one a file, as the file system gives them (surrogate escapes for bytes that are not UTF-8)
+    files : size and content hash, one a file
+    labels : one a file, None where a file has none; None altogether without a source of labels
+    label_source : where the labels came from, in words
+    n_labels_without_file : rows of the labels CSV whose file was not found
+    bad : reason by row, for files that could not be decoded
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    files: tuple[FileFacts, ...]
+    labels: tuple[str | None, ...] | None = None
+    label_source: str | None = None
+    n_labels_without_file: int = 0
+    bad: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, row: int) -> Path:
+        """Return the full path of a row's file."""
+        return self.root / self.paths[row]
+
+    def with_bad(self, bad: Mapping[int, str]) -> Manifest:
+        """Return the manifest with `bad` files marked."""
+        return replace(self, bad={**self.bad, **bad})
+
+    @property
+    def n_files_without_label(self) -> int:
+        """Files that have no label, or 0 where nothing is labelled."""
+        return 0 if self.labels is None else sum(label is None for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the network made of the pictures.
+
+    Attributes
+    ----------
+    x : (n, 512) float32
+    rows : (n,) host; manifest row of each embedding, ascending
+    bad : reason by manifest row, for files that could not be decoded
+    images_per_s : decoding and network together, after TensorFlow was loaded
+    """
+
+    x: Array
+    rows: IntArray
+    bad: Mapping[int, str]
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The space that is clustered.
+
+    Attributes
+    ----------
+    x : (n, d) float32
+    space : what was done to the embeddings, in words
+    pcs : (n, 2) float32; first two principal components of the scaled embeddings, for plots
+    pcs_variance_ratio : share of the scaled embeddings' variance along each of the two
+    sweep_x, sweep_space : the same for the sweep over k; x and space themselves unless the sweep uses another space
+    """
+
+    x: Array
+    space: str
+    pcs: Array
+    pcs_variance_ratio: tuple[float, float]
+    sweep_x: Array
+    sweep_space: str
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One k of a sweep; `silhouette` is None where it is not defined."""
+
+    k: int
+    inertia: float
+    silhouette: float | None
+    n_iter: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every k that was tried, and the one chosen.
+
+    `chosen_by` is 'given', 'knee', 'farthest from the chord' (no clear knee) or 'only k tried'.
+    """
+
+    points: tuple[SweepPoint, ...]
+    best_k: int
+    chosen_by: str
+    space: str
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The final k-means. Clusters are numbered from 0, largest first; every one holds at least one image.
+
+    Attributes
+    ----------
+    labels : (n,) int64
+    centres : (k, d) float32
+    distances : (n,) float32; Euclidean, of each row to its centre
+    sizes : (k,) host
+    medoids : (k,) host; the row of x (not of the manifest) nearest to each centre
+    inertia : sum of squared distances
+    k_asked : clusters asked for; more than k where there were not as many distinct images
+    """
+
+    labels: Array
+    centres: Array
+    distances: Array
+    sizes: IntArray
+    medoids: IntArray
+    inertia: float
+    n_iter: int
+    k_asked: int
+
+    @property
+    def k(self) -> int:
+        """Number of clusters."""
+        return len(self.sizes)
+
+
+@dataclass(frozen=True)
+class Contingency:
+    """Counts of images by class (rows) and cluster (columns)."""
+
+    classes: tuple[str, ...]
+    counts: IntArray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A clustering in numbers; None marks what is not defined.
+
+    Attributes
+    ----------
+    space : the space that the internal scores were taken in
+    internal : silhouette, davies_bouldin, calinski_harabasz, inertia
+    external : homogeneity, completeness, v_measure, adjusted_rand, normalized_mutual_info, accuracy; or None
+    n_labelled : images that the external scores were taken on
+    contingency : class by cluster; None without labels
+    silhouettes : (n,) float32, host; NaN where not taken
+    n_silhouette : images that the silhouette was taken on
+    holdout : n, silhouette and homogeneity on a random share of the images; None unless asked for
+    """
+
+    space: str
+    internal: Mapping[str, float | None]
+    external: Mapping[str, float | None] | None
+    n_labelled: int
+    contingency: Contingency | None
+    silhouettes: FloatArray
+    n_silhouette: int
+    holdout: Mapping[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the stages of a job found, in their order."""
+
+    embeddings: Embeddings
+    projection: Projection
+    sweep: Sweep
+    clustering: Clustering
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Everything a finished job knows, and the folder it left behind.
+
+    Attributes
+    ----------
+    findings : None where no file could be decoded
+    weights : path and sha256 of the weights
+    device : what `Backend.describe` says of the device
+    stages_s : seconds by stage
+    notices : what the user was told on the way
+    """
+
+    folder: Path
+    config: JobConfig
+    manifest: Manifest
+    findings: Findings | None
+    weights: tuple[Path, str]
+    device: Mapping[str, Any]
+    stages_s: Mapping[str, float]
+    notices: Sequence[str]
+
+    @property
+    def bad_fraction(self) -> float:
+        """Share of the files found that could not be decoded."""
+        return len(self.manifest.bad) / len(self.manifest)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where more files were bad than `max_bad_fraction` allows."""
+        return 3 if self.bad_fraction > self.config.max_bad_fraction else 0

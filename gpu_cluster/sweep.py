@@ -1,0 +1,98 @@
+"""Projection -> Sweep: k-means for each k of a range, and the k chosen.
+
+Must not know how the space came about or what is done with the k.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpu_cluster import kmeans, metrics
+from gpu_cluster.backend import Backend
+from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
+from gpu_cluster.errors import ConfigError, JobError
+from gpu_cluster.events import Observer
+from gpu_cluster.results import Projection, Sweep, SweepPoint
+
+
+def check_ks(config: SweepConfig, n: int) -> None:
+    """Refuse, before work starts, a k or a range of k that n images cannot be split into.
+
+    Raises
+    ------
+    ConfigError
+        When k or the end of a range that was given is above n.
+    """
+    if config.k is not None and config.k > n:
+        raise ConfigError(f"--k: {config.k} clusters need at least as many images; found {n}; give a k up to {n}")
+    last = parse_k_range(config.k_range)[-1] if config.k_range else 1
+    if last > n:
+        raise ConfigError(
+            f"--k-range: {config.k_range} reaches {last} clusters, which need at least as many images; found {n}; "
+            f"give a range up to {n}"
+        )
+
+
+def sweep_k(
+    projection: Projection,
+    config: SweepConfig,
+    clustering: ClusterConfig,
+    scoring: ScoreConfig,
+    *,
+    seed: int,
+    backend: Backend,
+    observer: Observer,
+) -> Sweep:
+    """Cluster for each k of the range and choose one: `k` if given, else the knee of the inertia curve.
+
+    Raises
+    ------
+    JobError
+        When so many files were bad that fewer images than `k` are left.
+    """
+    x = projection.sweep_x
+    ks = _ks_to_try(config, x.shape[0], observer)
+    points = []
+    for done, k in enumerate(ks):
+        observer.progress("sweep", done, len(ks))
+        start = time.perf_counter()
+        partition = kmeans.fit(x, k, clustering, seed=seed, backend=backend)
+        n_found = int(np.unique(backend.to_host(partition.labels)).size)
+        values, _rows = metrics.silhouettes(
+            x, partition.labels, n_found, sample=scoring.silhouette_sample, seed=seed, backend=backend
+        )
+        elapsed_s = time.perf_counter() - start
+        points.append(SweepPoint(k, partition.inertia, metrics.mean_or_none(values), partition.n_iter, elapsed_s))
+    observer.progress("sweep", len(ks), len(ks))
+    best_k, chosen_by = _choose(config, points)
+    if chosen_by == "farthest from the chord":
+        observer.notice(
+            f"No clear knee in the inertia curve, k {ks[0]} to {ks[-1]}: took {best_k}, the k farthest from its chord"
+        )
+    return Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
+
+
+def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ...]:
+    if config.k is not None and config.k > n:
+        raise JobError(f"{config.k} clusters need at least as many images; only {n} of the files could be read")
+    text = config.k_range or config.default_range
+    ks = parse_k_range(text)
+    possible = tuple(k for k in ks if k <= n) or (n,)
+    if possible != ks:
+        observer.notice(f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, as many as there are images")
+    return possible
+
+
+def _choose(config: SweepConfig, points: Sequence[SweepPoint]) -> tuple[int, str]:
+    ks, inertias = [point.k for point in points], [point.inertia for point in points]
+    if config.k is not None:
+        return config.k, "given"
+    if len(ks) == 1:
+        return ks[0], "only k tried"
+    found = metrics.knee(ks, inertias)
+    if found is not None:
+        return found, "knee"
+    return metrics.farthest_from_chord(ks, inertias), "farthest from the chord"

@@ -1,0 +1,148 @@
+"""What a job looks like in a terminal: progress, decisions, the summary. Printed for `cli` and nobody else.
+
+A terminal gets a progress bar and tables, anything else plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from gpu_cluster.events import Observer
+from gpu_cluster.results import Findings, RunResult, printable
+
+_UNITS = {"scan": "files", "embed": "images", "sweep": "k"}
+_PLAIN_EVERY_S = 5.0
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")
+
+
+class TerminalObserver(Observer):
+    """Shows progress on standard error and decisions on standard output."""
+
+    def __init__(self) -> None:
+        self._out = Console(soft_wrap=True, highlight=False)
+        self._errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
+        self._started = self._last_line = 0.0
+
+    def stage_started(self, stage: str) -> None:
+        self._started = self._last_line = time.perf_counter()
+        if stage in _UNITS and self._errors.is_terminal:
+            columns = (TextColumn("{task.description:6}"), BarColumn(), MofNCompleteColumn(), _Speed())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._errors, transient=True)
+            self._bar.add_task(stage, total=None, unit=_UNITS[stage])
+            self._bar.start()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        elif not self._errors.is_terminal and done < total:
+            self._plain_progress(stage, done, total)
+
+    def stage_finished(self, stage: str, elapsed_s: float) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._errors.print(f"{stage}: {elapsed_s:.1f} s", markup=False)
+
+    def notice(self, message: str) -> None:
+        self._out.print(message, markup=False)
+
+    def _plain_progress(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if done and now - self._last_line >= _PLAIN_EVERY_S:
+            self._last_line = now
+            rate = done / (now - self._started)
+            left_s = (total - done) / rate
+            line = f"{stage}: {done:,} of {total:,} {_UNITS[stage]}, {rate:.1f}/s, {left_s:.0f} s left"
+            self._errors.print(line, markup=False)
+
+
+def print_summary(result: RunResult) -> None:
+    """Print what a job found and where it left it."""
+    console = Console(soft_wrap=True, highlight=False)
+    findings = result.findings
+    if findings is None:
+        return
+    lines = list(_summary(result, findings))
+    if console.is_terminal:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in lines:
+            table.add_row(Text(name, style="bold"), Text(value))
+        console.print(table)
+        console.print(_cluster_table(findings))
+    else:
+        for name, value in lines:
+            console.print(f"{name}: {value}", markup=False)
+        for row in _cluster_rows(findings):
+            console.print(f"cluster {': '.join(row[:2])} images{', mostly ' + row[2] if row[2] else ''}", markup=False)
+
+
+def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
+    manifest, clustering, scores = result.manifest, findings.clustering, findings.scores
+    n_bad = len(manifest.bad)
+    yield "files", f"{len(manifest):,} found, {len(manifest) - n_bad:,} embedded, {n_bad:,} bad"
+    words = {"farthest from the chord": "no clear knee; the k farthest from the chord"}
+    why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
+    yield "clusters", f"{clustering.k} ({why})"
+    yield "space", scores.space
+    for name, value in scores.internal.items():
+        sampled = name == "silhouette" and 0 < scores.n_silhouette < len(findings.embeddings.rows)
+        yield name, _number(value) + (f" (on a sample of {scores.n_silhouette:,})" if sampled else "")
+    if scores.external is not None:
+        yield "labels", f"{scores.n_labelled:,} images labelled by {manifest.label_source}"
+        for name, value in scores.external.items():
+            yield name, _number(value)
+    if scores.holdout is not None:
+        holdout = scores.holdout
+        found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"
+        yield "holdout", f"on {holdout['n']:.0f} images: {found}"
+    seconds = sum(result.stages_s.values())
+    yield (
+        "device",
+        f"{result.device['device']}, {findings.embeddings.images_per_s:.1f} images/s, {seconds:.1f} s in all",
+    )
+    yield "results", printable(str(result.folder))
+
+
+def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:
+    table = findings.scores.contingency
+    for cluster, size in enumerate(findings.clustering.sizes):
+        mostly = ""
+        if table is not None and table.counts[:, cluster].any():
+            most = int(np.argmax(table.counts[:, cluster]))
+            mostly = f"{table.classes[most]} ({table.counts[most, cluster] / size:.0%})"
+        yield str(cluster), f"{size:,}", mostly
+
+
+def _cluster_table(findings: Findings) -> Table:
+    table = Table(pad_edge=False)
+    table.add_column("cluster", justify="right")
+    table.add_column("images", justify="right")
+    if findings.scores.contingency is not None:
+        table.add_column("mostly")
+    for row in _cluster_rows(findings):
+        table.add_row(*map(Text, row[: len(table.columns)]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4g}"

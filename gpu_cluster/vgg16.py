@@ -1,0 +1,167 @@
+"""The backbone: VGG16 without its top, its weights, its preprocessing and average pooling.
+
+Enters: a weights file; then batches of pictures. Leaves: 512 numbers a picture. Must not know where pictures come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.config import shipped_data
+from gpu_cluster.errors import WeightsError
+
+if TYPE_CHECKING:
+    import h5py
+    import tensorflow as tf
+
+N_FEATURES = 512
+
+# Channels of the convolutions by block: Simonyan and Zisserman 2014, table 1, configuration D.
+_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+# sha256 of data/weights/vgg16_imagenet_notop.weights.h5, see ATTRIBUTION.md beside it.
+IMAGENET_SHA256 = "fb89143d3099f24bcdedff8daaeb352a3d058596e0921b31a11843f273e4ece6"
+
+_LEGACY_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def _layer_shapes() -> dict[str, tuple[int, int, int, int]]:
+    shapes = {}
+    channels = 3
+    for block, (filters, depth) in enumerate(_BLOCKS, start=1):
+        for layer in range(1, depth + 1):
+            shapes[f"block{block}_conv{layer}"] = (3, 3, channels, filters)
+            channels = filters
+    return shapes
+
+
+# Kernel shape (height, width, in, out) of each convolution, in the order of the network.
+LAYER_SHAPES: Mapping[str, tuple[int, int, int, int]] = _layer_shapes()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Checked weights: kernel and bias by layer name, and where they came from."""
+
+    path: Path
+    sha256: str
+    layers: Mapping[str, tuple[FloatArray, FloatArray]]
+
+
+def find_weights(named: Path | None = None) -> Weights:
+    """Read and check the weights: the file named, else the one shipped, else Keras's own download.
+
+    Raises
+    ------
+    WeightsError
+        When there is no file, or it is damaged, or it holds another network. Never falls through to the next place
+        from a file that is there and wrong.
+    """
+    shipped = shipped_data() / "weights" / "vgg16_imagenet_notop.weights.h5"
+    keras_home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    places = [named] if named is not None else [shipped, keras_home / "models" / _LEGACY_NAME]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        looked = ", ".join(repr(str(place)) for place in places)
+        raise WeightsError(
+            f"no VGG16 weights found; looked for {looked}; give a file with --weights (Keras 3 .weights.h5, or the "
+            f"legacy {_LEGACY_NAME})"
+        )
+    return read_weights(path)
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a Keras 3 `.weights.h5` or a legacy `.h5` and check every layer's name, shapes and values.
+
+    Raises
+    ------
+    WeightsError
+        When the file cannot be read or does not hold exactly VGG16's 13 convolutions, all finite.
+    """
+    import h5py
+
+    try:
+        content = path.read_bytes()
+        with h5py.File(path) as file:
+            found = _read_keras3(file) if "layers" in file else _read_legacy(file)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"cannot read the weights {str(path)!r}: expected an HDF5 file with VGG16's 13 convolutions as Keras saves "
+            f"them (58.9 MB), found {path.stat().st_size if path.exists() else 0:,} bytes that are damaged or another "
+            f"format ({' '.join(str(error).split())})"
+        ) from error
+    _check(found, path)
+    layers = {name: found[name] for name in LAYER_SHAPES}
+    return Weights(path=path, sha256=hashlib.sha256(content).hexdigest(), layers=layers)
+
+
+def _read_keras3(file: h5py.File) -> dict[str, tuple[FloatArray, FloatArray]]:
+    # Groups are numbered by class; the layer's own name is an attribute of its variables.
+    found = {}
+    for group in file["layers"].values():
+        variables = group["vars"]
+        if len(variables):
+            found[str(variables.attrs["name"])] = tuple(np.asarray(variables[key], np.float32) for key in variables)
+    return found  # type: ignore[return-value]
+
+
+def _read_legacy(file: h5py.File) -> dict[str, tuple[FloatArray, FloatArray]]:
+    group = file.get("model_weights", file)
+    found = {}
+    for name in (_text(name) for name in group.attrs["layer_names"]):
+        variables = [_text(variable) for variable in group[name].attrs["weight_names"]]
+        if variables:
+            found[name] = tuple(np.asarray(group[name][variable], np.float32) for variable in variables)
+    return found  # type: ignore[return-value]
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
+    where = f"the weights {str(path)!r}"
+    missing = [name for name in LAYER_SHAPES if name not in found]
+    if missing:
+        has = ", ".join(list(found)[:4]) or "no layers with weights"
+        raise WeightsError(
+            f"{where} are not VGG16's: expected the layers block1_conv1 to block5_conv3, {missing[0]} is missing; "
+            f"found {has}"
+        )
+    for name, shape in LAYER_SHAPES.items():
+        shapes = tuple(array.shape for array in found[name])
+        if shapes != (shape, shape[-1:]):
+            raise WeightsError(
+                f"{where} are not VGG16's: expected {name} of shapes {(shape, shape[-1:])}, found {shapes}"
+            )
+        if not all(np.isfinite(array).all() for array in found[name]):
+            raise WeightsError(f"{where} are damaged: {name} holds values that are not finite")
+
+
+def build(weights: Weights, image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, 512) float32."""
+    import keras
+    import tensorflow as tf
+
+    model = keras.applications.VGG16(
+        include_top=False, weights=None, pooling="avg", input_shape=(image_size, image_size, 3)
+    )
+    for name, (kernel, bias) in weights.layers.items():
+        model.get_layer(name).set_weights([kernel, bias])
+
+    # One signature for every batch size: the last, smaller batch is not traced again.
+    @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)])  # type: ignore[untyped-decorator]
+    def network(pictures: tf.Tensor) -> Any:
+        return model(keras.applications.vgg16.preprocess_input(pictures), training=False)
+
+    return network  # type: ignore[no-any-return]

@@ -1,0 +1,90 @@
+"""What the tests share: real processes, real pictures, the shipped weights; nothing is mocked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from gpu_cluster.config import shipped_data
+
+COMMAND = Path(sys.executable).with_name("gpu-cluster")
+
+# Real photos that cannot be part of the repository; where they are, the tests that need them run.
+PHOTOS = Path(os.environ.get("GPU_CLUSTER_TEST_PHOTOS", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def photos(name: str) -> Path:
+    """Return a folder or file of the real photos, or skip the test."""
+    path = PHOTOS / name
+    if not path.exists():
+        pytest.skip(f"needs {name} of the real photos, which are not part of the repository (GPU_CLUSTER_TEST_PHOTOS)")
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended, and the run folder it was told to write."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.folder / name)
+
+    def json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return content
+
+
+def gpu_cluster(*arguments: str | Path, out: Path | None = None, cwd: Path | None = None) -> Finished:
+    """Run the real command in a process of its own; `out` becomes `--out`."""
+    given = [os.fspath(argument) for argument in arguments]
+    if out is not None:
+        given += ["--out", os.fspath(out)]
+    done = subprocess.run([COMMAND, *given], capture_output=True, cwd=cwd, timeout=600, check=False)
+    return Finished(
+        code=done.returncode,
+        out=done.stdout.decode("utf-8", "replace"),
+        err=done.stderr.decode("utf-8", "replace"),
+        folder=out or Path(),
+    )
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """Draw a small picture of smooth colours that no other seed gives."""
+    random = np.random.default_rng(seed)
+    corners = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(corners).resize(size, Image.Resampling.BICUBIC)
+
+
+def write_pictures(folder: Path, n: int, suffix: str = ".png") -> list[Path]:
+    """Write n different pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:03d}{suffix}" for number in range(n)]
+    for seed, file in enumerate(files):
+        picture(seed).save(file)
+    return files
+
+
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The sample set through the whole command, at 64 pixels a side to take seconds instead of half a minute."""
+    return gpu_cluster("run", "--k-range", "2:15", "--image-size", "64", out=tmp_path_factory.mktemp("sample") / "run")
+
+
+@pytest.fixture
+def sample_images() -> list[Path]:
+    """The files of the sample set, in order."""
+    return sorted((shipped_data() / "flowers").glob("*.png"))
