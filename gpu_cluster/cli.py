@@ -94,7 +94,8 @@ def run(
     --max-bad-fraction; 130 or 143 interrupted.
     """
     options = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB}
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("gpu_cluster").setLevel(logging.INFO if verbose else logging.WARNING)
     observer = Observer() if quiet else TerminalObserver()
     result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
     if not quiet:
@@ -120,14 +121,17 @@ def main() -> None:
     try:
         # Out of standalone mode Typer leaves usage errors to us, and we keep every error on one line.
         code = app(args=arguments, standalone_mode=False)
+        if code == 128 + signal.SIGINT:
+            # Typer turns a KeyboardInterrupt in a command into this code, without a word.
+            raise KeyboardInterrupt
     except (GpuClusterError, typer.TyperException) as error:
         if debug:
             traceback.print_exc()
         _print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
         code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, _Terminated) as error:
         _print_error("interrupted; nothing was written, it is safe to run again")
-        code = 128 + signal.SIGINT
+        code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
         if debug:
             traceback.print_exc()
@@ -137,9 +141,12 @@ def main() -> None:
     sys.exit(code)
 
 
+class _Terminated(BaseException):
+    """SIGTERM came; raised where the job is, so that what it staged is cleared away."""
+
+
 def _stop(_number: int, _frame: FrameType | None) -> None:
-    # Raised where the job is, so that what it staged is cleared away.
-    raise SystemExit(128 + signal.SIGTERM)
+    raise _Terminated
 
 
 def _print_error(message: str) -> None:

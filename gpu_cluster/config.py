@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from gpu_cluster.errors import ConfigError
 
+_MOST_KS = 100_000
+
 
 def shipped_data() -> Path:
     """Return the folder with the weights and the sample set: in the package of a wheel, beside it in a checkout."""
@@ -31,7 +33,7 @@ def parse_k_range(text: str) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        When the text has another form, A is below 1, B is below A, or STEP is below 1.
+        When the text has another form, A is below 1, B is below A, STEP is below 1, or there are too many numbers.
     """
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
@@ -43,7 +45,11 @@ def parse_k_range(text: str) -> tuple[int, ...]:
         raise ValueError(f"a range of k goes upwards, as in {last}:{first}; found {text!r}")
     if step < 1:
         raise ValueError(f"the step of a range of k is 1 or above; found {text!r}")
-    return tuple(range(first, last + 1, step))
+    ks = range(first, last + 1, step)
+    # A slip of the keyboard must not fill the memory before anything can be compared with the images there are.
+    if ks[_MOST_KS:]:
+        raise ValueError(f"a range of k holds at most {_MOST_KS:,} numbers; found {text!r}")
+    return tuple(ks)
 
 
 def _checked_range(text: str) -> str:
@@ -53,7 +59,11 @@ def _checked_range(text: str) -> str:
 
 def _absolute(path: Path) -> Path:
     # run.json repeats a run from any folder, so the paths in it cannot depend on one.
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        # No user of that name: a file whose own name begins with a tilde.
+        return path.absolute()
 
 
 KRange = Annotated[str, AfterValidator(_checked_range)]
@@ -75,6 +85,10 @@ class InputConfig(_Section):
     file_col: str = Field("file", description="Column of the labels CSV that names the file.")
     label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
     labels_from_folders: bool = Field(False, description="Take the name of a file's folder as its label.")
+
+    def named(self) -> tuple[Path, ...]:
+        """Return every path that is read."""
+        return (*self.images, *([self.labels] if self.labels else []))
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> InputConfig:
@@ -287,6 +301,8 @@ def _first_problem(error: ValidationError, file: str | os.PathLike[str] | None) 
     message = problem["msg"].removeprefix("Value error, ")
     # A union reports the branch after the field's name; the field is what the user typed.
     name = next((part for part in reversed(where) if part in SECTION_OF), ".".join(where))
-    option = f"--{name.replace('_', '-')}: " if name in SECTION_OF else ""
-    found = "" if "found" in message or "not both" in message else f"; found {problem['input']!r}"
-    return f"{option}{message}{found}{source}"
+    if "not both" in message:
+        return f"{message}{source}"
+    subject = f"--{name.replace('_', '-')}" if name in SECTION_OF else name
+    found = "" if "found" in message else f"; found {problem['input']!r}"
+    return f"{subject}: {message}{found}{source}"

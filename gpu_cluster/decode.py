@@ -29,7 +29,10 @@ def batches(paths: Sequence[Path], config: EmbedConfig) -> tf.data.Dataset:
     names = tf.constant([os.fsencode(path) for path in paths], dtype=tf.string)
 
     def read(index: tf.Tensor, name: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        picture = tf.io.decode_image(tf.io.read_file(name), channels=3, expand_animations=False)
+        content = tf.io.read_file(name)
+        # TensorFlow takes the palette indices of a BMP for shades of grey; it gets the second look instead.
+        tf.debugging.assert_none_equal(tf.strings.substr(content, 0, 2), b"BM")
+        picture = tf.io.decode_image(content, channels=3, expand_animations=False)
         return index, to_square(picture, config)
 
     return (
@@ -76,6 +79,10 @@ def decode_with_pillow(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     from PIL import Image
 
     with Image.open(path) as image:
+        if image.mode.startswith("I;16"):
+            # Pillow would clip at 255; the high byte is what TensorFlow takes of a 16-bit PNG.
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 

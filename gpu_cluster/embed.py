@@ -6,6 +6,7 @@ neither can is reported with its reason. Must not know what becomes of the embed
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from gpu_cluster.results import Embeddings, Manifest
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+log = logging.getLogger(__name__)
 
 
 def embed(
@@ -76,6 +79,8 @@ def _embed_rest(
 
     bad: dict[int, str] = {}
     left_out = np.flatnonzero(~seen)
+    if len(left_out):
+        log.info("%d files that TensorFlow cannot decode get a second look by Pillow", len(left_out))
     for first in range(0, len(left_out), config.batch_size):
         part = left_out[first : first + config.batch_size]
         pictures, reasons = decode.second_look({int(row): paths[row] for row in part}, config)

@@ -23,6 +23,9 @@ class Observer:
     def stage_finished(self, stage: str, elapsed_s: float) -> None:
         """A stage has ended after `elapsed_s` seconds."""
 
+    def stage_failed(self, stage: str) -> None:
+        """A stage has ended with an error, which goes on to the caller."""
+
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` items of a stage are done."""
 
@@ -41,6 +44,9 @@ class EventLog(Observer):
 
     def stage_finished(self, stage: str, elapsed_s: float) -> None:
         self._write("stage_finished", stage=stage, elapsed_s=round(elapsed_s, 6))
+
+    def stage_failed(self, stage: str) -> None:
+        self._write("stage_failed", stage=stage)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         self._write("progress", stage=stage, done=done, total=total)
@@ -74,7 +80,12 @@ class Recorder(Observer):
         for other in self._others:
             other.stage_started(stage)
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except BaseException:
+            for other in self._others:
+                other.stage_failed(stage)
+            raise
         self.stages_s[stage] = time.perf_counter() - start
         for other in self._others:
             other.stage_finished(stage, self.stages_s[stage])

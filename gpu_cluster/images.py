@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import FileFacts, Manifest, printable
+from gpu_cluster.run_folder import is_run_folder
 
 # What a folder is searched for; a file named on its own is taken whatever its suffix.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -51,12 +53,10 @@ def discover(config: InputConfig, observer: Observer) -> Manifest:
 def _manifest(named: Sequence[Path], observer: Observer) -> Manifest:
     files: set[str] = set()
     for path in named:
-        if path.is_dir():
+        if _is_folder(path):
             files.update(_walk(path))
-        elif path.exists():
-            files.add(str(path))
         else:
-            raise DataError(f"{printable(str(path))!r} does not exist; expected a folder of images or an image file")
+            files.add(str(path))
     if not files:
         kinds = " ".join(sorted(SUFFIXES))
         folders = ", ".join(repr(printable(str(path))) for path in named)
@@ -66,9 +66,21 @@ def _manifest(named: Sequence[Path], observer: Observer) -> Manifest:
     else:
         root = os.path.commonpath([str(path if path.is_dir() else path.parent) for path in named])
     # By bytes, not by locale or surrogates, so that the order is the same on every machine.
-    paths = sorted((os.path.relpath(file, root) for file in files), key=os.fsencode)
+    paths = sorted({os.path.relpath(file, root) for file in files}, key=os.fsencode)
     facts = _read_facts([os.path.join(root, path) for path in paths], observer)
     return Manifest(root=Path(root), paths=tuple(paths), files=facts)
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell a folder from a file; neither is an error."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        where = printable(str(path))
+        raise DataError(f"{where!r} does not exist; expected a folder of images or an image file") from None
+    except OSError as error:
+        raise DataError(f"cannot read {printable(str(path))!r}: {error.strerror}") from error
+    return stat.S_ISDIR(status.st_mode)
 
 
 def _read_facts(files: Sequence[str], observer: Observer) -> tuple[FileFacts, ...]:
@@ -100,8 +112,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
     for directory, subdirectories, names in os.walk(folder, followlinks=True, onerror=fail):
         status = os.stat(directory)
-        is_own_run = "run.json" in names and "assignments.csv" in names
-        if (status.st_dev, status.st_ino) in seen or is_own_run:
+        if (status.st_dev, status.st_ino) in seen or is_run_folder(names):
             subdirectories.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -157,13 +168,13 @@ def _labelled_by_table(manifest: Manifest, table: Path, config: InputConfig, obs
         row = rows_of_file.find(name)
         if row is None:
             n_without_file += 1
-        elif labels[row] not in (None, label):
+        elif None not in (labels[row], label) and labels[row] != label:
             raise DataError(
                 f"{printable(str(table))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
                 "expected one a file"
             )
         else:
-            labels[row] = label
+            labels[row] = labels[row] or label
     source = printable(str(table))
     if not any(labels):
         if config.labels is None:

@@ -33,9 +33,9 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
     backend = CpuBackend()
     with events.stage("scan"):
         manifest = discover(config.input, events)
-    check_ks(config.sweep, len(manifest))
-    weights = vgg16.find_weights(config.embed.weights)
-    folder = run_folder.choose(config.report.out, name=manifest.root.name)
+        check_ks(config.sweep, len(manifest))
+        weights = vgg16.find_weights(config.embed.weights)
+        folder = run_folder.choose(config.report.out, name=manifest.root.name, inputs=config.input.named())
 
     with run_folder.staged(folder) as stage, (stage / "events.jsonl").open("w", encoding="utf-8") as log:
         events.add(EventLog(log))

@@ -6,6 +6,7 @@ Must not know where the files go beyond the folder given.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008, 'Color Universal Design': tells apart for all common kinds of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
-MARKERS = "os^Dv*PX<>hp"
+MARKERS = "os^Dv*PX<>h"
 _INK = "#333333"
 _GREY = "#BBBBBB"
 
@@ -115,8 +116,9 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
     numbers_only = all(name.isdecimal() for name in names)
     for group, name in enumerate(names[:_MOST_NAMED]):
         own = pcs[groups == group]
-        style = _style(group)
-        axes.scatter(own[:, 0], own[:, 1], s=size, alpha=0.8, linewidths=0.3, edgecolors=_INK, label=name, **style)
+        axes.scatter(
+            own[:, 0], own[:, 1], s=size, alpha=0.8, linewidths=0.3, edgecolors=_INK, label=str(group), **_style(group)
+        )
         if numbers_only and len(own):
             _number(axes, np.median(own, axis=0), name)
     ratios = projection.pcs_variance_ratio
@@ -125,7 +127,13 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
     of_all = f", {len(pcs):,} of them" if len(drawn) < len(groups) else ""
     axes.set_title(f"{title} in PCA space{of_all}", loc="left")
     columns = 1 if len(names) <= 18 else 2
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns, fontsize=9)
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns, fontsize=9)
+    shown = [*(["others"] if other.any() else []), *names[:_MOST_NAMED]]
+    for text, name in zip(legend.get_texts(), shown, strict=True):
+        # Set here and not as the label of the points: matplotlib hides labels that begin with an underscore. And a
+        # label is not a formula, whatever dollar signs it holds.
+        text.set_parse_math(False)
+        text.set_text(name)
     return figure
 
 
@@ -210,7 +218,10 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 
 
 def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file)
+    with warnings.catch_warnings():
+        # Labels come in every script; a box in place of a letter is no news for the terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file)
 
 
 def _style(group: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Must not compute anything that is not about showing. Formats are described in do
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -28,7 +29,7 @@ def write_report(
     assignments = _assignments(manifest, findings, backend)
     # As text with the shortest digits that read back the same float32.
     assignments.to_csv(stage / "assignments.csv", index=False, lineterminator="\n")
-    assignments.to_parquet(stage / "assignments.parquet", index=False)
+    _write_parquet(stage / "assignments.parquet", assignments)
     _sweep_table(findings, backend).to_csv(stage / "sweep.csv", index=False, lineterminator="\n")
     _write_json(stage / "metrics.json", _metrics(manifest, findings))
     plots.draw_all(stage / "plots", manifest, findings, backend=backend, most_thumbnails=config.thumbnails)
@@ -56,9 +57,8 @@ def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> Non
             "label": list(manifest.labels or [None] * len(manifest)),
         }
     )
-    table.astype({"path": "str", "status": "str", "reason": "str", "label": "str"}).to_parquet(
-        stage / "manifest.parquet", index=False
-    )
+    table = table.astype({"path": "str", "status": "str", "reason": "str", "label": "str"})
+    _write_parquet(stage / "manifest.parquet", table)
     # The output of a run is not part of its recipe: repeating a run must not overwrite it.
     config = result.config.model_dump(mode="json", exclude={"report": {"out"}})
     path, sha256 = result.weights
@@ -148,6 +148,13 @@ def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
         "n_files_without_label": manifest.n_files_without_label,
         "n_labels_without_file": manifest.n_labels_without_file,
     }
+
+
+def _write_parquet(path: Path, table: Any) -> None:
+    # By way of memory: Arrow takes no path that is not UTF-8.
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    path.write_bytes(buffer.getvalue())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

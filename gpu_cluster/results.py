@@ -23,8 +23,9 @@ IntArray = npt.NDArray[np.integer[Any]]
 
 
 def printable(path: str) -> str:
-    """Return a path as valid Unicode: bytes that are not UTF-8 appear as `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path as a table can hold it: bytes that are not UTF-8, and carriage returns, appear as `\\xNN`."""
+    # Python 3.11's csv leaves a carriage return unquoted where lines end in a newline alone; readers break there.
+    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\x0d")
 
 
 @dataclass(frozen=True)

@@ -57,14 +57,20 @@ class TerminalObserver(Observer):
         elif not self._errors.is_terminal and done < total:
             self._plain_progress(stage, done, total)
 
+    def stage_failed(self, stage: str) -> None:
+        self._remove_bar()
+
     def stage_finished(self, stage: str, elapsed_s: float) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._remove_bar()
         self._errors.print(f"{stage}: {elapsed_s:.1f} s", markup=False)
 
     def notice(self, message: str) -> None:
         self._out.print(message, markup=False)
+
+    def _remove_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def _plain_progress(self, stage: str, done: int, total: int) -> None:
         now = time.perf_counter()

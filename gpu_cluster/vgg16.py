@@ -5,10 +5,11 @@ Enters: a weights file; then batches of pictures. Leaves: 512 numbers a picture.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class Weights:
 
     path: Path
     sha256: str
-    layers: Mapping[str, tuple[FloatArray, FloatArray]]
+    layers: Mapping[str, tuple[FloatArray, FloatArray]] = field(compare=False)
 
 
 def find_weights(named: Path | None = None) -> Weights:
@@ -70,7 +71,7 @@ def find_weights(named: Path | None = None) -> Weights:
     shipped = shipped_data() / "weights" / "vgg16_imagenet_notop.weights.h5"
     keras_home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
     places = [named] if named is not None else [shipped, keras_home / "models" / _LEGACY_NAME]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place for place in places if os.path.isfile(place)), None)
     if path is None:
         looked = ", ".join(repr(str(place)) for place in places)
         raise WeightsError(
@@ -148,6 +149,8 @@ def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
             raise WeightsError(f"{where} are damaged: {name} holds values that are not finite")
 
 
+# Whoever embeds again and again in one process would otherwise build and trace the network each time.
+@functools.lru_cache(maxsize=1)
 def build(weights: Weights, image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, 512) float32."""
     import keras

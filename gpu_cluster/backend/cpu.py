@@ -34,12 +34,14 @@ class CpuBackend(Backend):
         return pd
 
     def claim_device(self) -> None:
-        # A GPU build of TensorFlow would put the network on a card; this backend promises the CPU.
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with _native_stderr_kept():
             import tensorflow as tf
 
+            # A GPU build of TensorFlow would put the network on a card; this backend promises the CPU. Not by
+            # CUDA_VISIBLE_DEVICES: that would take the card from everything else in the process too.
+            if tf.config.list_physical_devices("GPU"):
+                tf.config.set_visible_devices([], "GPU")
             tf.zeros(()).numpy()
 
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""How fast images are embedded: the job's tf.data pipeline against the notebook's loop, side by side in one run.
+
+The notebook loads a picture with Keras's `load_img`, adds a batch axis, calls `preprocess_input` and `model.predict`,
+one picture at a time. Both take the same pictures and weights and warm up first; rounds alternate, so that a machine
+that slows down slows both. Prints images a second and the ratio of each round.
+
+    .venv/bin/python scripts/bench_embed.py [--images N] [--rounds N] [FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gpu_cluster import vgg16
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import build_config, shipped_data
+from gpu_cluster.embed import embed_files
+from gpu_cluster.events import Observer
+
+
+def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
+    import keras
+
+    model = keras.applications.VGG16(include_top=False, weights=None, pooling="avg", input_shape=(224, 224, 3))
+    model.load_weights(vgg16.find_weights().path)
+
+    def embed_one(file: Path) -> np.ndarray:
+        picture = keras.utils.img_to_array(keras.utils.load_img(file, target_size=(224, 224)))
+        batch = keras.applications.vgg16.preprocess_input(np.expand_dims(picture, axis=0))
+        return np.asarray(model.predict(batch, verbose=0)).ravel()
+
+    embed_one(files[0])
+    return lambda: np.stack([embed_one(file) for file in files])
+
+
+def pipeline(files: list[Path]) -> Callable[[], float]:
+    """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
+    config = build_config(preset="notebook").embed
+    backend, weights = CpuBackend(), vgg16.find_weights()
+
+    def run(chosen: list[Path]) -> float:
+        found = embed_files(chosen, weights, config, backend=backend, observer=Observer())
+        return len(chosen) / found.images_per_s
+
+    run(files[:1])
+    return lambda: run(files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=shipped_data() / "flowers", help="folder of images")
+    parser.add_argument("--images", type=int, default=64, help="images a round (default: 64)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
+    arguments = parser.parse_args()
+    suffixes = {".jpg", ".jpeg", ".png"}
+    found = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in suffixes)
+    files = list(itertools.islice(itertools.cycle(found), arguments.images))
+    CpuBackend().claim_device()
+    loop, tf_data = notebook_loop(files), pipeline(files)
+    ratios = []
+    for number in range(1, arguments.rounds + 1):
+        start = time.perf_counter()
+        loop()
+        loop_s = time.perf_counter() - start
+        pipeline_s = tf_data()
+        ratios.append(loop_s / pipeline_s)
+        speeds = f"notebook's loop {len(files) / loop_s:.1f}, pipeline {len(files) / pipeline_s:.1f} images/s"
+        print(f"round {number}: {speeds}, ratio {ratios[-1]:.2f}", flush=True)
+    print(f"ratio: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

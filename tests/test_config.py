@@ -1,0 +1,247 @@
+"""From options, files and presets to a JobConfig."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_cluster.config import SECTION_OF, JobConfig, build_config, describe, parse_k_range
+from gpu_cluster.errors import ConfigError
+
+
+def written(folder: Path, text: str, name: str = "options.toml") -> Path:
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_without_anything_every_option_has_its_default():
+    assert build_config() == JobConfig()
+
+
+def test_the_preset_goes_over_the_defaults():
+    config = build_config(preset="notebook")
+    assert (config.seed, config.embed.resize, config.reduce.scaling, config.sweep.k) == (42, "nearest", "minmax", 8)
+
+
+def test_what_a_preset_does_not_name_keeps_its_default():
+    config = build_config(preset="notebook")
+    assert config.cluster == JobConfig().cluster
+    assert config.embed.batch_size == JobConfig().embed.batch_size
+
+
+def test_the_file_goes_over_the_preset(tmp_path):
+    config = build_config(written(tmp_path, "[sweep]\nk = 5\n"), preset="notebook")
+    assert config.sweep.k == 5
+    assert config.reduce.scaling == "minmax"
+
+
+def test_the_preset_of_a_file_counts(tmp_path):
+    config = build_config(written(tmp_path, 'preset = "notebook"\n[sweep]\nk = 5\n'))
+    assert (config.preset, config.sweep.k, config.reduce.pca) == ("notebook", 5, 2)
+
+
+def test_a_flag_goes_over_the_file(tmp_path):
+    config = build_config(written(tmp_path, "[sweep]\nk = 5\n[embed]\nbatch_size = 3\n"), k=7)
+    assert (config.sweep.k, config.embed.batch_size) == (7, 3)
+
+
+def test_a_flag_goes_over_the_preset():
+    assert build_config(preset="notebook", k=3).sweep.k == 3
+
+
+def test_the_preset_of_the_flags_goes_over_that_of_the_file(tmp_path):
+    config = build_config(written(tmp_path, 'preset = "notebook"\n'), preset="default")
+    assert config == JobConfig()
+
+
+def test_an_option_that_is_none_was_not_given(tmp_path):
+    assert build_config(written(tmp_path, "[sweep]\nk = 5\n"), k=None).sweep.k == 5
+
+
+def test_a_flag_that_is_false_was_given(tmp_path):
+    assert build_config(written(tmp_path, "[reduce]\nwhiten = true\n"), whiten=False).reduce.whiten is False
+
+
+def test_every_section_can_be_a_table_of_a_file(tmp_path):
+    text = """
+        seed = 7
+        max_bad_fraction = 0.25
+        [input]
+        images = ["pictures"]
+        labels_from_folders = true
+        [embed]
+        fit = "stretch"
+        [reduce]
+        pca = "none"
+        [sweep]
+        k_range = "3:9:2"
+        [cluster]
+        tol = 0
+        [score]
+        holdout = 0.2
+        [report]
+        thumbnails = 12
+    """
+    config = build_config(written(tmp_path, text))
+    assert (config.seed, config.max_bad_fraction) == (7, 0.25)
+    assert config.input.images == (Path.cwd() / "pictures",)
+    assert config.input.labels_from_folders is True
+    assert (config.embed.fit, config.reduce.pca, config.sweep.k_range) == ("stretch", "none", "3:9:2")
+    assert (config.cluster.tol, config.score.holdout, config.report.thumbnails) == (0, 0.2, 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sweep]\nnum_clusters = 5\n", r"unknown config key 'num_clusters' in \[sweep\]"),
+        ("[nonsense]\nk = 5\n", r"unknown config key 'nonsense'"),
+        ("k = 5\n", r"unknown config key 'k'"),
+        ("[sweep]\nk = 0\n", r"--k: .*found 0"),
+        ('[sweep]\nk = "many"\n', r"--k: .*found 'many'"),
+        ('[sweep]\nk_range = "9:2"\n', r"--k-range: .*upwards.*found '9:2'"),
+        ('preset = "fast"\n', r"--preset: .*'default' or 'notebook'.*found 'fast'"),
+        ("preset = 5\n", r"--preset: .*found 5"),
+        ("sweep = 5\n", r"sweep: .*found 5"),
+        ("[score]\nholdout = 1.0\n", r"--holdout: .*less than 1.*found 1.0"),
+        ('[reduce]\npca = "all"\n', r"--pca: .*found 'all'"),
+        ("[sweep\n", r"not valid"),
+    ],
+)
+def test_a_wrong_file_is_an_error_that_names_what_is_wrong_and_the_file(tmp_path, text, message):
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_config(file)
+    assert "options.toml" in str(caught.value)
+
+
+def test_an_unknown_option_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown option 'n_clusters'; known are .*\bk_range\b"):
+        build_config(n_clusters=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 31}, r"--image-size: .*32.*found 31"),
+        ({"batch_size": 0}, r"--batch-size: .*found 0"),
+        ({"seed": -1}, r"--seed: .*found -1"),
+        ({"seed": 2**32}, r"--seed: .*found 4294967296"),
+        ({"max_bad_fraction": 1.5}, r"--max-bad-fraction: .*found 1.5"),
+        ({"n_init": 0}, r"--n-init: .*found 0"),
+        ({"resize": "cubic"}, r"--resize: .*'bilinear' or 'nearest'.*found 'cubic'"),
+        ({"labels": "a.csv", "labels_from_folders": True}, r"labels come from a CSV or from the folders, not both"),
+    ],
+)
+def test_an_option_out_of_its_range_is_an_error_that_names_it_and_what_was_found(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config(**options)
+
+
+def test_a_config_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the config .*absent\.toml.*No such file"):
+        build_config(tmp_path / "absent.toml")
+
+
+def test_a_json_file_that_is_no_run_record_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"is no run\.json"):
+        build_config(written(tmp_path, "[1, 2]", "other.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "ks"),
+    [
+        ("2:5", (2, 3, 4, 5)),
+        ("4:4", (4,)),
+        ("1:2", (1, 2)),
+        ("2:10:4", (2, 6, 10)),
+        ("2:9:4", (2, 6)),
+        ("2:3:10", (2,)),
+    ],
+)
+def test_a_range_of_k_includes_both_ends_that_its_step_meets(text, ks):
+    assert parse_k_range(text) == ks
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("15:2", "upwards, as in 2:15"),
+        ("0:5", "starts at 1"),
+        ("2:9:0", "step"),
+        ("a:b", "A:B"),
+        ("5", "A:B"),
+        ("2:", "A:B"),
+        ("-2:5", "A:B"),
+        ("2.0:5", "A:B"),
+        ("1:2:3:4", "A:B"),
+        ("", "A:B"),
+    ],
+)
+def test_a_wrong_range_of_k_is_an_error_that_shows_it(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_k_range(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_range_of_k_too_long_to_hold_is_an_error_and_not_a_full_memory():
+    # As a tuple it would take 8 million GB: more than a process can address, so the test itself is harmless.
+    with pytest.raises(ConfigError, match=r"--k-range: .*at most 100,000 numbers; found '1:1000000000000000'"):
+        build_config(k_range="1:1000000000000000")
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "weights", "out"])
+def test_paths_become_absolute(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {name: ("here",) if name == "images" else "here"}
+    config = build_config(**options)
+    found = getattr(getattr(config, str(SECTION_OF[name])), name)
+    assert found in (tmp_path / "here", (tmp_path / "here",))
+
+
+def test_a_tilde_is_the_home_folder():
+    assert build_config(labels="~/labels.csv").input.labels == Path.home() / "labels.csv"
+
+
+def test_a_name_that_begins_with_a_tilde_and_no_user_has_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build_config(images=("~no such user.png",)).input.images == (tmp_path / "~no such user.png",)
+
+
+@pytest.mark.parametrize("option", sorted(SECTION_OF))
+def test_every_option_is_described(option):
+    text, _default = describe(option)
+    assert text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("option", "default"), [("image_size", 224), ("k", None), ("seed", 0), ("scaling", "sqrt-l2"), ("whiten", True)]
+)
+def test_the_default_described_is_the_default_that_holds(option, default):
+    assert describe(option)[1] == default
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"preset": "notebook"},
+        {"images": ("a", "b/c.png"), "labels": "l.csv", "file_col": "name", "pca": "none", "k_range": "2:8:3"},
+        {"images": ("a",), "labels_from_folders": True, "holdout": 0.5, "whiten": False, "pca": 12, "tol": 0.0},
+        {"preset": "notebook", "k": 3, "fit": "crop", "seed": 1, "thumbnails": 5, "out": "results"},
+    ],
+)
+def test_a_config_written_to_a_run_record_reads_back_the_same(tmp_path, options):
+    config = build_config(**options)
+    record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
+    assert build_config(record) == config
+
+
+def test_a_flag_goes_over_a_run_record(tmp_path):
+    config = build_config(k=4, image_size=64)
+    record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
+    again = build_config(record, k=5)
+    assert (again.sweep.k, again.embed.image_size) == (5, 64)

@@ -1,0 +1,77 @@
+"""The notebook preset against the notebook's own steps, written out with Keras and scikit-learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score, homogeneity_score, silhouette_score
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import MinMaxScaler
+
+import gpu_cluster
+from gpu_cluster import vgg16
+from gpu_cluster.results import RunResult
+
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What the notebook's steps give."""
+
+    inertias: list[float]
+    labels: np.ndarray
+    silhouette: float
+    homogeneity: float
+
+
+def notebook_features(files: list[Path], size: int) -> np.ndarray:
+    model = keras.applications.VGG16(include_top=False, weights=None, pooling="avg", input_shape=(size, size, 3))
+    model.load_weights(vgg16.find_weights().path)
+    rows = []
+    for file in files:
+        picture = keras.utils.img_to_array(keras.utils.load_img(file, target_size=(size, size)))
+        batch = keras.applications.vgg16.preprocess_input(np.expand_dims(picture, 0))
+        rows.append(np.asarray(model(batch, training=False))[0])
+    return np.stack(rows)
+
+
+def notebook_steps(features: np.ndarray, truth: np.ndarray) -> Notebook:
+    scaled = MinMaxScaler().fit_transform(features)
+    inertias = [KMeans(k, random_state=SEED, n_init=10).fit(scaled).inertia_ for k in range(1, 11)]
+    components = PCA(n_components=2).fit_transform(scaled)
+    labels = KMeans(8, random_state=SEED, n_init=10).fit_predict(components)
+    _, x, _, found, _, expected = train_test_split(components, labels, truth, test_size=0.2, random_state=SEED)
+    return Notebook(inertias, labels, silhouette_score(x, found), homogeneity_score(expected, found))
+
+
+def check(result: RunResult, notebook: Notebook) -> None:
+    assert result.findings is not None
+    assert result.findings.clustering.k == 8
+    assert result.findings.sweep.chosen_by == "given"
+    # An ARI of 1 is equality up to the numbers of the clusters.
+    assert adjusted_rand_score(notebook.labels, result.findings.clustering.labels) == 1
+    assert [point.k for point in result.findings.sweep.points] == list(range(1, 11))
+    # float32 sums over 210 x 512 numbers, in another order.
+    found = [point.inertia for point in result.findings.sweep.points]
+    np.testing.assert_allclose(found, notebook.inertias, rtol=1e-4)
+    holdout = result.findings.scores.holdout
+    assert holdout is not None
+    assert holdout["n"] == 42
+    assert holdout["silhouette"] == pytest.approx(notebook.silhouette, abs=1e-4)
+    assert holdout["homogeneity"] == pytest.approx(notebook.homogeneity, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
+def test_notebook_preset_equals_the_notebooks_own_steps(tmp_path, sample_images, size):
+    truth = pd.read_csv(sample_images[0].with_name("flower_labels.csv"))["label"].to_numpy()
+    expected = notebook_steps(notebook_features(sample_images, size), truth)
+    result = gpu_cluster.run(preset="notebook", image_size=size, out=tmp_path / "run")
+    check(result, expected)
