@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster import vgg16
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import select
 from gpu_cluster.config import build_config
-from gpu_cluster.embed import embed_files
+from gpu_cluster.embed import check_precision, embed_files
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.pipeline import run_job
@@ -67,7 +67,7 @@ def embed(paths: Iterable[PathLike], *, observer: Observer | None = None, **opti
     observer
         Is told about progress.
     **options
-        Of the section `embed`: `resize`, `fit`, `image_size`, `batch_size`, `weights`.
+        Of the section `embed`: `resize`, `fit`, `image_size`, `batch_size`, `precision`, `weights`; and `device`.
 
     Returns
     -------
@@ -78,11 +78,13 @@ def embed(paths: Iterable[PathLike], *, observer: Observer | None = None, **opti
     DataError
         When a file cannot be decoded; the message names the first.
     """
-    backend = CpuBackend()
+    job = build_config(**options)
+    config = job.embed
     files = [Path(path) for path in paths]
-    config = build_config(**options).embed
     if not files:
         return np.empty((0, vgg16.N_FEATURES), np.float32)
+    backend = select(job.device).backend
+    check_precision(config, backend)
     weights = vgg16.find_weights(config.weights)
     found = embed_files(files, weights, config, backend=backend, observer=observer or Observer())
     if found.bad:

@@ -60,6 +60,8 @@ def run(
     batch_size: Annotated[int | None, _option("batch_size", _EMBED)] = None,
     resize: Annotated[str | None, _option("resize", _EMBED)] = None,
     fit: Annotated[str | None, _option("fit", _EMBED)] = None,
+    device: Annotated[str | None, _option("device", _EMBED)] = None,
+    precision: Annotated[str | None, _option("precision", _EMBED)] = None,
     preset: Annotated[str | None, _option("preset", _CLUSTER)] = None,
     k: Annotated[int | None, _option("k", _CLUSTER)] = None,
     k_range: Annotated[str | None, _option("k_range", _CLUSTER)] = None,

@@ -67,6 +67,8 @@ def _absolute(path: Path) -> Path:
 
 
 KRange = Annotated[str, AfterValidator(_checked_range)]
+Device = Literal["auto", "cpu", "gpu"]
+Precision = Literal["float32", "tf32", "float16"]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -105,7 +107,12 @@ class EmbedConfig(_Section):
         description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
     )
     image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
-    batch_size: int = Field(32, ge=1, description="Images that go through the network together.")
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Images that go through the network together; by default 32, on a GPU what fits it."
+    )
+    precision: Precision | None = Field(
+        None, description="What the network computes in: float32, on a GPU also tf32 (its default) or float16."
+    )
     resize: Literal["bilinear", "nearest"] = Field(
         "bilinear", description="bilinear (with antialiasing), or nearest as Keras's load_img does."
     )
@@ -176,6 +183,7 @@ class JobConfig(_Section):
     preset: Literal["default", "notebook"] = Field(
         "default", description="default, or notebook: the published recipe that the project began from."
     )
+    device: Device = Field("auto", description="auto takes a GPU where one can be used; gpu never falls back.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random; repeats a run.")
     max_bad_fraction: float = Field(
         0.5, ge=0, le=1, description="Largest share of unreadable files before the exit code is 3."

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def batches(paths: Sequence[Path], config: EmbedConfig) -> tf.data.Dataset:
+def batches(paths: Sequence[Path], config: EmbedConfig, batch_size: int) -> tf.data.Dataset:
     """Return a dataset of (index (B,) int64, picture (B, side, side, 3) float32), in the order of `paths`.
 
     Files that TensorFlow cannot decode are left out: their indices do not appear.
@@ -39,7 +39,7 @@ def batches(paths: Sequence[Path], config: EmbedConfig) -> tf.data.Dataset:
         tf.data.Dataset.from_tensor_slices((tf.range(len(paths), dtype=tf.int64), names))
         .map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .ignore_errors()
-        .batch(config.batch_size)
+        .batch(batch_size)
         .prefetch(tf.data.AUTOTUNE)
     )
 

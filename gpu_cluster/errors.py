@@ -28,6 +28,12 @@ class WeightsError(GpuClusterError):
     exit_code = 2
 
 
+class DeviceError(GpuClusterError):
+    """The device asked for is not there, or has too little memory."""
+
+    exit_code = 1
+
+
 class JobError(GpuClusterError):
     """The job failed while it ran."""
 

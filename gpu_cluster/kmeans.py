@@ -85,16 +85,20 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
     xp = backend.xp
     found = []
     for rows in _blocks(*x.shape):
-        difference = x[rows, :] - xp.take(centres, labels[rows], axis=0)
-        found.append(xp.sum(difference * difference, axis=1))
+        found.append(row_squares(x[rows, :] - xp.take(centres, labels[rows], axis=0), backend))
     return xp.concat(found)
+
+
+def row_squares(x: Array, backend: Backend) -> Array:
+    """Return the sum of squares (n,) of each row, without another matrix of the size of x."""
+    xp = backend.xp
+    return xp.concat([xp.sum(x[rows, :] * x[rows, :], axis=1) for rows in _blocks(*x.shape)])
 
 
 def one_hot(labels: Array, k: int, backend: Backend) -> Array:
     """Return (n, k) float64, 1 where the row has the label."""
-    xp = backend.xp
-    clusters = xp.arange(k, dtype=labels.dtype, device=labels.device)
-    return xp.astype(labels[:, None] == clusters[None, :], xp.float64)
+    clusters = backend.from_host(np.arange(k))
+    return backend.xp.astype(labels[:, None] == clusters[None, :], backend.xp.float64)
 
 
 def cluster_sums(values: Array, labels: Array, k: int, backend: Backend) -> Array:
@@ -109,8 +113,7 @@ def cluster_sums(values: Array, labels: Array, k: int, backend: Backend) -> Arra
 
 def cluster_sizes(labels: Array, k: int, backend: Backend) -> Array:
     """Return the number (k,) float64 of rows in each cluster."""
-    xp = backend.xp
-    ones = xp.ones((labels.shape[0], 1), dtype=xp.float32, device=labels.device)
+    ones = backend.xp.ones_like(labels[:, None])
     return cluster_sums(ones, labels, k, backend)[:, 0]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from gpu_cluster import run_folder, vgg16
-from gpu_cluster.backend import Backend, CpuBackend
+from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig
-from gpu_cluster.embed import embed
-from gpu_cluster.errors import NothingReadableError
+from gpu_cluster.embed import check_precision, embed
+from gpu_cluster.errors import DeviceError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.images import discover
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
-from gpu_cluster.results import Findings, Manifest, RunResult
+from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
 from gpu_cluster.score import score
 from gpu_cluster.sweep import check_ks, sweep_k
 
@@ -30,8 +33,10 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         For everything else that stops a job (see `gpu_cluster.errors`); then no run folder is left.
     """
     events = Recorder(observer or Observer())
-    backend = CpuBackend()
     with events.stage("scan"):
+        choice = select(config.device)
+        backend = choice.backend
+        check_precision(config.embed, backend)
         manifest = discover(config.input, events)
         check_ks(config.sweep, len(manifest))
         weights = vgg16.find_weights(config.embed.weights)
@@ -47,6 +52,7 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
             findings=findings,
             weights=(weights.path, weights.sha256),
             device=backend.describe(),
+            device_reason=choice.reason,
             stages_s=events.stages_s,
             notices=events.notices,
         )
@@ -74,29 +80,45 @@ def _find(
     manifest = manifest.with_bad(embeddings.bad)
     if not len(embeddings.rows):
         return manifest, None
-    with events.stage("reduce"):
-        projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
-    with events.stage("sweep"):
-        sweep = sweep_k(
-            projection,
-            config.sweep,
-            config.cluster,
-            config.score,
-            seed=seed,
-            backend=backend,
-            observer=events,
-        )
-    with events.stage("cluster"):
-        clustering = cluster(projection, sweep.best_k, config.cluster, seed=seed, backend=backend, observer=events)
-    with events.stage("score"):
-        scores = score(
-            manifest,
-            embeddings,
-            projection,
-            clustering,
-            config.score,
-            seed=seed,
-            backend=backend,
-            observer=events,
-        )
+    with _memory_error_explained(embeddings, backend):
+        with events.stage("reduce"):
+            projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
+        with events.stage("sweep"):
+            sweep = sweep_k(
+                projection,
+                config.sweep,
+                config.cluster,
+                config.score,
+                seed=seed,
+                backend=backend,
+                observer=events,
+            )
+        with events.stage("cluster"):
+            clustering = cluster(projection, sweep.best_k, config.cluster, seed=seed, backend=backend, observer=events)
+        with events.stage("score"):
+            scores = score(
+                manifest,
+                embeddings,
+                projection,
+                clustering,
+                config.score,
+                seed=seed,
+                backend=backend,
+                observer=events,
+            )
     return manifest, Findings(embeddings, projection, sweep, clustering, scores)
+
+
+@contextmanager
+def _memory_error_explained(embeddings: Embeddings, backend: Backend) -> Iterator[None]:
+    """Say what did not fit where, and what helps; NumPy, CuPy and RMM all raise a MemoryError."""
+    try:
+        yield
+    except MemoryError as error:
+        n, d = embeddings.x.shape
+        size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
+        raise DeviceError(
+            f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
+            f"{free:.2f} GB free: a smaller --silhouette-sample, --sweep-space projection or fewer --pca components "
+            "need less; or use a device with more memory"
+        ) from error

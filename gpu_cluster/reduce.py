@@ -10,6 +10,7 @@ import logging
 
 import numpy as np
 
+from gpu_cluster import kmeans
 from gpu_cluster.backend import Array, Backend, PCAFit
 from gpu_cluster.config import ReduceConfig
 from gpu_cluster.results import Embeddings, Projection
@@ -44,7 +45,7 @@ def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, ba
             x = x / backend.from_host(deviation.astype(np.float32))
             steps.append("whitened")
     if config.normalize:
-        x = _unit_rows(x, backend)
+        x = x / _norms(x, backend)
         steps.append("unit length")
     space = ", ".join(steps)
     log.info("space: %s", space)
@@ -72,13 +73,16 @@ def scale(x: Array, scaling: str, backend: Backend) -> Array:
     xp = backend.xp
     if scaling == "sqrt-l2":
         # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
-        return _unit_rows(xp.sqrt(x), backend)
+        roots = xp.sqrt(x)
+        roots /= _norms(roots, backend)
+        return roots
     if scaling == "l2":
-        return _unit_rows(x, backend)
+        return x / _norms(x, backend)
     if scaling == "minmax":
         low, high = xp.min(x, axis=0), xp.max(x, axis=0)
-        span = xp.where(high > low, high - low, xp.ones_like(high))
-        return (x - low) / span
+        above = x - low
+        above /= xp.where(high > low, high - low, xp.ones_like(high))
+        return above
     return x
 
 
@@ -88,10 +92,11 @@ def count_components(pca: int | str, n: int, d: int) -> int:
     return max(1, min(wanted, n - 1, d))
 
 
-def _unit_rows(x: Array, backend: Backend) -> Array:
+def _norms(x: Array, backend: Backend) -> Array:
+    """Return the Euclidean norm (n, 1) of each row, 1 for a row of zeros."""
     xp = backend.xp
-    norms = xp.linalg.vector_norm(x, axis=1, keepdims=True)
-    return x / xp.where(norms > 0, norms, xp.ones_like(norms))
+    norms = xp.sqrt(kmeans.row_squares(x, backend))[:, None]
+    return xp.where(norms > 0, norms, xp.ones_like(norms))
 
 
 def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
@@ -102,7 +107,7 @@ def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
         nothing = np.zeros((1, d), np.float32)
         return PCAFit(xp.mean(scaled, axis=0), backend.from_host(nothing), np.zeros(1), 0.0)
     fit = backend.fit_pca(scaled, max(1, min(n_components, n - 1, d)))
-    mean_square = float(backend.to_host(xp.sum(scaled * scaled, dtype=xp.float64))) / n
+    mean_square = float(backend.to_host(xp.sum(kmeans.row_squares(scaled, backend), dtype=xp.float64))) / n
     variance = fit.explained_variance
     n_real = int(np.sum(variance > max(variance[0] * _NULL_SHARE, mean_square * _EQUAL_SHARE)))
     if n_real == 0:

@@ -70,7 +70,8 @@ def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> Non
             "files": _file_counts(manifest),
             "weights": {"path": str(path), "sha256": sha256},
             **result.device,
-            "images_per_s": None if findings is None else round(findings.embeddings.images_per_s, 3),
+            "device_reason": result.device_reason,
+            **_embedding_facts(findings),
             "stages_s": {stage_name: round(seconds, 3) for stage_name, seconds in result.stages_s.items()},
             "notices": list(result.notices),
         },
@@ -147,6 +148,17 @@ def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
         "n_labelled_images": scores.n_labelled,
         "n_files_without_label": manifest.n_files_without_label,
         "n_labels_without_file": manifest.n_labels_without_file,
+    }
+
+
+def _embedding_facts(findings: Findings | None) -> dict[str, Any]:
+    if findings is None:
+        return {}
+    embeddings = findings.embeddings
+    return {
+        "images_per_s": round(embeddings.images_per_s, 3),
+        "precision": embeddings.precision,
+        "batch_size": embeddings.batch_size,
     }
 
 

@@ -86,12 +86,15 @@ class Embeddings:
     rows : (n,) host; manifest row of each embedding, ascending
     bad : reason by manifest row, for files that could not be decoded
     images_per_s : decoding and network together, after TensorFlow was loaded
+    precision, batch_size : what the network computed in, and how many images at once in the end
     """
 
     x: Array
     rows: IntArray
     bad: Mapping[int, str]
     images_per_s: float
+    precision: str
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,7 @@ class RunResult:
     findings : None where no file could be decoded
     weights : path and sha256 of the weights
     device : what `Backend.describe` says of the device
+    device_reason : why this device
     stages_s : seconds by stage
     notices : what the user was told on the way
     """
@@ -233,6 +237,7 @@ class RunResult:
     findings: Findings | None
     weights: tuple[Path, str]
     device: Mapping[str, Any]
+    device_reason: str
     stages_s: Mapping[str, float]
     notices: Sequence[str]
 

@@ -121,11 +121,9 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         holdout = scores.holdout
         found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"
         yield "holdout", f"on {holdout['n']:.0f} images: {found}"
+    speed = f"{findings.embeddings.images_per_s:.1f} images/s in {findings.embeddings.precision}"
     seconds = sum(result.stages_s.values())
-    yield (
-        "device",
-        f"{result.device['device']}, {findings.embeddings.images_per_s:.1f} images/s, {seconds:.1f} s in all",
-    )
+    yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
     yield "results", printable(str(result.folder))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.config import shipped_data
+from gpu_cluster.config import Precision, shipped_data
 from gpu_cluster.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -151,20 +151,30 @@ def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
 
 # Whoever embeds again and again in one process would otherwise build and trace the network each time.
 @functools.lru_cache(maxsize=1)
-def build(weights: Weights, image_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, 512) float32."""
+def build(weights: Weights, image_size: int, precision: Precision) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, 512) float32.
+
+    Channels stay last on every device: it is what a CPU's and a tensor core's convolutions read without a transpose.
+    """
     import keras
     import tensorflow as tf
 
-    model = keras.applications.VGG16(
-        include_top=False, weights=None, pooling="avg", input_shape=(image_size, image_size, 3)
-    )
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16" if precision == "float16" else "float32")
+    try:
+        model = keras.applications.VGG16(
+            include_top=False, weights=None, pooling="avg", input_shape=(image_size, image_size, 3)
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
     for name, (kernel, bias) in weights.layers.items():
         model.get_layer(name).set_weights([kernel, bias])
 
     # One signature for every batch size: the last, smaller batch is not traced again.
     @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)])  # type: ignore[untyped-decorator]
     def network(pictures: tf.Tensor) -> Any:
-        return model(keras.applications.vgg16.preprocess_input(pictures), training=False)
+        features = model(keras.applications.vgg16.preprocess_input(pictures), training=False)
+        return tf.cast(features, tf.float32)
 
     return network  # type: ignore[no-any-return]

@@ -1,6 +1,19 @@
-"""The one place where CPU and GPU differ: `base.Backend` is the seam, `cpu.CpuBackend` the CPU's side of it."""
+"""The one place where CPU and GPU differ: `base.Backend` is the seam, `select` chooses the side of it."""
 
 from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
+from gpu_cluster.backend.gpu import GpuBackend
+from gpu_cluster.backend.select import Choice, Finding, look_for_gpu, select
 
-__all__ = ["Array", "Backend", "CpuBackend", "KMeansFit", "PCAFit"]
+__all__ = [
+    "Array",
+    "Backend",
+    "Choice",
+    "CpuBackend",
+    "Finding",
+    "GpuBackend",
+    "KMeansFit",
+    "PCAFit",
+    "look_for_gpu",
+    "select",
+]

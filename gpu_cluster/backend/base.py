@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gpu_cluster.config import Precision
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -49,6 +51,8 @@ class Backend(ABC):
     """A device and the engines that compute on it."""
 
     name: str
+    #: What the network may compute in, the default first.
+    precisions: tuple[Precision, ...]
 
     @property
     @abstractmethod
@@ -61,8 +65,15 @@ class Backend(ABC):
         """The data frame library of this device (pandas or cuDF)."""
 
     @abstractmethod
-    def claim_device(self) -> None:
-        """Set the device up for TensorFlow and the engines. Called once, before TensorFlow is imported."""
+    def claim_device(self, matrix_bytes: int) -> None:
+        """Set the device up for TensorFlow and for engines that will work on a matrix of this size.
+
+        Called before TensorFlow computes anything.
+        """
+
+    @abstractmethod
+    def batch_size(self, image_size: int) -> int:
+        """Return how many pictures of this side fit the network at once."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -71,6 +82,14 @@ class Backend(ABC):
     @abstractmethod
     def from_tensorflow(self, tensor: Any) -> Array:
         """Return a TensorFlow tensor as an array of this device; read-only, valid while the tensor lives."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done."""
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Return the free memory of the device."""
 
     @abstractmethod
     def to_host(self, array: Array) -> HostArray:

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend.base import Array, Backend, HostArray, KMeansFit, PCAFit
+from gpu_cluster.config import Precision
 
 
 class CpuBackend(Backend):
     """Computes on the CPU; its device memory is the host's, so both transfers are the identity."""
 
     name = "cpu"
+    precisions: tuple[Precision, ...] = ("float32",)
 
     @property
     def xp(self) -> ModuleType:
@@ -33,7 +35,7 @@ class CpuBackend(Backend):
 
         return pd
 
-    def claim_device(self) -> None:
+    def claim_device(self, matrix_bytes: int) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         with _native_stderr_kept():
             import tensorflow as tf
@@ -43,6 +45,10 @@ class CpuBackend(Backend):
             if tf.config.list_physical_devices("GPU"):
                 tf.config.set_visible_devices([], "GPU")
             tf.zeros(()).numpy()
+
+    def batch_size(self, image_size: int) -> int:
+        # Larger ones are no faster: the convolutions keep every core busy from a few pictures on.
+        return 32
 
     def describe(self) -> dict[str, Any]:
         engines = ("numpy", "scikit-learn", "pandas", "keras")
@@ -55,6 +61,14 @@ class CpuBackend(Backend):
 
     def from_tensorflow(self, tensor: Any) -> Array:
         return tensor.numpy()
+
+    def synchronize(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        # macOS tells only how much memory there is.
+        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def to_host(self, array: Array) -> HostArray:
         return np.asarray(array)

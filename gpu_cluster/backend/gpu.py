@@ -1,0 +1,161 @@
+"""The GPU: CuPy, cuML and cuDF, on one card.
+
+Nothing here has run on a card unless README's 'verified' section says so; `tests/contract` binds every call in this
+file to the signatures of the wheels that are locked.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.backend.base import Array, Backend, HostArray, KMeansFit, PCAFit
+from gpu_cluster.config import Precision
+
+_GIB = 1 << 30
+
+# Most of a card's free memory that the pool takes at once; TensorFlow needs the rest for the network.
+_POOL_SHARE = 0.6
+# What one 224 x 224 picture takes on its way through VGG16: the two largest layers at once, 224 x 224 x 64 float32
+# each, with as much again for the convolution's workspace.
+_BYTES_A_PICTURE = 4 * 224 * 224 * 64 * 4
+_LARGEST_BATCH = 256
+
+
+class GpuBackend(Backend):
+    """Computes on the first visible CUDA device; arrays are CuPy's and stay there until `to_host`."""
+
+    name = "gpu"
+    precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
+
+    @property
+    def xp(self) -> ModuleType:
+        import cupy
+
+        return cupy  # type: ignore[no-any-return]
+
+    @property
+    def frames(self) -> ModuleType:
+        import cudf
+
+        return cudf  # type: ignore[no-any-return]
+
+    def claim_device(self, matrix_bytes: int) -> None:
+        import cupy
+        import rmm
+        import tensorflow as tf
+        from rmm.allocators.cupy import rmm_cupy_allocator
+
+        # Before TensorFlow touches the card: by default it would take all of its memory.
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)
+        # The embeddings, their scaled copy, PCA's copy in column order, and room for the passes over blocks of rows.
+        wanted = 3 * matrix_bytes + _GIB // 2
+        free, _total = cupy.cuda.runtime.memGetInfo()
+        # RMM takes multiples of 256 bytes.
+        initial = int(min(wanted, _POOL_SHARE * free)) // 256 * 256
+        rmm.reinitialize(pool_allocator=True, initial_pool_size=initial)
+        cupy.cuda.set_allocator(rmm_cupy_allocator)
+
+    def batch_size(self, image_size: int) -> int:
+        a_picture = _BYTES_A_PICTURE * (image_size / 224) ** 2
+        fitting = int(self.free_bytes() * (1 - _POOL_SHARE) / a_picture)
+        return int(np.clip(1 << max(fitting, 1).bit_length() - 1, 1, _LARGEST_BATCH))
+
+    def describe(self) -> dict[str, Any]:
+        import cupy
+
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+        _free, total = cupy.cuda.runtime.memGetInfo()
+        engines = ("tensorflow", "keras", "cupy-cuda12x", "cuml-cu12", "cudf-cu12", "rmm-cu12", "numpy")
+        return {
+            "device": self.name,
+            "processor": properties["name"].decode(),
+            "memory_bytes": total,
+            "driver_cuda": cupy.cuda.runtime.driverGetVersion(),
+            "versions": {name: version(name) for name in engines},
+        }
+
+    def from_tensorflow(self, tensor: Any) -> Array:
+        import cupy
+        import tensorflow as tf
+
+        # The capsule and not the tensor: CuPy would ask TensorFlow for a stream, which it refuses to take.
+        return cupy.from_dlpack(tf.experimental.dlpack.to_dlpack(tensor))
+
+    def to_host(self, array: Array) -> HostArray:
+        import cupy
+
+        return np.asarray(cupy.asnumpy(array))
+
+    def from_host(self, array: HostArray) -> Array:
+        import cupy
+
+        return cupy.asarray(array)
+
+    def synchronize(self) -> None:
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+
+    def free_bytes(self) -> int:
+        import cupy
+
+        free, _total = cupy.cuda.runtime.memGetInfo()
+        return int(free)
+
+    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
+        import cupy
+        from cuml.decomposition import PCA
+
+        fit = PCA(n_components=n_components, svd_solver="full", output_type="cupy").fit(x)
+        return PCAFit(
+            mean=cupy.ravel(fit.mean_),
+            # In the row order that the products with it read.
+            components=cupy.ascontiguousarray(fit.components_),
+            explained_variance=cupy.asnumpy(fit.explained_variance_).astype(np.float64),
+            total_variance=float(cupy.var(x, axis=0, dtype=cupy.float64, ddof=1).sum()),
+        )
+
+    def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
+        import cupy
+        from cuml.cluster import KMeans
+
+        # scikit-learn's tol is relative to the mean variance of the columns, cuML's is not, and must be above 0.
+        variance = float(cupy.var(x, axis=0, dtype=cupy.float64).mean())
+        absolute = max(tol * variance, float(np.finfo(np.float32).tiny))
+        k = starts.shape[0]
+        fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=absolute, output_type="cupy").fit(x)
+        return KMeansFit(centres=fit.cluster_centers_, n_iter=int(fit.n_iter_))
+
+    def silhouette_samples(self, x: Array, labels: Array) -> Array:
+        import cupy
+        from cuml.metrics.cluster import silhouette_samples
+
+        # cuML holds the distances of a chunk to a chunk: 4 bytes each, of which a quarter of the free memory may go.
+        chunk = int(np.clip((self.free_bytes() / 16) ** 0.5, 1, x.shape[0]))
+        return silhouette_samples(x, labels.astype(cupy.int32), chunksize=chunk)
+
+    def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
+        import cupy
+        from cuml.metrics.cluster import (
+            adjusted_rand_score,
+            completeness_score,
+            homogeneity_score,
+            v_measure_score,
+        )
+
+        classes = cupy.asarray(truth, dtype=cupy.int32)
+        found = labels.astype(cupy.int32)
+        v_measure = float(v_measure_score(classes, found))
+        return {
+            "homogeneity": float(homogeneity_score(classes, found)),
+            "completeness": float(completeness_score(classes, found)),
+            "v_measure": v_measure,
+            "adjusted_rand": float(adjusted_rand_score(classes, found)),
+            # cuML has none; with the arithmetic mean as its norm it is the V-measure (Rosenberg and Hirschberg 2007).
+            "normalized_mutual_info": v_measure,
+        }

@@ -1,0 +1,91 @@
+"""A backend whose arrays refuse to leave their device, and a record of everything that does.
+
+It stands for a card on machines that have none: arrays are array-api-strict's, on a device that NumPy cannot read.
+Engines compute as on the CPU, behind the seam, as cuML would on the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit
+from gpu_cluster.backend.base import HostArray
+
+DEVICE = array_api_strict.Device("device1")
+
+# Ways off the device that array-api-strict leaves open, besides the one that it closes (`__array__`).
+_SIDE_DOORS = ("__dlpack__", "__iter__", "__float__", "__int__", "__bool__", "__index__", "__complex__")
+
+
+class LeakError(AssertionError):
+    """Something left the device other than by `to_host`."""
+
+
+class StrictBackend(CpuBackend):
+    """The CPU's engines on arrays that only `to_host` can read; `transfers` are the shapes that it did."""
+
+    name = "strict"
+
+    def __init__(self) -> None:
+        self.transfers: list[tuple[int, ...]] = []
+
+    @property
+    def xp(self) -> ModuleType:
+        return array_api_strict
+
+    def to_host(self, array: Array) -> HostArray:
+        self.transfers.append(tuple(array.shape))
+        return _inside(array).copy()
+
+    def from_host(self, array: HostArray) -> Array:
+        return array_api_strict.asarray(array, device=DEVICE)
+
+    def from_tensorflow(self, tensor: Any) -> Array:
+        return self.from_host(tensor.numpy())
+
+    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
+        fit = super().fit_pca(_inside(x), n_components)
+        mean, components = self.from_host(fit.mean), self.from_host(fit.components)
+        return PCAFit(mean, components, fit.explained_variance, fit.total_variance)
+
+    def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
+        fit = super().fit_kmeans(_inside(x), _inside(starts), max_iter=max_iter, tol=tol)
+        return KMeansFit(self.from_host(fit.centres), fit.n_iter)
+
+    def silhouette_samples(self, x: Array, labels: Array) -> Array:
+        return self.from_host(super().silhouette_samples(_inside(x), _inside(labels)))
+
+    def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
+        return super().label_scores(truth, _inside(labels))
+
+
+def _inside(array: Array) -> HostArray:
+    """Read an array as the device itself does."""
+    assert array.device == DEVICE, f"an array of shape {array.shape} was made on {array.device}, not on the device"
+    return np.asarray(array._array)
+
+
+@contextmanager
+def side_doors_closed() -> Iterator[None]:
+    """Make every other way of reading an array of the device raise `LeakError`."""
+    kind = type(array_api_strict.asarray(0))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _SIDE_DOORS:
+            patch.setattr(kind, name, _closed(name, getattr(kind, name)))
+        yield
+
+
+def _closed(name: str, original: Any) -> Any:
+    def door(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if self.device == DEVICE:
+            raise LeakError(f"{name} of an array of shape {self.shape} on the device")
+        return original(self, *arguments, **keywords)
+
+    return door

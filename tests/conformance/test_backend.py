@@ -1,0 +1,143 @@
+"""What every backend must do, judged by NumPy in float64 and by scikit-learn on the host."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from sklearn import metrics as sk
+from sklearn.datasets import make_blobs
+
+from gpu_cluster.backend import Backend
+
+# float32 data: sums of some hundred terms differ by this much with their order.
+ROUNDING = 1e-4
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    points, _ = make_blobs(500, 20, centers=6, cluster_std=2.0, random_state=0)
+    return points.astype(np.float32)
+
+
+@pytest.fixture
+def labels(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x[:, None, :] - x[None, :6, :], axis=2).argmin(axis=1)
+
+
+def lloyd(x: np.ndarray, centres: np.ndarray, n_iter: int = 300) -> np.ndarray:
+    """Run Lloyd's algorithm in float64 until it stands still."""
+    x, centres = x.astype(np.float64), centres.astype(np.float64)
+    for _ in range(n_iter):
+        nearest = np.linalg.norm(x[:, None, :] - centres[None, :, :], axis=2).argmin(axis=1)
+        centres = np.stack([x[nearest == cluster].mean(axis=0) for cluster in range(len(centres))])
+    return centres
+
+
+def test_transfers_there_and_back_change_nothing(backend: Backend, x):
+    for array in (x, np.arange(5), np.array(2.5)):
+        found = backend.to_host(backend.from_host(array))
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+
+
+@pytest.mark.parametrize("n", [60, 500, 3000])
+def test_pca_is_the_exact_one_in_float64(backend: Backend, n):
+    random = np.random.default_rng(n)
+    x = (random.normal(size=(n, 40)) * np.linspace(3, 0.1, 40)).astype(np.float32)
+    fit = backend.fit_pca(backend.from_host(x), 6)
+    _, singular, axes = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64), full_matrices=False)
+    np.testing.assert_allclose(fit.explained_variance, singular[:6] ** 2 / (n - 1), rtol=ROUNDING)
+    assert fit.total_variance == pytest.approx((singular**2).sum() / (n - 1), rel=ROUNDING)
+    np.testing.assert_allclose(backend.to_host(fit.mean), x.mean(axis=0, dtype=np.float64), atol=ROUNDING)
+    # Signs are arbitrary. Neighbouring axes turn in each other's plane by rounding over the gap between them.
+    cosines = np.abs((backend.to_host(fit.components) * axes[:6]).sum(axis=1))
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
+
+
+def test_pca_repeats_bit_by_bit(backend: Backend, x):
+    first, second = (backend.fit_pca(backend.from_host(x), 4) for _ in range(2))
+    np.testing.assert_array_equal(backend.to_host(first.components), backend.to_host(second.components))
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_kmeans_from_given_centres_is_lloyds_algorithm(backend: Backend, x, k):
+    starts = x[:k]
+    fit = backend.fit_kmeans(backend.from_host(x), backend.from_host(starts), max_iter=300, tol=0)
+    np.testing.assert_allclose(backend.to_host(fit.centres), lloyd(x, starts), atol=1e-3)
+    assert fit.n_iter >= 1
+
+
+def test_kmeans_stops_after_max_iter(backend: Backend, x):
+    starts = x[:6]
+    fit = backend.fit_kmeans(backend.from_host(x), backend.from_host(starts), max_iter=2, tol=0)
+    np.testing.assert_allclose(backend.to_host(fit.centres), lloyd(x, starts, n_iter=2), atol=1e-3)
+
+
+def test_silhouettes_are_scikit_learns(backend: Backend, x, labels):
+    found = backend.silhouette_samples(backend.from_host(x), backend.from_host(labels))
+    np.testing.assert_allclose(backend.to_host(found), sk.silhouette_samples(x, labels), atol=ROUNDING)
+
+
+def test_label_scores_are_scikit_learns(backend: Backend, labels):
+    truth = np.random.default_rng(0).permutation(labels // 2)
+    found = backend.label_scores(truth, backend.from_host(labels))
+    expected = {
+        "homogeneity": sk.homogeneity_score(truth, labels),
+        "completeness": sk.completeness_score(truth, labels),
+        "v_measure": sk.v_measure_score(truth, labels),
+        "adjusted_rand": sk.adjusted_rand_score(truth, labels),
+        "normalized_mutual_info": sk.normalized_mutual_info_score(truth, labels),
+    }
+    # Entropies of a few hundred labels, in float64 everywhere.
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_tables_of_names_and_numbers_come_back_from_csv_and_parquet(backend: Backend, tmp_path):
+    columns = {"path": ['a "b", c.png', "é\n.png"], "cluster": np.array([1, 0]), "x": np.array([0.1, 2], np.float32)}
+    table = backend.frames.DataFrame({**columns, "label": backend.frames.Series(["rose", None], dtype="str")})
+    table.to_csv(tmp_path / "table.csv", index=False, lineterminator="\n")
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    expected = pd.DataFrame({**columns, "label": ["rose", None]})
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), expected, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(buffer.getvalue())), expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 20])
+def test_tensorflows_batches_arrive_in_their_rows(backend: Backend, batch_size):
+    source = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    arrived = []
+    for first in range(0, 20, batch_size):
+        tensor = tf.constant(source[first : first + batch_size]) * 1
+        # Copied, as the job copies it into its matrix: the array is a view of the tensor.
+        arrived.append(backend.to_host(backend.from_tensorflow(tensor)).copy())
+        backend.synchronize()
+    np.testing.assert_array_equal(np.concatenate(arrived), source)
+
+
+def test_memory_and_batches_are_counted(backend: Backend):
+    assert backend.free_bytes() > 0
+    assert backend.batch_size(224) >= 1
+    assert backend.describe()["device"]
+
+
+def test_a_dlpack_capsule_of_tensorflow_holds_the_rows_and_can_be_taken_once():
+    """TensorFlow's side of the hand-over, which is the same on a card; CuPy's side needs one."""
+    source = np.arange(12, dtype=np.float32).reshape(4, 3)
+    capsule = tf.experimental.dlpack.to_dlpack(tf.constant(source))
+
+    class Holder:
+        def __dlpack__(self, **_: Any) -> Any:
+            return capsule
+
+        def __dlpack_device__(self) -> Any:
+            return 1, 0
+
+    np.testing.assert_array_equal(np.from_dlpack(Holder()), source)
+    with pytest.raises(ValueError, match="incorrect name"):
+        np.from_dlpack(Holder())

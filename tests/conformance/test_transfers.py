@@ -1,0 +1,95 @@
+"""What leaves the device: the whole pipeline after embedding, on arrays that only `to_host` can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpu_cluster.backend import Array
+from gpu_cluster.cluster import cluster
+from gpu_cluster.config import build_config
+from gpu_cluster.events import Observer
+from gpu_cluster.kmeans import START_ROWS
+from gpu_cluster.reduce import reduce
+from gpu_cluster.report import write_report
+from gpu_cluster.results import Embeddings, FileFacts, Findings, Manifest
+from gpu_cluster.score import score
+from gpu_cluster.sweep import sweep_k
+
+from .strict import LeakError, StrictBackend, side_doors_closed
+
+# Above what k-means++ may draw its starts from: all rows of a matrix leaving is then always a leak.
+N = START_ROWS + 300
+# Columns of a result: labels, distances, silhouettes, plotted components.
+MOST_COLUMNS = 3
+
+
+def embeddings(n: int, backend: StrictBackend) -> Embeddings:
+    random = np.random.default_rng(0)
+    centres = random.uniform(size=(5, 512)) ** 3
+    x = np.maximum(centres[np.arange(n) % 5] + 0.1 * random.normal(size=(n, 512)), 0).astype(np.float32)
+    found = backend.from_host(x)
+    return Embeddings(found, np.arange(n), {}, images_per_s=1.0, precision="float32", batch_size=1)
+
+
+def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend, Array], object]) -> StrictBackend:
+    """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
+    backend, observer = StrictBackend(), Observer()
+    config = build_config(preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1)
+    labels = tuple(f"kind {row % 5}" for row in range(n))
+    paths = tuple(f"{row:05d}.png" for row in range(n))
+    manifest = Manifest(folder, paths, (FileFacts(1, "0"),) * n, labels=labels, label_source="test")
+    given = {"backend": backend, "observer": observer}
+    with side_doors_closed():
+        found = embeddings(n, backend)
+        projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
+        plant(backend, found.x)
+        sweep = sweep_k(projection, config.sweep, config.cluster, config.score, seed=0, **given)  # type: ignore[arg-type]
+        clustering = cluster(projection, sweep.best_k, config.cluster, seed=0, **given)  # type: ignore[arg-type]
+        scores = score(manifest, found, projection, clustering, config.score, seed=0, **given)  # type: ignore[arg-type]
+        findings = Findings(found, projection, sweep, clustering, scores)
+        write_report(folder, manifest, findings, config.report, backend=backend)
+    return backend
+
+
+def leaks(backend: StrictBackend, n: int) -> list[tuple[int, ...]]:
+    """Return the transfers of all rows of something wider than a result."""
+    return [shape for shape in backend.transfers if len(shape) == 2 and shape[0] >= n and shape[1] > MOST_COLUMNS]
+
+
+def nothing(_backend: StrictBackend, _x: Array) -> None:
+    pass
+
+
+@pytest.mark.parametrize("preset", ["default", "notebook"])
+def test_only_samples_and_results_leave_the_device(tmp_path, preset):
+    backend = run_stages(preset, tmp_path, N, nothing)
+    assert leaks(backend, N) == []
+    widest = {shape[1] for shape in backend.transfers if len(shape) == 2}
+    # The notebook preset sweeps on all 512 columns, and its starts are a sample of their rows.
+    assert max(widest) == {"default": 24, "notebook": 512}[preset]
+    assert max(shape[0] for shape in backend.transfers if len(shape) == 2 and shape[1] > MOST_COLUMNS) == START_ROWS
+    assert (tmp_path / "assignments.parquet").is_file()
+
+
+def test_the_stages_run_on_arrays_that_numpy_cannot_read(tmp_path):
+    backend = run_stages("default", tmp_path, 120, nothing)
+    assert backend.transfers
+
+
+def test_a_planted_transfer_of_the_embeddings_is_caught(tmp_path):
+    backend = run_stages("default", tmp_path, N, lambda backend, x: backend.to_host(x))
+    assert leaks(backend, N) == [(N, 512)]
+
+
+@pytest.mark.parametrize(
+    "door",
+    [np.from_dlpack, list, np.asarray, lambda x: float(x[0, 0]), lambda x: bool(x[0, 0]), lambda x: next(iter(x))],
+    ids=["from_dlpack", "list", "asarray", "float", "bool", "iter"],
+)
+def test_a_planted_side_door_is_caught(tmp_path, door):
+    with pytest.raises((LeakError, RuntimeError)):
+        run_stages("default", tmp_path, 60, lambda _backend, x: door(x))
