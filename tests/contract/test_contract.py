@@ -1,0 +1,114 @@
+"""Every call to a GPU library fits the signature of the locked wheel: the recorded one here, the real one where it is.
+
+`scripts/check_gpu_contract` runs this in an environment with the real wheels; they import without a card.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .calls import SNAPSHOT, Call, bind, parameters, resolve, snapshot, source_calls, source_reads
+
+RECORDED = json.loads(SNAPSHOT.read_text())
+CALLS = source_calls()
+LOCK = Path(__file__).parents[2] / "scripts" / "locks" / "gpu.txt"
+
+needs_wheels = pytest.mark.skipif(
+    importlib.util.find_spec("cuml") is None,
+    reason="needs the GPU wheels (10 GB): scripts/check_gpu_contract makes an environment with them",
+)
+
+
+def identity(call: Call) -> str:
+    return f"{call.target} at {call.where}"
+
+
+def test_the_reader_finds_the_calls_that_matter():
+    targets = {call.target for call in CALLS}
+    assert {
+        "cuml.decomposition.PCA",
+        "cuml.decomposition.PCA.fit",
+        "cuml.cluster.KMeans",
+        "cuml.metrics.cluster.silhouette_samples",
+        "cupy.from_dlpack",
+        "cupy.take",
+        "rmm.reinitialize",
+        "cudf.DataFrame",
+        "cudf.DataFrame.to_parquet",
+        "tensorflow.experimental.dlpack.to_dlpack",
+    } <= targets
+
+
+@pytest.mark.parametrize("call", CALLS, ids=identity)
+def test_call_fits_the_recorded_signature(call):
+    assert call.target in RECORDED["signatures"], "a new call: write signatures.json again (scripts/check_gpu_contract)"
+    bind(call, RECORDED["signatures"][call.target])
+
+
+@pytest.mark.parametrize("wheel", ["cuml-cu12", "cudf-cu12", "cupy-cuda12x", "rmm-cu12", "tensorflow"])
+def test_the_record_is_of_the_locked_versions(wheel):
+    locked = re.search(rf"^{wheel}==([\w.]+)", LOCK.read_text(), re.MULTILINE)
+    assert locked is not None
+    assert RECORDED["versions"][wheel] == locked[1]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("cuml.cluster.KMeans", 0, ("n_cluster",), "a slip"),
+        Call("cuml.cluster.KMeans", 1, (), "a positional where only keywords go"),
+        Call("rmm.reinitialize", 0, ("pool_size",), "an option that is not there"),
+    ],
+    ids=lambda call: call.where,
+)
+def test_a_wrong_call_does_not_fit(call):
+    with pytest.raises(TypeError):
+        bind(call, RECORDED["signatures"][call.target])
+
+
+@needs_wheels
+@pytest.mark.parametrize("call", CALLS, ids=identity)
+def test_call_fits_the_installed_signature(call):
+    bind(call, parameters(call.target))
+
+
+@needs_wheels
+def test_the_record_is_what_is_installed():
+    assert json.loads(json.dumps(snapshot())) == RECORDED
+
+
+@needs_wheels
+@pytest.mark.parametrize("read", source_reads(), ids=lambda read: f"{read.target} at {read.where}")
+def test_what_is_read_of_a_fitted_estimator_is_set_by_its_fit(read):
+    estimator, _, attribute = read.target.rpartition(".")
+    # The wheels carry the Cython source beside the compiled module.
+    kind = resolve(estimator)
+    source = next(
+        Path(inspect.getfile(resolve(kind.__module__.rpartition(".")[0]))).parent.glob(
+            f"{kind.__module__.split('.')[-1]}.pyx"
+        )
+    )
+    assert f"self.{attribute} = " in source.read_text()
+
+
+@needs_wheels
+def test_estimators_are_constructed_for_real():
+    pca = resolve("cuml.decomposition.PCA")(n_components=3, svd_solver="full", output_type="cupy")
+    assert pca.get_params()["n_components"] == 3
+    starts = np.zeros((4, 2), np.float32)
+    kmeans = resolve("cuml.cluster.KMeans")(
+        n_clusters=4, init=starts, n_init=1, max_iter=5, tol=1e-6, output_type="cupy"
+    )
+    assert kmeans.get_params()["n_init"] == 1
+
+
+@needs_wheels
+def test_cupy_raises_a_memory_error_when_memory_runs_out():
+    assert issubclass(resolve("cupy.cuda.memory.OutOfMemoryError"), MemoryError)
