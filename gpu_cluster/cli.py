@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -14,11 +15,12 @@ from typing import Annotated, Any
 import typer
 
 import gpu_cluster
-from gpu_cluster.config import describe
+from gpu_cluster.config import build_config, describe
+from gpu_cluster.doctor import diagnose
 from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import printable
-from gpu_cluster.terminal import TerminalObserver, print_summary
+from gpu_cluster.terminal import TerminalObserver, print_diagnosis, print_summary
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -110,6 +112,27 @@ def run(
             f"{printable(str(result.folder / 'bad_files.csv'))!r}"
         )
     raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="Fail where this device cannot work: auto, cpu or gpu.")] = "auto",
+    weights: Annotated[Path | None, _option("weights", _INPUT)] = None,
+    out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Say what this machine can run, and what to do about what it cannot.
+
+    Exit codes: 0 the device asked for can work; 1 it cannot.
+    """
+    config = build_config(device=device, weights=weights, out=out)
+    diagnosis = diagnose(config.device, config.embed.weights, config.report.out)
+    if as_json:
+        typer.echo(json.dumps(diagnosis.as_json(), indent=2))
+    else:
+        print_diagnosis(diagnosis)
+    raise typer.Exit(0 if diagnosis.works else 1)
 
 
 _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gpu_cluster.doctor import Diagnosis
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Findings, RunResult, printable
 
@@ -100,6 +101,19 @@ def print_summary(result: RunResult) -> None:
             console.print(f"{name}: {value}", markup=False)
         for row in _cluster_rows(findings):
             console.print(f"cluster {': '.join(row[:2])} images{', mostly ' + row[2] if row[2] else ''}", markup=False)
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print the checks as a table, what fails with its remedy."""
+    console = Console(soft_wrap=True, highlight=False)
+    marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
+    width = max(len(check.name) for check in diagnosis.checks)
+    for check in diagnosis.checks:
+        console.print(f"{marks[check.status]:4}  {check.name:{width}}  {check.found}", markup=False)
+        if check.remedy:
+            console.print(f"{'':4}  {'':{width}}  -> {check.remedy}", markup=False)
+    verdict = "can run here" if diagnosis.works else "cannot run here"
+    console.print(f"gpu-cluster --device {diagnosis.device} {verdict}", markup=False)
 
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:

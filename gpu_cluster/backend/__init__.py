@@ -2,7 +2,7 @@
 
 from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
-from gpu_cluster.backend.gpu import GpuBackend
+from gpu_cluster.backend.gpu import GpuBackend, describe_gpus
 from gpu_cluster.backend.select import Choice, Finding, look_for_gpu, select
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "GpuBackend",
     "KMeansFit",
     "PCAFit",
+    "describe_gpus",
     "look_for_gpu",
     "select",
 ]

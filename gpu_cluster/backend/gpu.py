@@ -159,3 +159,16 @@ class GpuBackend(Backend):
             # cuML has none; with the arithmetic mean as its norm it is the V-measure (Rosenberg and Hirschberg 2007).
             "normalized_mutual_info": v_measure,
         }
+
+
+def describe_gpus() -> list[str]:
+    """Return name, memory and compute capability of every visible card, in words."""
+    import cupy
+
+    words = []
+    for number in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
+        memory = properties["totalGlobalMem"] / _GIB
+        capability = f"{properties['major']}.{properties['minor']}"
+        words.append(f"{number}: {properties['name'].decode()}, {memory:.0f} GiB, compute capability {capability}")
+    return words
