@@ -3,7 +3,7 @@
 `run` does a whole job, `embed` only turns pictures into embeddings. The modules, in the order of the flow:
 
 - `cli`: options -> a job; what the terminal shows; exit codes
-- `doctor`: what this machine can run
+- `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
 - `pipeline`: the job, from the folder to the run folder
 - `images`: folder and labels -> Manifest
 - `embed`: Manifest -> Embeddings (n, 512)

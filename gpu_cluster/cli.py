@@ -20,7 +20,8 @@ from gpu_cluster.doctor import diagnose
 from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import printable
-from gpu_cluster.terminal import TerminalObserver, print_diagnosis, print_summary
+from gpu_cluster.selftest import run_selftest
+from gpu_cluster.terminal import TerminalObserver, print_diagnosis, print_summary, print_verdict
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -133,6 +134,23 @@ def doctor(
     else:
         print_diagnosis(diagnosis)
     raise typer.Exit(0 if diagnosis.works else 1)
+
+
+@app.command()
+def selftest(
+    device: Annotated[str, typer.Option(help="gpu fails without one; auto compares where it is there.")] = "auto",
+    image_size: Annotated[int | None, _option("image_size", _EMBED)] = None,
+    out: Annotated[Path, typer.Option(help="Where the verdict goes as JSON.")] = Path("gpu-cluster-selftest.json"),
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Do the same work on the CPU and on the GPU, with the sample set, and compare.
+
+    Exit codes: 0 all within tolerance; 1 a miss, or no GPU where one was asked for.
+    """
+    verdict = run_selftest(build_config(device=device).device, image_size=image_size, observer=TerminalObserver())
+    print_verdict(verdict)
+    out.write_text(json.dumps(verdict.as_json(), indent=2) + "\n", encoding="utf-8")
+    raise typer.Exit(0 if verdict.passed else 1)
 
 
 _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})

@@ -25,6 +25,7 @@ from rich.text import Text
 from gpu_cluster.doctor import Diagnosis
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Findings, RunResult, printable
+from gpu_cluster.selftest import Verdict
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k"}
 _PLAIN_EVERY_S = 5.0
@@ -114,6 +115,23 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             console.print(f"{'':4}  {'':{width}}  -> {check.remedy}", markup=False)
     verdict = "can run here" if diagnosis.works else "cannot run here"
     console.print(f"gpu-cluster --device {diagnosis.device} {verdict}", markup=False)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print the comparison of the devices, a line each, with the tolerance and the reason for it."""
+    # Wide enough for a row a line in a log.
+    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    marks = {True: "ok", False: "MISS", None: ""}
+    table = Table(pad_edge=False)
+    for title in ("", "", "CPU", "GPU", "error", "tolerance", "why"):
+        table.add_column(title, overflow="fold")
+    for row in verdict.rows:
+        error = "" if row.error is None else f"{row.error:.2g}"
+        tolerance = "" if row.tolerance is None else f"{row.tolerance:g}"
+        cells = (marks[row.ok], row.name, row.cpu, row.gpu or "", error, tolerance, row.reason)
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    console.print(verdict.not_tried or f"{'passed' if verdict.passed else 'MISSED'}", markup=False)
 
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:

@@ -92,6 +92,10 @@ class Backend(ABC):
         """Return the free memory of the device."""
 
     @abstractmethod
+    def peak_bytes(self) -> int:
+        """Return the most memory that was in use at once: of the device, or of the process where that is the host."""
+
+    @abstractmethod
     def to_host(self, array: Array) -> HostArray:
         """Return a NumPy array: the only way off the device."""
 

@@ -46,6 +46,7 @@ class GpuBackend(Backend):
     def claim_device(self, matrix_bytes: int) -> None:
         import cupy
         import rmm
+        import rmm.statistics
         import tensorflow as tf
         from rmm.allocators.cupy import rmm_cupy_allocator
 
@@ -58,6 +59,7 @@ class GpuBackend(Backend):
         # RMM takes multiples of 256 bytes.
         initial = int(min(wanted, _POOL_SHARE * free)) // 256 * 256
         rmm.reinitialize(pool_allocator=True, initial_pool_size=initial)
+        rmm.statistics.enable_statistics()
         cupy.cuda.set_allocator(rmm_cupy_allocator)
 
     def batch_size(self, image_size: int) -> int:
@@ -106,6 +108,12 @@ class GpuBackend(Backend):
 
         free, _total = cupy.cuda.runtime.memGetInfo()
         return int(free)
+
+    def peak_bytes(self) -> int:
+        import rmm.statistics
+
+        found = rmm.statistics.get_statistics()
+        return 0 if found is None else int(found.peak_bytes)
 
     def fit_pca(self, x: Array, n_components: int) -> PCAFit:
         import cupy
