@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class GpuBackend(Backend):
 
     name = "gpu"
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
+    _claimed: ClassVar[bool] = False
 
     @property
     def xp(self) -> ModuleType:
@@ -44,23 +45,11 @@ class GpuBackend(Backend):
         return cudf  # type: ignore[no-any-return]
 
     def claim_device(self, matrix_bytes: int) -> None:
-        import cupy
-        import rmm
-        import rmm.statistics
-        import tensorflow as tf
-        from rmm.allocators.cupy import rmm_cupy_allocator
-
-        # Before TensorFlow touches the card: by default it would take all of its memory.
-        for device in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(device, True)
-        # The embeddings, their scaled copy, PCA's copy in column order, and room for the passes over blocks of rows.
-        wanted = 3 * matrix_bytes + _GIB // 2
-        free, _total = cupy.cuda.runtime.memGetInfo()
-        # RMM takes multiples of 256 bytes.
-        initial = int(min(wanted, _POOL_SHARE * free)) // 256 * 256
-        rmm.reinitialize(pool_allocator=True, initial_pool_size=initial)
-        rmm.statistics.enable_statistics()
-        cupy.cuda.set_allocator(rmm_cupy_allocator)
+        # Once a process: neither TensorFlow's memory growth nor RMM's pool can change while arrays are alive. The pool
+        # grows by itself where a later matrix is larger.
+        if not GpuBackend._claimed:
+            GpuBackend._claimed = True
+            _claim(matrix_bytes)
 
     def batch_size(self, image_size: int) -> int:
         a_picture = _BYTES_A_PICTURE * (image_size / 224) ** 2
@@ -167,6 +156,26 @@ class GpuBackend(Backend):
             # cuML has none; with the arithmetic mean as its norm it is the V-measure (Rosenberg and Hirschberg 2007).
             "normalized_mutual_info": v_measure,
         }
+
+
+def _claim(matrix_bytes: int) -> None:
+    import cupy
+    import rmm
+    import rmm.statistics
+    import tensorflow as tf
+    from rmm.allocators.cupy import rmm_cupy_allocator
+
+    # Before TensorFlow touches the card: by default it would take all of its memory.
+    for device in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, True)
+    # The embeddings, their scaled copy, PCA's copy in column order, and room for the passes over blocks of rows.
+    wanted = 3 * matrix_bytes + _GIB // 2
+    free, _total = cupy.cuda.runtime.memGetInfo()
+    # RMM takes multiples of 256 bytes.
+    initial = int(min(wanted, _POOL_SHARE * free)) // 256 * 256
+    rmm.reinitialize(pool_allocator=True, initial_pool_size=initial)
+    rmm.statistics.enable_statistics()
+    cupy.cuda.set_allocator(rmm_cupy_allocator)
 
 
 def describe_gpus() -> list[str]:
