@@ -2,7 +2,7 @@
 
 `run` does a whole job, `embed` only turns pictures into embeddings. The modules, in the order of the flow:
 
-- `cli`: options -> a job; what the terminal shows; exit codes
+- `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `api`: the same from Python
 - `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
 - `pipeline`: the job, from the folder to the run folder
 - `images`: folder and labels -> Manifest

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from gpu_cluster import vgg16
 from gpu_cluster.backend import select
-from gpu_cluster.config import build_config
+from gpu_cluster.config import EmbedConfig, build_config
 from gpu_cluster.embed import check_precision, embed_files
-from gpu_cluster.errors import DataError
+from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.pipeline import run_job
 from gpu_cluster.results import RunResult, printable
@@ -52,18 +52,19 @@ def run(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    named = [images] if isinstance(images, str | os.PathLike) else list(images)
-    given = tuple(map(Path, named)) or None
+    given = tuple(_paths(images)) or None
     return run_job(build_config(config, images=given, **options), observer)
 
 
-def embed(paths: Iterable[PathLike], *, observer: Observer | None = None, **options: Any) -> npt.NDArray[np.float32]:
+def embed(
+    paths: PathLike | Iterable[PathLike], *, observer: Observer | None = None, **options: Any
+) -> npt.NDArray[np.float32]:
     """Embed image files with VGG16 (ImageNet, average pooling).
 
     Parameters
     ----------
     paths
-        Image files.
+        An image file, or several.
     observer
         Is told about progress.
     **options
@@ -78,9 +79,13 @@ def embed(paths: Iterable[PathLike], *, observer: Observer | None = None, **opti
     DataError
         When a file cannot be decoded; the message names the first.
     """
+    known = {"device", *EmbedConfig.model_fields}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r} of embed; known are {', '.join(sorted(known))}")
     job = build_config(**options)
     config = job.embed
-    files = [Path(path) for path in paths]
+    files = _paths(paths)
     if not files:
         return np.empty((0, vgg16.N_FEATURES), np.float32)
     backend = select(job.device).backend
@@ -94,3 +99,7 @@ def embed(paths: Iterable[PathLike], *, observer: Observer | None = None, **opti
             f"{printable(str(files[first]))!r}: {found.bad[first]}"
         )
     return np.asarray(backend.to_host(found.x))
+
+
+def _paths(named: PathLike | Iterable[PathLike]) -> list[Path]:
+    return [Path(named)] if isinstance(named, str | os.PathLike) else [Path(path) for path in named]

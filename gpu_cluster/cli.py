@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -159,6 +160,10 @@ _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] or ["--help"]
     debug = "--debug" in arguments
     try:
@@ -193,5 +198,4 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _print_error(message: str) -> None:
-    line = " ".join(message.split())
-    sys.stderr.write(f"error: {line}\n".encode("utf-8", "backslashreplace").decode())
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")

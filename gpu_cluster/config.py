@@ -253,6 +253,11 @@ def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> 
     given = _nested({name: value for name, value in options.items() if value is not None})
     from_file = _read_file(Path(file)) if file is not None else {}
     preset = given.get("preset", from_file.get("preset", JobConfig().preset))
+    if "preset" in given and _is_record(file) and from_file.get("preset") != given["preset"]:
+        raise ConfigError(
+            f"--preset {given['preset']}: {os.fspath(file or '')!r} is the record of a run and holds every option of "
+            f"its preset {from_file.get('preset')!r}; leave out --preset or --config"
+        )
     layers = [PRESETS.get(preset, {}) if isinstance(preset, str) else {}, from_file, given]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -289,7 +294,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {str(path)!r}: {getattr(error, 'strerror', error)}") from error
     try:
-        if path.suffix.lower() == ".json":
+        if _is_record(path):
             content = json.loads(text)
             if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
                 raise ConfigError(f"{str(path)!r} is no run.json: it has no 'config'; give a run.json or a TOML file")
@@ -297,6 +302,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except ValueError as error:
         raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
+
+
+def _is_record(file: str | os.PathLike[str] | None) -> bool:
+    """Tell a run.json, which holds every option, from a file of options."""
+    return file is not None and os.fspath(file).lower().endswith(".json")
 
 
 def _first_problem(error: ValidationError, file: str | os.PathLike[str] | None) -> str:

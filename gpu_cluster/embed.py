@@ -47,6 +47,7 @@ def embed_files(
 
     Memory: one (n, 512) float32 matrix and a few batches of pictures; a second matrix only if a file was bad.
     """
+    vgg16.use_tensorflow()
     total = len(paths)
     backend.claim_device(total * vgg16.N_FEATURES * np.dtype(np.float32).itemsize)
     x = backend.xp.empty((total, vgg16.N_FEATURES), dtype=backend.xp.float32)

@@ -1,7 +1,7 @@
 """Folder and labels -> Manifest.
 
 Enters: the folders and files named, and where their labels are. Leaves: one row a file, sorted by path, each with its
-content hash and its label. Decodes no picture. Must not know what is done with the pictures.
+label, then its content hash. Decodes no picture. Must not know what is done with the pictures.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def discover(config: InputConfig, observer: Observer) -> Manifest:
             "No images named: using the 210 drawn flowers that come with gpu-cluster. "
             "For your own pictures: gpu-cluster run FOLDER"
         )
-    manifest = _manifest(named, observer)
+    manifest = _manifest(named)
     if config.labels_from_folders:
         return _labelled_by_folder(manifest, observer)
     table = config.labels or _find_table(named, config)
     return manifest if table is None else _labelled_by_table(manifest, table, config, observer)
 
 
-def _manifest(named: Sequence[Path], observer: Observer) -> Manifest:
+def _manifest(named: Sequence[Path]) -> Manifest:
     files: set[str] = set()
     for path in named:
         if _is_folder(path):
@@ -67,8 +67,7 @@ def _manifest(named: Sequence[Path], observer: Observer) -> Manifest:
         root = os.path.commonpath([str(path if path.is_dir() else path.parent) for path in named])
     # By bytes, not by locale or surrogates, so that the order is the same on every machine.
     paths = sorted({os.path.relpath(file, root) for file in files}, key=os.fsencode)
-    facts = _read_facts([os.path.join(root, path) for path in paths], observer)
-    return Manifest(root=Path(root), paths=tuple(paths), files=facts)
+    return Manifest(root=Path(root), paths=tuple(paths))
 
 
 def _is_folder(path: Path) -> bool:
@@ -80,22 +79,26 @@ def _is_folder(path: Path) -> bool:
         raise DataError(f"{where!r} does not exist; expected a folder of images or an image file") from None
     except OSError as error:
         raise DataError(f"cannot read {printable(str(path))!r}: {error.strerror}") from error
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        raise DataError(f"{printable(str(path))!r} is a pipe, a socket or a device; expected a folder or an image file")
     return stat.S_ISDIR(status.st_mode)
 
 
-def _read_facts(files: Sequence[str], observer: Observer) -> tuple[FileFacts, ...]:
+def read_files(manifest: Manifest, observer: Observer) -> Manifest:
+    """Read every file once for its size and the hash of its content; after all that costs less has been checked."""
     facts = []
+    files = [manifest.file(row) for row in range(len(manifest))]
     # Hashing and reading both release Python's lock.
     with ThreadPoolExecutor() as pool:
         for done, fact in enumerate(pool.map(_facts, files), start=1):
             facts.append(fact)
             observer.progress("scan", done, len(files))
-    return tuple(facts)
+    return replace(manifest, files=tuple(facts))
 
 
-def _facts(file: str) -> FileFacts:
+def _facts(file: Path) -> FileFacts:
     try:
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
             return FileFacts(size=stream.tell(), content_hash=digest.hexdigest())
     except OSError:
@@ -116,10 +119,23 @@ def _walk(folder: Path) -> Iterator[str]:
             subdirectories.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+        # Folders before links to them: which of its names a file gets must not depend on the file system's order.
+        subdirectories[:] = sorted(
+            (name for name in subdirectories if not name.startswith(".")),
+            key=lambda name: (os.path.islink(os.path.join(directory, name)), os.fsencode(name)),
+        )
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(directory, name)
+            path = os.path.join(directory, name)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES and not _is_special(path):
+                yield path
+
+
+def _is_special(path: str) -> bool:
+    """Tell pipes, sockets and devices, which would be waited for forever; what is not there is reported later."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _labelled_by_folder(manifest: Manifest, observer: Observer) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from gpu_cluster import run_folder, vgg16
 from gpu_cluster.backend import Backend, select
@@ -12,7 +13,7 @@ from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import check_precision, embed
 from gpu_cluster.errors import DeviceError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
-from gpu_cluster.images import discover
+from gpu_cluster.images import discover, read_files
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
@@ -41,8 +42,9 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         check_ks(config.sweep, len(manifest))
         weights = vgg16.find_weights(config.embed.weights)
         folder = run_folder.choose(config.report.out, name=manifest.root.name, inputs=config.input.named())
+        manifest = read_files(manifest, events)
 
-    with run_folder.staged(folder) as stage, (stage / "events.jsonl").open("w", encoding="utf-8") as log:
+    with run_folder.staged(folder) as stage, (stage.path / "events.jsonl").open("w", encoding="utf-8") as log:
         events.add(EventLog(log))
         manifest, findings = _find(manifest, weights, config, backend=backend, events=events)
         result = RunResult(
@@ -57,15 +59,16 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
             notices=events.notices,
         )
         if findings is None:
-            write_bad_files(stage, manifest)
+            write_bad_files(stage.path, manifest)
         else:
             with events.stage("report"):
-                write_report(stage, manifest, findings, config.report, backend=backend)
-        write_run_record(stage, result, backend=backend)
+                write_report(stage.path, manifest, findings, config.report, backend=backend)
+        write_run_record(stage.path, result, backend=backend)
+    result = replace(result, folder=stage.folder)
     if findings is None:
         raise NothingReadableError(
             f"none of the {len(manifest)} files found could be decoded; the reasons are in "
-            f"{str(folder / 'bad_files.csv')!r}"
+            f"{str(result.folder / 'bad_files.csv')!r}"
         )
     return result
 

@@ -107,7 +107,7 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
         (n,) index into `names`, host.
     """
     figure, (axes,) = _figure(9.5, 6.2)
-    drawn = _at_most(len(pcs))
+    n, drawn = len(pcs), _at_most(len(pcs))
     pcs, groups = pcs[drawn], groups[drawn]
     size = float(np.clip(9000 / max(len(pcs), 1), 4, 46))
     other = (groups < 0) | (groups >= _MOST_NAMED)
@@ -120,11 +120,11 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
             own[:, 0], own[:, 1], s=size, alpha=0.8, linewidths=0.3, edgecolors=_INK, label=str(group), **_style(group)
         )
         if numbers_only and len(own):
-            _number(axes, np.median(own, axis=0), name)
+            _number(axes, np.median(own, axis=0), name, aside=len(own) == 1)
     ratios = projection.pcs_variance_ratio
     axes.set_xlabel(f"PC1 ({ratios[0]:.1%} of the variance)")
     axes.set_ylabel(f"PC2 ({ratios[1]:.1%} of the variance)")
-    of_all = f", {len(pcs):,} of them" if len(drawn) < len(groups) else ""
+    of_all = f", {len(drawn):,} of {n:,} images" if len(drawn) < n else ""
     axes.set_title(f"{title} in PCA space{of_all}", loc="left")
     columns = 1 if len(names) <= 18 else 2
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns, fontsize=9)
@@ -173,8 +173,10 @@ def contact_sheet(files: Sequence[Path], title: str) -> Image:
 
     columns = min(_COLUMNS, max(len(files), 4))
     lines = -(-len(files) // columns)
-    sheet = Image.new("RGB", (columns * _TILE, _HEAD + lines * _TILE), "white")
-    ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=ImageFont.load_default(16))
+    font = ImageFont.load_default(16)
+    width = max(columns * _TILE, int(font.getlength(title)) + 12)
+    sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
+    ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
     for position, file in enumerate(files):
         tile = _thumbnail(file)
         line, column = divmod(position, columns)
@@ -229,7 +231,8 @@ def _style(group: int) -> dict[str, Any]:
     return {"color": COLOURS[group % len(COLOURS)], "marker": MARKERS[group % len(MARKERS)]}
 
 
-def _number(axes: Axes, at: FloatArray, name: str) -> None:
+def _number(axes: Axes, at: FloatArray, name: str, *, aside: bool) -> None:
+    """Write a cluster's number at a place, or beside it where it would hide the only point."""
     box = {
         "boxstyle": "round,pad=0.2",
         "facecolor": "white",
@@ -237,7 +240,9 @@ def _number(axes: Axes, at: FloatArray, name: str) -> None:
         "linewidth": 0.6,
         "alpha": 0.9,
     }
-    axes.annotate(name, (float(at[0]), float(at[1])), ha="center", va="center", fontsize=9, bbox=box)
+    offset = (9, 9) if aside else (0, 0)
+    place = (float(at[0]), float(at[1]))
+    axes.annotate(name, place, offset, textcoords="offset points", ha="center", va="center", fontsize=9, bbox=box)
 
 
 def _at_most(n: int) -> IntArray:

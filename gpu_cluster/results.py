@@ -44,7 +44,7 @@ class Manifest:
     ----------
     root : folder that `paths` are relative to
     paths : one a file, as the file system gives them (surrogate escapes for bytes that are not UTF-8)
-    files : size and content hash, one a file
+    files : size and content hash, one a file; empty before the files were read
     labels : one a file, None where a file has none; None altogether without a source of labels
     label_source : where the labels came from, in words
     n_labels_without_file : rows of the labels CSV whose file was not found
@@ -53,7 +53,7 @@ class Manifest:
 
     root: Path
     paths: tuple[str, ...]
-    files: tuple[FileFacts, ...]
+    files: tuple[FileFacts, ...] = ()
     labels: tuple[str | None, ...] | None = None
     label_source: str | None = None
     n_labels_without_file: int = 0

@@ -5,6 +5,7 @@ Must not know what is written into it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -18,6 +19,17 @@ from gpu_cluster.errors import ConfigError, JobError
 
 # Every run folder holds these, with whatever else; a folder with both may be replaced by a new run.
 _MARKS = frozenset({"run.json", "bad_files.csv"})
+
+# All that a run may leave. A folder that holds anything else is not replaced: it may be somebody's work.
+CONTENTS = _MARKS | {
+    "assignments.csv",
+    "assignments.parquet",
+    "events.jsonl",
+    "manifest.parquet",
+    "metrics.json",
+    "plots",
+    "sweep.csv",
+}
 
 
 def is_run_folder(names: Iterable[str]) -> bool:
@@ -56,9 +68,12 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
             f"cannot write the results to {str(folder)!r}: it is a mount point, which cannot be renamed; "
             f"give a folder in it, such as {str(folder / 'run')!r}"
         )
-    if folder.is_dir() and (names := os.listdir(folder)) and not is_run_folder(names):
+    names = os.listdir(folder) if folder.is_dir() else []
+    foreign = sorted(set(names) - CONTENTS)
+    if names and (foreign or not is_run_folder(names)):
+        what = f", such as {foreign[0]!r}," if foreign else ""
         raise ConfigError(
-            f"cannot write the results to {str(folder)!r}: it holds other files and is not an earlier run; "
+            f"cannot write the results to {str(folder)!r}: it holds other files{what} and would be replaced; "
             "choose a new or an empty folder with --out"
         )
     if folder.is_dir():
@@ -85,49 +100,74 @@ def _unused(folder: Path) -> Path:
     return free
 
 
+class Staged:
+    """A folder being filled: `path` while it is, `folder` when it has taken its name."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+
+
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path) -> Iterator[Staged]:
     """Give a temporary folder beside `folder` to fill; it takes its name when the block ends.
 
-    An earlier run of that name is replaced then, and not before. If the block fails, nothing is left.
+    An earlier run of that name is replaced then, and not before. Where something else has taken the name meanwhile, the
+    next free one is taken: nothing that a run did not find when it began is ever replaced. If the block fails, nothing
+    is left.
 
     Raises
     ------
     JobError
         When the folder cannot be made or renamed.
     """
+    replaces = folder.is_dir() and is_run_folder(os.listdir(folder))
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        stage.chmod(0o777 & ~_umask())
+        stage = Staged(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)), folder)
+        stage.path.chmod(0o777 & ~_umask())
     except OSError as error:
         raise JobError(f"cannot make a folder beside {str(folder)!r}: {error.strerror}") from error
     try:
         yield stage
-        _take_name(stage, folder)
+        stage.folder = _take_name(stage.path, folder, replaces=replaces)
     except OSError as error:
         where = error.filename or folder
         raise JobError(f"the job stopped at {str(where)!r}: {error.strerror or error}; nothing was left") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage.path, ignore_errors=True)
         _remove_empty(made)
 
 
-def _take_name(stage: Path, folder: Path) -> None:
-    if folder.exists():
-        # A folder cannot be renamed over one that is not empty: move the earlier run aside first.
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
+    if replaces and folder.is_dir() and set(os.listdir(folder)) <= CONTENTS:
+        _swap(stage, folder)
+        return folder
+    target = folder
+    while True:
         try:
-            os.replace(folder, aside)
-            os.replace(stage, folder)
-        finally:
-            # Stopped between the two: the earlier run gets its place back.
-            if not folder.exists():
-                os.replace(aside, folder)
-            shutil.rmtree(aside, ignore_errors=True)
-    else:
+            # Renames over nothing or an empty folder, and refuses to over anything else.
+            os.rename(stage, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            target = _unused(folder)
+        else:
+            return target
+
+
+def _swap(stage: Path, folder: Path) -> None:
+    # A folder cannot be renamed over one that is not empty: move the earlier run aside first.
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    try:
+        os.replace(folder, aside)
         os.replace(stage, folder)
+    finally:
+        # Stopped between the two: the earlier run gets its place back.
+        if not folder.exists():
+            os.replace(aside, folder)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from gpu_cluster import kmeans, metrics
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
-from gpu_cluster.errors import ConfigError, JobError
+from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Projection, Sweep, SweepPoint
 
@@ -27,7 +27,9 @@ def check_ks(config: SweepConfig, n: int) -> None:
         When k or the end of a range that was given is above n.
     """
     if config.k is not None and config.k > n:
-        raise ConfigError(f"--k: {config.k} clusters need at least as many images; found {n}; give a k up to {n}")
+        raise ConfigError(
+            f"--k: {config.k} clusters (given, or by the preset) need as many images; found {n}; give a k up to {n}"
+        )
     last = parse_k_range(config.k_range)[-1] if config.k_range else 1
     if last > n:
         raise ConfigError(
@@ -46,13 +48,7 @@ def sweep_k(
     backend: Backend,
     observer: Observer,
 ) -> Sweep:
-    """Cluster for each k of the range and choose one: `k` if given, else the knee of the inertia curve.
-
-    Raises
-    ------
-    JobError
-        When so many files were bad that fewer images than `k` are left.
-    """
+    """Cluster for each k of the range and choose one: `k` if given, else the knee of the inertia curve."""
     x = projection.sweep_x
     ks = _ks_to_try(config, x.shape[0], observer)
     points = []
@@ -67,7 +63,9 @@ def sweep_k(
         elapsed_s = time.perf_counter() - start
         points.append(SweepPoint(k, partition.inertia, metrics.mean_or_none(values), partition.n_iter, elapsed_s))
     observer.progress("sweep", len(ks), len(ks))
-    best_k, chosen_by = _choose(config, points)
+    best_k, chosen_by = _choose(config, points, x.shape[0])
+    if config.k is not None and best_k < config.k:
+        observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
     if chosen_by == "farthest from the chord":
         observer.notice(
             f"No clear knee in the inertia curve, k {ks[0]} to {ks[-1]}: took {best_k}, the k farthest from its chord"
@@ -76,8 +74,6 @@ def sweep_k(
 
 
 def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ...]:
-    if config.k is not None and config.k > n:
-        raise JobError(f"{config.k} clusters need at least as many images; only {n} of the files could be read")
     text = config.k_range or config.default_range
     ks = parse_k_range(text)
     possible = tuple(k for k in ks if k <= n) or (n,)
@@ -86,10 +82,10 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
     return possible
 
 
-def _choose(config: SweepConfig, points: Sequence[SweepPoint]) -> tuple[int, str]:
+def _choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, str]:
     ks, inertias = [point.k for point in points], [point.inertia for point in points]
     if config.k is not None:
-        return config.k, "given"
+        return min(config.k, n), "given"
     if len(ks) == 1:
         return ks[0], "only k tried"
     found = metrics.knee(ks, inertias)

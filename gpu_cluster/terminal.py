@@ -5,6 +5,7 @@ A terminal gets a progress bar and tables, anything else plain lines.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -31,6 +32,15 @@ _UNITS = {"scan": "files", "embed": "images", "sweep": "k"}
 _PLAIN_EVERY_S = 5.0
 
 
+class _Terminal(Console):
+    """A console that goes quiet when nobody reads it any more: that must not end a job of hours."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # Python writes what is left when it ends, and would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")
@@ -40,8 +50,8 @@ class TerminalObserver(Observer):
     """Shows progress on standard error and decisions on standard output."""
 
     def __init__(self) -> None:
-        self._out = Console(soft_wrap=True, highlight=False)
-        self._errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._out = _Terminal(soft_wrap=True, highlight=False)
+        self._errors = _Terminal(stderr=True, soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
         self._started = self._last_line = 0.0
 
@@ -86,7 +96,7 @@ class TerminalObserver(Observer):
 
 def print_summary(result: RunResult) -> None:
     """Print what a job found and where it left it."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = _Terminal(soft_wrap=True, highlight=False)
     findings = result.findings
     if findings is None:
         return
@@ -106,7 +116,7 @@ def print_summary(result: RunResult) -> None:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print the checks as a table, what fails with its remedy."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = _Terminal(soft_wrap=True, highlight=False)
     marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
     width = max(len(check.name) for check in diagnosis.checks)
     for check in diagnosis.checks:
@@ -120,7 +130,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 def print_verdict(verdict: Verdict) -> None:
     """Print the comparison of the devices, a line each, with the tolerance and the reason for it."""
     # Wide enough for a row a line in a log.
-    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    console = _Terminal(highlight=False, width=None if _Terminal().is_terminal else 160)
     marks = {True: "ok", False: "MISS", None: ""}
     table = Table(pad_edge=False)
     for title in ("", "", "CPU", "GPU", "error", "tolerance", "why"):

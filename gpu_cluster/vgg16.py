@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.config import Precision, shipped_data
-from gpu_cluster.errors import WeightsError
+from gpu_cluster.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     import h5py
@@ -78,7 +80,13 @@ def find_weights(named: Path | None = None) -> Weights:
             f"no VGG16 weights found; looked for {looked}; give a file with --weights (Keras 3 .weights.h5, or the "
             f"legacy {_LEGACY_NAME})"
         )
-    return read_weights(path)
+    weights = read_weights(path)
+    if path == shipped and weights.sha256 != IMAGENET_SHA256:
+        raise WeightsError(
+            f"the weights {str(path)!r} that come with gpu-cluster are damaged: expected sha256 "
+            f"{IMAGENET_SHA256}, found {weights.sha256}; install it again"
+        )
+    return weights
 
 
 def read_weights(path: Path) -> Weights:
@@ -139,6 +147,11 @@ def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
             f"{where} are not VGG16's: expected the layers block1_conv1 to block5_conv3, {missing[0]} is missing; "
             f"found {has}"
         )
+    extra = [name for name in found if name not in LAYER_SHAPES]
+    if extra:
+        raise WeightsError(
+            f"{where} are not VGG16's without its top: expected its 13 convolutions alone, found {extra[0]} too"
+        )
     for name, shape in LAYER_SHAPES.items():
         shapes = tuple(array.shape for array in found[name])
         if shapes != (shape, shape[-1:]):
@@ -147,6 +160,25 @@ def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
             )
         if not all(np.isfinite(array).all() for array in found[name]):
             raise WeightsError(f"{where} are damaged: {name} holds values that are not finite")
+
+
+def use_tensorflow() -> None:
+    """Have Keras compute with TensorFlow whatever the user's settings say; before TensorFlow, whose import loads Keras.
+
+    Raises
+    ------
+    ConfigError
+        When this process has loaded Keras with another backend.
+    """
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+        return
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        raise ConfigError(
+            f"Keras is already loaded with the {keras.config.backend()} backend; set KERAS_BACKEND=tensorflow before"
+        )
 
 
 # Whoever embeds again and again in one process would otherwise build and trace the network each time.
@@ -160,21 +192,36 @@ def build(weights: Weights, image_size: int, precision: Precision) -> Callable[[
     import tensorflow as tf
 
     tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16" if precision == "float16" else "float32")
-    try:
+    with _keras_settings("mixed_float16" if precision == "float16" else "float32"):
         model = keras.applications.VGG16(
             include_top=False, weights=None, pooling="avg", input_shape=(image_size, image_size, 3)
         )
-    finally:
-        keras.config.set_dtype_policy(before)
     for name, (kernel, bias) in weights.layers.items():
         model.get_layer(name).set_weights([kernel, bias])
 
     # One signature for every batch size: the last, smaller batch is not traced again.
     @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)])  # type: ignore[untyped-decorator]
     def network(pictures: tf.Tensor) -> Any:
-        features = model(keras.applications.vgg16.preprocess_input(pictures), training=False)
+        features = model(
+            keras.applications.vgg16.preprocess_input(pictures, data_format="channels_last"), training=False
+        )
         return tf.cast(features, tf.float32)
 
     return network  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _keras_settings(dtype_policy: str) -> Iterator[None]:
+    """Build with settings of our own: those in the user's keras.json would change the numbers."""
+    import keras
+
+    policy, floatx, layout = keras.config.dtype_policy(), keras.config.floatx(), keras.config.image_data_format()
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(dtype_policy)
+    keras.config.set_image_data_format("channels_last")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(layout)

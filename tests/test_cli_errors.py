@@ -18,7 +18,7 @@ import pytest
 
 from gpu_cluster import run
 from gpu_cluster.config import shipped_data
-from gpu_cluster.errors import ConfigError, JobError
+from gpu_cluster.errors import ConfigError
 
 from .conftest import COMMAND, Finished, gpu_cluster, write_pictures
 
@@ -61,7 +61,7 @@ WRONG = {
     "range of k from 0": (["pictures", "--k-range", "0:5"], r"--k-range: .*1 or above; found '0:5'"),
     "range of k without numbers": (["pictures", "--k-range", "a:b"], r"--k-range: .*A:B.*found 'a:b'"),
     "range of k beyond n": (["pictures", "--k-range", "2:7"], r"--k-range: 2:7 reaches 7 clusters.*found 6.*up to 6"),
-    "k beyond n": (["pictures", "--k", "7"], r"--k: 7 clusters need at least as many images; found 6; .* up to 6"),
+    "k beyond n": (["pictures", "--k", "7"], r"--k: 7 clusters .* need as many images; found 6; .* up to 6"),
     "labels absent": (["pictures", "--labels", "absent.csv"], r"cannot read the labels '.*absent\.csv'"),
     "labels without the column": (
         ["pictures", "--labels", "names.csv"],
@@ -235,38 +235,26 @@ def test_nothing_but_bad_files_ends_with_code_3_and_their_reasons_written(tmp_pa
     assert not (done.folder / "assignments.csv").exists()
 
 
-def test_more_clusters_than_files_that_could_be_read_is_an_error_that_leaves_nothing(tmp_path):
-    files = write_pictures(tmp_path / "pictures", 4)
-    files[1].write_bytes(b"")
-    before = listing(tmp_path)
-    with pytest.raises(JobError, match=r"4 clusters need at least as many images; only 3 of the files could be read"):
-        run(tmp_path / "pictures", image_size=32, k=4, out=tmp_path / "deep" / "run")
-    assert listing(tmp_path) == before
-
-
-# Where the results go
-
-
 def test_an_earlier_run_gives_way_to_a_new_one(tmp_path):
     write_pictures(tmp_path / "pictures", 3)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "bad_files.csv").touch()
-    (tmp_path / "run" / "stale.csv").write_text("old")
+    (tmp_path / "run" / "sweep.csv").write_text("old")
     run(tmp_path / "pictures", image_size=32, out=tmp_path / "run")
-    assert not (tmp_path / "run" / "stale.csv").exists()
+    assert (tmp_path / "run" / "sweep.csv").read_text() != "old"
     assert (tmp_path / "run" / "assignments.csv").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
 
 
 def test_an_earlier_run_that_holds_the_input_is_not_replaced(tmp_path):
     out = tmp_path / "run"
-    write_pictures(out / "pictures", 3)
+    write_pictures(out / "plots", 3)
     for name in ("run.json", "bad_files.csv"):
         (out / name).touch()
     before = listing(out)
-    with pytest.raises(ConfigError, match=r"it would be replaced, and '.*/pictures' lies in it"):
-        run(out / "pictures", image_size=32, out=out)
+    with pytest.raises(ConfigError, match=r"it would be replaced, and '.*/plots' lies in it"):
+        run(out / "plots", image_size=32, out=out)
     assert listing(out) == before
 
 
@@ -330,3 +318,65 @@ def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
     assert found.splitlines()[-1].startswith("error: interrupted")
     assert "Traceback" not in found
     assert listing(tmp_path) == before
+
+
+# Terminals and files that are none
+
+
+def test_a_reader_that_goes_away_does_not_end_the_job(tmp_path):
+    write_pictures(tmp_path / "pictures", 12)
+    command = f"{COMMAND} run pictures --k-range 2:3 --image-size 32 --out run | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert (tmp_path / "run" / "assignments.csv").is_file(), done.stderr
+
+
+def test_names_that_the_terminal_cannot_encode_are_shown_with_escapes(tmp_path):
+    for folder in ("Blüte", "Rose"):
+        write_pictures(tmp_path / "in" / folder, 3)
+    command: list[str | Path] = [
+        COMMAND,
+        "run",
+        "in",
+        "--labels-from-folders",
+        "--image-size",
+        "32",
+        "--k",
+        "2",
+        "--out",
+        "run",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"Bl\xfcte" in done.stdout
+
+
+def test_a_pipe_named_like_a_picture_is_passed_over_and_named_alone_is_wrong_use(tmp_path):
+    write_pictures(tmp_path / "in", 2)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    result = run(tmp_path / "in", image_size=32, out=tmp_path / "run")
+    assert result.manifest.paths == ("000.png", "001.png")
+    done = gpu_cluster("run", "in/pipe.png", cwd=tmp_path)
+    assert done.code == 2
+    assert "is a pipe, a socket or a device" in done.err
+
+
+def test_wrong_use_is_found_before_the_files_are_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in" / "huge.png").open("wb") as file:
+        # Sparse: it takes no disk, but a minute and more to hash.
+        file.truncate(100 << 30)
+    start = time.monotonic()
+    done = gpu_cluster("run", "in", "--k", "2", cwd=tmp_path)
+    assert done.code == 2
+    assert time.monotonic() - start < 20
+
+
+def test_fewer_readable_files_than_k_cut_it_and_say_so(tmp_path):
+    write_pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "junk.png").write_text("no picture")
+    result = run(tmp_path / "in", image_size=32, k=5, out=tmp_path / "run")
+    assert result.findings is not None
+    assert result.findings.clustering.k == 4
+    assert any(notice.startswith("k cut from 5 to 4") for notice in result.notices)
+    assert "junk.png" in (tmp_path / "run" / "bad_files.csv").read_text()

@@ -245,3 +245,9 @@ def test_a_flag_goes_over_a_run_record(tmp_path):
     record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
     again = build_config(record, k=5)
     assert (again.sweep.k, again.embed.image_size) == (5, 64)
+
+
+def test_another_preset_than_that_of_a_run_record_is_refused(tmp_path):
+    record = written(tmp_path, json.dumps({"config": build_config().model_dump(mode="json")}), "run.json")
+    with pytest.raises(ConfigError, match=r"every option of its preset 'default'; leave out --preset or --config"):
+        build_config(record, preset="notebook")

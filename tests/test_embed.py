@@ -16,7 +16,7 @@ from gpu_cluster import decode, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, shipped_data
 from gpu_cluster.embed import embed_files
-from gpu_cluster.errors import DataError
+from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 
 from .conftest import photos, write_pictures
@@ -146,3 +146,10 @@ def test_progress_ends_with_every_file(tmp_path):
     observer = Seen()
     gpu_cluster.embed(write_pictures(tmp_path, 5), image_size=32, batch_size=2, observer=observer)
     assert observer.last == (5, 5)
+
+
+def test_embed_takes_one_path_and_refuses_options_of_other_stages(tmp_path):
+    (file,) = write_pictures(tmp_path, 1)
+    assert gpu_cluster.embed(str(file), image_size=32).shape == (1, 512)
+    with pytest.raises(ConfigError, match="unknown option 'k' of embed"):
+        gpu_cluster.embed([file], k=5)

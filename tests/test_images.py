@@ -11,8 +11,8 @@ import pytest
 
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
-from gpu_cluster.events import Recorder
-from gpu_cluster.images import SUFFIXES, discover
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.images import SUFFIXES, discover, read_files
 from gpu_cluster.results import Manifest
 
 ODD_NAMES = [
@@ -157,7 +157,7 @@ def test_files_are_in_the_order_of_the_bytes_of_their_paths(tmp_path):
 
 def test_a_file_is_known_by_its_size_and_the_hash_of_its_content(tmp_path):
     (file,) = touch(tmp_path, "a.png")
-    (facts,) = find(tmp_path)[0].files
+    (facts,) = read_files(find(tmp_path)[0], Observer()).files
     content = file.read_bytes()
     assert facts.size == len(content)
     assert facts.content_hash == hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -168,7 +168,7 @@ def test_a_file_that_cannot_be_opened_keeps_its_row_without_facts(tmp_path):
     (tmp_path / "b.png").symlink_to("nowhere.png")
     manifest, _ = find(tmp_path)
     assert manifest.paths == ("a.png", "b.png", "c.png")
-    assert [facts.size is None for facts in manifest.files] == [False, True, False]
+    assert [facts.size is None for facts in read_files(manifest, Observer()).files] == [False, True, False]
 
 
 def test_without_images_named_the_sample_set_is_taken_and_the_user_is_told():

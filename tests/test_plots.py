@@ -115,3 +115,16 @@ def test_sheet_title_says_what_most_of_the_cluster_are():
     assert plots._sheet_title(0, 300, 60, scores(np.zeros(4))) == (
         "Cluster 0: 60 of 300 images, nearest to the centre first"
     )
+
+
+def test_a_scatter_plot_of_more_points_than_it_draws_says_so():
+    n = plots._MOST_POINTS + 5
+    pcs = np.zeros((n, 2))
+    figure = plots.scatter(pcs, np.zeros(n, int), ["0"], "Clusters", projection(pcs))
+    assert figure.axes[0].get_title(loc="left") == "Clusters in PCA space, 20,000 of 20,005 images"
+
+
+def test_a_small_contact_sheet_is_as_wide_as_its_title(tmp_path):
+    files = write_pictures(tmp_path, 2)
+    title = "Cluster 13: 2 images, nearest to the centre first; 2 are black-eyed susan"
+    assert plots.contact_sheet(files, title).width > plots.contact_sheet(files, "short").width == 4 * plots._TILE

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -97,3 +101,44 @@ def test_another_hdf5_file_is_refused(tmp_path):
         file["numbers"] = np.arange(3)
     with pytest.raises(WeightsError, match="cannot read the weights"):
         vgg16.read_weights(tmp_path / "other.h5")
+
+
+def test_another_network_that_holds_vgg16s_layers_is_refused(tmp_path):
+    layers = dict(vgg16.find_weights().layers)
+    # VGG19's fourth convolution of a block; its others have VGG16's names and shapes.
+    layers["block5_conv4"] = layers["block5_conv3"]
+    write_legacy(tmp_path / "vgg19.h5", layers)
+    with pytest.raises(WeightsError, match="expected its 13 convolutions alone, found block5_conv4 too"):
+        vgg16.read_weights(tmp_path / "vgg19.h5")
+
+
+def test_shipped_weights_that_were_altered_are_refused(tmp_path):
+    # A copy of the package with altered data in it, as a wheel lays them out.
+    package = Path(vgg16.__file__).parent
+    shutil.copytree(package, tmp_path / "gpu_cluster", ignore=shutil.ignore_patterns("__pycache__"))
+    data = tmp_path / "gpu_cluster" / "data" / "weights"
+    data.mkdir(parents=True)
+    shutil.copy(SHIPPED, data)
+    with h5py.File(data / SHIPPED.name, "r+") as file:
+        file["layers/conv2d_8/vars/0"][0] = 0
+    code = "from gpu_cluster.vgg16 import find_weights; find_weights()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert b"are damaged: expected sha256 fb89143d" in done.stderr
+
+
+@pytest.mark.parametrize("settings", [{"floatx": "float16"}, {"image_data_format": "channels_first"}])
+def test_the_users_keras_settings_change_nothing(tmp_path, settings):
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    code = (
+        "import sys, gpu_cluster\n"
+        f"x = gpu_cluster.embed({str(shipped_data() / 'flowers' / '0001.png')!r}, image_size=32)\n"
+        "sys.stdout.buffer.write(x.tobytes())"
+    )
+    found = []
+    for home in (tmp_path, tmp_path / "none"):
+        environment = {**os.environ, "KERAS_HOME": str(home), "KERAS_BACKEND": "jax"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+        found.append(np.frombuffer(done.stdout, np.float32))
+    assert len(found[0]) == 512
+    np.testing.assert_array_equal(found[0], found[1])

@@ -1,0 +1,80 @@
+"""The run folder: whole or not there, and nothing of anybody else's is ever replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpu_cluster.errors import ConfigError
+from gpu_cluster.run_folder import CONTENTS, choose, staged
+
+
+def run_folder(folder: Path, mark: str = "old") -> Path:
+    folder.mkdir(parents=True)
+    for name in ("run.json", "bad_files.csv"):
+        (folder / name).write_text(mark)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_two_runs_that_chose_one_name_both_keep_their_results(tmp_path):
+    out = tmp_path / "run"
+    with staged(out) as first:
+        (first.path / "run.json").write_text("first")
+        with staged(out) as second:
+            (second.path / "run.json").write_text("second")
+    assert second.folder == out
+    assert first.folder == tmp_path / "run-2"
+    assert contents(out) == {"run.json": "second"}
+    assert contents(first.folder) == {"run.json": "first"}
+
+
+def test_what_took_the_name_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "run"
+    with staged(out) as stage:
+        (stage.path / "run.json").write_text("new")
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    assert contents(out) == {"thesis.txt": "mine"}
+    assert stage.folder == tmp_path / "run-2"
+
+
+def test_an_earlier_run_that_got_other_files_meanwhile_is_left_alone(tmp_path):
+    out = run_folder(tmp_path / "run")
+    with staged(out) as stage:
+        (stage.path / "run.json").write_text("new")
+        (out / "thesis.txt").write_text("mine")
+    assert contents(out) == {"run.json": "old", "bad_files.csv": "old", "thesis.txt": "mine"}
+    assert contents(stage.folder) == {"run.json": "new"}
+
+
+def test_an_earlier_run_is_replaced_when_the_new_one_is_whole(tmp_path):
+    out = run_folder(tmp_path / "run")
+    with staged(out) as stage:
+        (stage.path / "run.json").write_text("new")
+        assert contents(out)["run.json"] == "old"
+    assert contents(out) == {"run.json": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_earlier_run_stays_when_the_new_one_fails(tmp_path):
+    out = run_folder(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), staged(out):
+        _ = 1 / 0
+    assert contents(out) == {"run.json": "old", "bad_files.csv": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_earlier_run_that_holds_other_files_is_refused(tmp_path):
+    out = run_folder(tmp_path / "run")
+    (out / "mynotes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds other files, such as 'mynotes\.txt', and would be replaced"):
+        choose(out, name="run", inputs=())
+
+
+def test_the_list_of_contents_is_what_a_run_leaves(sample_run):
+    assert {path.name for path in sample_run.folder.iterdir()} == CONTENTS
