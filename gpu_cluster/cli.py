@@ -194,6 +194,8 @@ class _Terminated(BaseException):
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    # Schedulers signal more than once; a second one must not break into the clearing away.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated
 
 
