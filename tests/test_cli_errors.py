@@ -281,7 +281,15 @@ def test_out_may_be_a_link_to_a_folder(tmp_path):
 def stop(place: Path, number: int, *arguments: str) -> tuple[int, str]:
     """Start a run that takes the best part of a minute, signal it while it embeds, and return its code and errors."""
     command: list[str | Path] = [COMMAND, "run", shipped_data() / "flowers", "--batch-size", "4", *arguments]
-    with subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and these tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
+    ) as process:
         try:
             deadline = time.monotonic() + 60
             while not has_embedded(place):
