@@ -3,18 +3,20 @@
 `run` does a whole job, `embed` only turns pictures into embeddings. The modules, in the order of the flow:
 
 - `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `api`: the same from Python
+- `cache`: what is kept between runs: looked at, verified, pruned
 - `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
 - `pipeline`: the job, from the folder to the run folder
-- `images`: folder and labels -> Manifest
-- `embed`: Manifest -> Embeddings (n, 512)
+- `images`: folder and labels -> Manifest, one look at each file
+- `embed`: Manifest -> Embeddings (n, 512), from the store or through the network
 - `reduce`: Embeddings -> Projection (scale, PCA, whiten, normalise)
 - `sweep`: Projection -> Sweep (each k tried) -> the chosen k
 - `cluster`: Projection + k -> Clustering
 - `score`: everything known about a Clustering in numbers
 - `report`: results -> tables, records, plots
 
-They stand on `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `run_folder`, `results`, `backend` (the one place where
-devices differ), `config`, `events` and `errors`.
+They stand on `labels`, `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `picture` (one file: header and pixels), `store`
+(embeddings and scans on disk), `run_folder`, `results`, `backend` (the one place where devices differ), `config`, `events`
+and `errors`.
 """
 
 from gpu_cluster.api import embed, run

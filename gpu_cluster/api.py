@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster import vgg16
+from gpu_cluster import picture, vgg16
 from gpu_cluster.backend import select
-from gpu_cluster.config import EmbedConfig, build_config
-from gpu_cluster.embed import check_precision, embed_files
+from gpu_cluster.config import EmbedConfig, StoreConfig, build_config
+from gpu_cluster.embed import check_precision
+from gpu_cluster.embed import embed as embed_manifest
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
+from gpu_cluster.images import scan
 from gpu_cluster.pipeline import run_job
-from gpu_cluster.results import RunResult, printable
+from gpu_cluster.results import Manifest, RunResult, printable
+from gpu_cluster.store import open_store
 
 PathLike = str | os.PathLike[str]
 
@@ -68,7 +71,9 @@ def embed(
     observer
         Is told about progress.
     **options
-        Of the section `embed`: `resize`, `fit`, `image_size`, `batch_size`, `precision`, `weights`; and `device`.
+        Of the section `embed`: `resize`, `fit`, `image_size`, `batch_size`, `precision`, `weights`; of the section
+        `store`: `cache`, `no_cache`, `force`, `rehash`, `shard_size`; and `device`, `max_pixels`. What the store holds
+        is not computed again.
 
     Returns
     -------
@@ -79,24 +84,32 @@ def embed(
     DataError
         When a file cannot be decoded; the message names the first.
     """
-    known = {"device", *EmbedConfig.model_fields}
+    known = {"device", "max_pixels", *EmbedConfig.model_fields, *StoreConfig.model_fields}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r} of embed; known are {', '.join(sorted(known))}")
     job = build_config(**options)
-    config = job.embed
     files = _paths(paths)
     if not files:
         return np.empty((0, vgg16.N_FEATURES), np.float32)
+    observer = observer or Observer()
     backend = select(job.device).backend
-    check_precision(config, backend)
-    weights = vgg16.find_weights(config.weights)
-    found = embed_files(files, weights, config, backend=backend, observer=observer or Observer())
-    if found.bad:
-        first = min(found.bad)
+    check_precision(job.embed, backend)
+    weights = vgg16.find_weights(job.embed.weights)
+    store = open_store(job.store, observer)
+    with picture.limited(job.input.max_pixels):
+        # Not sorted, and a file may be named twice: rows come out as they were asked for.
+        manifest = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
+        manifest = scan(manifest, job.input, observer, store=store, rehash=job.store.rehash)
+        found = embed_manifest(
+            manifest, weights, job.embed, store=store, store_config=job.store, backend=backend, observer=observer
+        )
+    bad = manifest.with_bad(found.bad).bad
+    if bad:
+        first = min(bad)
         raise DataError(
-            f"{len(found.bad)} of {len(files)} files cannot be embedded; the first is "
-            f"{printable(str(files[first]))!r}: {found.bad[first]}"
+            f"{len(bad)} of {len(files)} files cannot be embedded; the first is "
+            f"{printable(str(files[first]))!r}: {bad[first]}"
         )
     return np.asarray(backend.to_host(found.x))
 

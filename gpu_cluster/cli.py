@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -16,17 +17,19 @@ from typing import Annotated, Any
 import typer
 
 import gpu_cluster
+from gpu_cluster.cache import inspect, prune, verify
 from gpu_cluster.config import build_config, describe
 from gpu_cluster.doctor import diagnose
-from gpu_cluster.errors import GpuClusterError
-from gpu_cluster.events import Observer
+from gpu_cluster.errors import GpuClusterError, InterruptedJobError, StoreError
+from gpu_cluster.events import Observer, Observers
 from gpu_cluster.results import printable
 from gpu_cluster.selftest import run_selftest
-from gpu_cluster.terminal import TerminalObserver, print_diagnosis, print_summary, print_verdict
+from gpu_cluster.store import default_root
+from gpu_cluster.terminal import TerminalObserver, print_cache, print_diagnosis, print_summary, print_verdict
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
-_INPUT, _EMBED, _CLUSTER, _OUTPUT = "Input", "Embedding", "Clustering", "Output"
+_INPUT, _EMBED, _STORE, _CLUSTER, _OUTPUT = "Input", "Embedding", "Kept between runs", "Clustering", "Output"
 
 
 def _option(name: str, panel: str, flag: str | None = None) -> Any:
@@ -58,6 +61,8 @@ def run(
     file_col: Annotated[str | None, _option("file_col", _INPUT)] = None,
     label_col: Annotated[str | None, _option("label_col", _INPUT)] = None,
     labels_from_folders: Annotated[bool | None, _option("labels_from_folders", _INPUT, "--labels-from-folders")] = None,
+    input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
+    max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
     max_bad_fraction: Annotated[float | None, _option("max_bad_fraction", _INPUT)] = None,
     weights: Annotated[Path | None, _option("weights", _EMBED)] = None,
     image_size: Annotated[int | None, _option("image_size", _EMBED)] = None,
@@ -66,6 +71,11 @@ def run(
     fit: Annotated[str | None, _option("fit", _EMBED)] = None,
     device: Annotated[str | None, _option("device", _EMBED)] = None,
     precision: Annotated[str | None, _option("precision", _EMBED)] = None,
+    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
+    no_cache: Annotated[bool | None, _option("no_cache", _STORE, "--no-cache")] = None,
+    force: Annotated[bool | None, _option("force", _STORE, "--force")] = None,
+    rehash: Annotated[bool | None, _option("rehash", _STORE, "--rehash")] = None,
+    shard_size: Annotated[int | None, _option("shard_size", _STORE)] = None,
     preset: Annotated[str | None, _option("preset", _CLUSTER)] = None,
     k: Annotated[int | None, _option("k", _CLUSTER)] = None,
     k_range: Annotated[str | None, _option("k_range", _CLUSTER)] = None,
@@ -97,12 +107,12 @@ def run(
     """Cluster a folder of images and leave a run folder of tables, scores and plots.
 
     Exit codes: 0 done; 1 failed while running; 2 wrong use, nothing was written; 3 done, but more files were bad than
-    --max-bad-fraction; 130 or 143 interrupted.
+    --max-bad-fraction; 130 or 143 interrupted: what was embedded is kept, and the same command goes on from there.
     """
     options = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB}
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("gpu_cluster").setLevel(logging.INFO if verbose else logging.WARNING)
-    observer = Observer() if quiet else TerminalObserver()
+    observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
     result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
     if not quiet:
         print_summary(result)
@@ -154,12 +164,63 @@ def selftest(
     raise typer.Exit(0 if verdict.passed else 1)
 
 
+cache_commands = typer.Typer(help="Look at, verify or prune what is kept between runs.", no_args_is_help=True)
+app.add_typer(cache_commands, name="cache")
+
+_CacheFolder = Annotated[Path | None, _option("cache", _STORE)]
+
+
+@cache_commands.command("info")
+def cache_info(
+    cache: _CacheFolder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what is kept: embeddings by recipe, and scans by folder."""
+    root = _cache_root(cache)
+    recipes = inspect(root)
+    if as_json:
+        typer.echo(json.dumps([recipe.as_json() for recipe in recipes], indent=2))
+    else:
+        print_cache(root, recipes)
+
+
+@cache_commands.command("verify")
+def cache_verify(cache: _CacheFolder = None) -> None:
+    """Read every shard against its checksum; damaged ones are set aside, and done again by the next run.
+
+    Exit codes: 0 all as they were written; 1 some were damaged.
+    """
+    root = _cache_root(cache)
+    n_shards, damaged = verify(root, TerminalObserver())
+    typer.echo(f"{n_shards:,} shards are as they were written, {len(damaged):,} damaged ones were set aside")
+    raise typer.Exit(1 if damaged else 0)
+
+
+@cache_commands.command("prune")
+def cache_prune(
+    cache: _CacheFolder = None,
+    unused_days: Annotated[
+        float | None, typer.Option(min=0, help="Also remove what no run has used for so many days.")
+    ] = None,
+) -> None:
+    """Remove what is of no use: damaged shards set aside, leftovers of killed jobs, scans of folders that are gone."""
+    freed = prune(_cache_root(cache), unused_days=unused_days)
+    typer.echo(f"{freed / 1e6:,.1f} MB freed")
+
+
+def _cache_root(cache: Path | None) -> Path:
+    root = build_config(cache=cache).store.cache or default_root()
+    if not root.is_dir():
+        raise StoreError(f"nothing is kept at {printable(str(root))!r}; name the folder with --cache DIR")
+    return root
+
+
 _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _stop)
+    _signals.listen()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
         if isinstance(stream, io.TextIOWrapper):
@@ -176,10 +237,10 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort, _Terminated) as error:
-        _print_error("interrupted; nothing was written, it is safe to run again")
-        code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
+        code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
+    except (KeyboardInterrupt, typer.Abort, _Terminated):
+        _print_error("interrupted; no run folder was written: run the same command again to go on")
+        code = 128 + (_signals.number or signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
         if debug:
             traceback.print_exc()
@@ -193,10 +254,45 @@ class _Terminated(BaseException):
     """SIGTERM came; raised where the job is, so that what it staged is cleared away."""
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    # Schedulers signal more than once; a second one must not break into the clearing away.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated
+class _Signals(Observer):
+    """Ends the job on Ctrl-C and SIGTERM: at once, or, while it embeds, when the current shard is kept."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._stage: str | None = None
+
+    def listen(self) -> None:
+        """Take the signals; SIGINT not where it is ignored, as in the background of a shell."""
+        signal.signal(signal.SIGTERM, self._handle)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._handle)
+
+    def stage_started(self, stage: str) -> None:
+        self._stage = stage
+
+    def stage_finished(self, stage: str, elapsed_s: float) -> None:
+        self._stage = None
+
+    def stage_failed(self, stage: str) -> None:
+        self._stage = None
+
+    def stopping(self) -> bool:
+        return self.number is not None
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        first = self.number is None
+        self.number = number if first else self.number
+        # Schedulers signal more than once, so a second TERM says nothing new; a second Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if first and self._stage == "embed":
+            os.write(2, b"interrupted: finishing the current shard; Ctrl-C ends at once, and loses it\n")
+            return
+        # Nothing may break into the clearing away.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+
+
+_signals = _Signals()
 
 
 def _print_error(message: str) -> None:

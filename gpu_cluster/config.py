@@ -83,14 +83,24 @@ class InputConfig(_Section):
     """Which pictures, and what is known about them."""
 
     images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
+    input_list: AbsolutePath | None = Field(
+        None,
+        description="Text file that names image files, one a line (or separated by NUL bytes), relative to itself.",
+    )
     labels: AbsolutePath | None = Field(None, description="CSV of labels, one row a file.")
     file_col: str = Field("file", description="Column of the labels CSV that names the file.")
     label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
     labels_from_folders: bool = Field(False, description="Take the name of a file's folder as its label.")
+    max_pixels: int = Field(
+        178_956_970,
+        ge=1,
+        description="Refuse, by their header, pictures of more pixels. Decoding one takes up to 13 bytes a pixel, and "
+        "as many are decoded at once as there are cores.",
+    )
 
     def named(self) -> tuple[Path, ...]:
         """Return every path that is read."""
-        return (*self.images, *([self.labels] if self.labels else []))
+        return (*self.images, *(path for path in (self.input_list, self.labels) if path is not None))
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> InputConfig:
@@ -119,6 +129,32 @@ class EmbedConfig(_Section):
     fit: Literal["stretch", "crop"] = Field(
         "crop", description="crop the square in a picture's middle, or stretch the whole of it to a square."
     )
+
+
+class StoreConfig(_Section):
+    """Where embeddings are kept between runs."""
+
+    cache: AbsolutePath | None = Field(
+        None,
+        description="Folder that keeps embeddings between runs; by default gpu-cluster in the user's cache folder.",
+    )
+    no_cache: bool = Field(False, description="Keep nothing between runs, and use nothing that was kept.")
+    force: bool = Field(False, description="Embed every picture again, whatever is kept.")
+    rehash: bool = Field(
+        False,
+        description="Read every file again, also where path, size and time of change are those of an earlier run.",
+    )
+    shard_size: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Pictures whose embeddings are written together: what a kill costs at most; by default 256, on a "
+        "GPU 4096.",
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> StoreConfig:
+        if self.cache and self.no_cache:
+            raise ValueError("a cache folder or no cache, not both; give only one of --cache and --no-cache")
+        return self
 
 
 class ReduceConfig(_Section):
@@ -190,6 +226,7 @@ class JobConfig(_Section):
     )
     input: InputConfig = InputConfig()
     embed: EmbedConfig = EmbedConfig()
+    store: StoreConfig = StoreConfig()
     reduce: ReduceConfig = ReduceConfig()
     sweep: SweepConfig = SweepConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -40,6 +40,14 @@ class JobError(GpuClusterError):
     exit_code = 1
 
 
+class StoreError(JobError):
+    """The store of embeddings cannot be read or written; what it holds stays as it is."""
+
+
+class InterruptedJobError(JobError):
+    """The job was asked to stop and did, at a moment that loses nothing."""
+
+
 class NothingReadableError(JobError):
     """Not one of the files found could be decoded; the run folder holds the reasons and no clusters."""
 

@@ -32,6 +32,10 @@ class Observer:
     def notice(self, message: str) -> None:
         """Something was decided or found that the user should know."""
 
+    def stopping(self) -> bool:
+        """Return whether the job should end, with an error, at the next moment that loses nothing."""
+        return False
+
 
 class EventLog(Observer):
     """Writes every event as one JSON line to a stream (`events.jsonl`)."""
@@ -60,11 +64,41 @@ class EventLog(Observer):
         self._stream.flush()
 
 
-class Recorder(Observer):
-    """Keeps the seconds per stage and the notices of a job, and passes every event on to others."""
+class Observers(Observer):
+    """Several observers as one."""
 
     def __init__(self, *others: Observer) -> None:
         self._others = list(others)
+
+    def stage_started(self, stage: str) -> None:
+        for other in self._others:
+            other.stage_started(stage)
+
+    def stage_finished(self, stage: str, elapsed_s: float) -> None:
+        for other in self._others:
+            other.stage_finished(stage, elapsed_s)
+
+    def stage_failed(self, stage: str) -> None:
+        for other in self._others:
+            other.stage_failed(stage)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        for other in self._others:
+            other.progress(stage, done, total)
+
+    def notice(self, message: str) -> None:
+        for other in self._others:
+            other.notice(message)
+
+    def stopping(self) -> bool:
+        return any(other.stopping() for other in self._others)
+
+
+class Recorder(Observers):
+    """Keeps the seconds per stage and the notices of a job, and passes every event on to others."""
+
+    def __init__(self, *others: Observer) -> None:
+        super().__init__(*others)
         self.stages_s: dict[str, float] = {}
         self.notices: list[str] = []
 
@@ -77,24 +111,16 @@ class Recorder(Observer):
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
         """Time the stage that runs in the `with` block."""
-        for other in self._others:
-            other.stage_started(stage)
+        self.stage_started(stage)
         start = time.perf_counter()
         try:
             yield
         except BaseException:
-            for other in self._others:
-                other.stage_failed(stage)
+            self.stage_failed(stage)
             raise
         self.stages_s[stage] = time.perf_counter() - start
-        for other in self._others:
-            other.stage_finished(stage, self.stages_s[stage])
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        for other in self._others:
-            other.progress(stage, done, total)
+        self.stage_finished(stage, self.stages_s[stage])
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
-        for other in self._others:
-            other.notice(message)
+        super().notice(message)

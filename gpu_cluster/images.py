@@ -1,29 +1,45 @@
 """Folder and labels -> Manifest.
 
 Enters: the folders and files named, and where their labels are. Leaves: one row a file, sorted by path, each with its
-label, then its content hash. Decodes no picture. Must not know what is done with the pictures.
+label; then what one look at each file finds: format, pixels, orientation, content hash, or why it cannot be used.
+Decodes no picture. Must not know what is done with the pictures.
 """
 
 from __future__ import annotations
 
-import csv
+import errno
 import hashlib
+import itertools
+import logging
 import os
 import stat
-from collections import defaultdict
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
+from gpu_cluster import picture
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
+from gpu_cluster.labels import labelled
 from gpu_cluster.results import FileFacts, Manifest, printable
 from gpu_cluster.run_folder import is_run_folder
+from gpu_cluster.store import ScanShards, Store
 
-# What a folder is searched for; a file named on its own is taken whatever its suffix.
-SUFFIXES = frozenset({".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+log = logging.getLogger(__name__)
+
+# Files that are scanned together, and kept as one shard.
+_SCAN_SLICE = 4096
+# A file with more bytes a pixel than this (two pictures of 16-bit RGBA, and room for small ones) is no picture that
+# --max-pixels allows; decoders read a file whole.
+_BYTES_A_PIXEL, _ROOM_BYTES = 16, 64 << 20
+# A file may change once more without its time of change telling: within a tick of the clock, or within two seconds
+# on file systems that keep whole seconds only.
+_TICK_NS, _WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
 
 
 def discover(config: InputConfig, observer: Observer) -> Manifest:
@@ -37,37 +53,67 @@ def discover(config: InputConfig, observer: Observer) -> Manifest:
         When a path is not there, no image is found, or the labels do not fit.
     """
     named = list(config.images)
-    if not named:
+    if not named and config.input_list is None:
         named = [shipped_data() / "flowers"]
         observer.notice(
             "No images named: using the 210 drawn flowers that come with gpu-cluster. "
             "For your own pictures: gpu-cluster run FOLDER"
         )
-    manifest = _manifest(named)
-    if config.labels_from_folders:
-        return _labelled_by_folder(manifest, observer)
-    table = config.labels or _find_table(named, config)
-    return manifest if table is None else _labelled_by_table(manifest, table, config, observer)
+    manifest = _manifest(named, config.input_list)
+    return labelled(manifest, named, config, observer)
 
 
-def _manifest(named: Sequence[Path]) -> Manifest:
-    files: set[str] = set()
+@dataclass
+class _Found:
+    """Files by path, and the folders and list entries that are no files, each with its reason."""
+
+    files: set[str] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)
+    n_passed_over: int = 0
+
+
+def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
+    found = _Found()
     for path in named:
         if _is_folder(path):
-            files.update(_walk(path))
+            _walk(path, found)
         else:
-            files.add(str(path))
+            found.files.add(str(path))
+    if input_list is not None:
+        found.files.update(_read_list(input_list))
+    if found.n_passed_over:
+        log.info("passed over %d files that are no pictures, neither by content nor by name", found.n_passed_over)
+    files = found.files | found.bad.keys()
     if not files:
-        kinds = " ".join(sorted(SUFFIXES))
-        folders = ", ".join(repr(printable(str(path))) for path in named)
-        raise DataError(f"no images in {folders}; expected files ending in {kinds} (in upper or lower case)")
-    if len(named) == 1 and named[0].is_dir():
+        where = ", ".join(repr(printable(str(path))) for path in (*named, *([input_list] if input_list else [])))
+        raise DataError(
+            f"no images in {where}; expected image files, by their content (JPEG, PNG, WebP, TIFF, ...) or their name"
+        )
+    if len(named) == 1 and named[0].is_dir() and input_list is None:
         root = str(named[0])
     else:
-        root = os.path.commonpath([str(path if path.is_dir() else path.parent) for path in named])
+        folders = [str(path if path.is_dir() else path.parent) for path in named]
+        root = os.path.commonpath([*folders, *(os.path.dirname(file) for file in files)])
     # By bytes, not by locale or surrogates, so that the order is the same on every machine.
-    paths = sorted({os.path.relpath(file, root) for file in files}, key=os.fsencode)
-    return Manifest(root=Path(root), paths=tuple(paths))
+    file_of = {os.path.relpath(file, root): file for file in files}
+    paths = sorted(file_of, key=os.fsencode)
+    bad = {row: found.bad[file_of[path]] for row, path in enumerate(paths) if file_of[path] in found.bad}
+    return Manifest(root=Path(root), paths=tuple(paths), bad=bad)
+
+
+def _read_list(input_list: Path) -> Iterator[str]:
+    """Yield the files that a list names, relative to the folder that it lies in."""
+    try:
+        content = input_list.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read --input-list {printable(str(input_list))!r}: {error.strerror}") from error
+    # As `find -print0` writes it, for names with newlines in them.
+    names = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    if not any(name.strip() for name in names):
+        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file a line")
+    for name in names:
+        if name.strip():
+            yield os.path.normpath(os.path.join(input_list.parent, os.fsdecode(name)))
 
 
 def _is_folder(path: Path) -> bool:
@@ -84,34 +130,142 @@ def _is_folder(path: Path) -> bool:
     return stat.S_ISDIR(status.st_mode)
 
 
-def read_files(manifest: Manifest, observer: Observer) -> Manifest:
-    """Read every file once for its size and the hash of its content; after all that costs less has been checked."""
-    facts = []
+def scan(
+    manifest: Manifest, config: InputConfig, observer: Observer, *, store: Store | None = None, rehash: bool = False
+) -> Manifest:
+    """Look at every file once, some at a time: its header and the hash of its content.
+
+    What an earlier scan kept of a file is taken where path, size and time of change are the same, unless `rehash`.
+
+    Raises
+    ------
+    StoreError
+        When what was found cannot be kept.
+    """
     files = [manifest.file(row) for row in range(len(manifest))]
-    # Hashing and reading both release Python's lock.
-    with ThreadPoolExecutor() as pool:
-        for done, fact in enumerate(pool.map(_facts, files), start=1):
-            facts.append(fact)
-            observer.progress("scan", done, len(files))
-    return replace(manifest, files=tuple(facts))
+    kept = None if store is None else store.scans(manifest.root, {"pillow": version("pillow")})
+    known = None if kept is None or rehash else kept.known(files)
+    facts: list[FileFacts] = []
+    # Reading and hashing release Python's lock.
+    with picture.limited(None), ThreadPoolExecutor() as pool:
+        for first in range(0, len(files), _SCAN_SLICE):
+            part = files[first : first + _SCAN_SLICE]
+            earlier = known.slice(first, first + len(part)) if known is not None else [None] * len(part)
+            found: list[FileFacts] = []
+            looks = pool.map(_look, part, earlier, itertools.repeat(config.max_pixels))
+            for done, one in enumerate(looks, start=first + 1):
+                found.append(one)
+                observer.progress("scan", done, len(files))
+            _keep(kept, part, earlier, found)
+            facts += found
+    return _with_facts(manifest, facts, config)
 
 
-def _facts(file: Path) -> FileFacts:
+def _keep(
+    kept: ScanShards | None, files: Sequence[Path], earlier: Sequence[FileFacts | None], found: Sequence[FileFacts]
+) -> None:
+    """Keep what is new and sure to be seen when it changes."""
+    now = time.time_ns()
+    new = [
+        position
+        for position, (before, one) in enumerate(zip(earlier, found, strict=True))
+        if one is not before and one.content_hash and (one.mtime_ns or 0) + _clock_ns(one.mtime_ns or 0) < now
+    ]
+    if kept is not None and new:
+        kept.keep([files[position] for position in new], [found[position] for position in new])
+
+
+def _clock_ns(mtime_ns: int) -> int:
+    return _TICK_NS if mtime_ns % 1_000_000_000 else _WHOLE_SECONDS_NS
+
+
+def _look(file: Path, earlier: FileFacts | None, max_pixels: int) -> FileFacts:
     try:
-        with file.open("rb") as stream:
+        # Opening a pipe would wait for its other end, if not for this.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return FileFacts(reason=_why_not_opened(file, error))
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        why = _why_not_read(status, max_pixels)
+        if why is not None:
+            return FileFacts(reason=why)
+        if earlier is not None and (earlier.size, earlier.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return earlier
+        try:
             digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
-            return FileFacts(size=stream.tell(), content_hash=digest.hexdigest())
-    except OSError:
-        # Decoding it will fail too, and then the reason is reported.
-        return FileFacts(size=None, content_hash=None)
+            size = stream.tell()
+            stream.seek(0)
+            facts = _header(stream, file.suffix)
+        except OSError as error:
+            return FileFacts(reason=f"cannot be read: {error.strerror or error}")
+    return replace(facts, size=size, mtime_ns=status.st_mtime_ns, content_hash=digest.hexdigest())
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the image files below a folder, through symbolic links but never twice through one folder."""
+def _why_not_read(status: os.stat_result, max_pixels: int) -> str | None:
+    if stat.S_ISDIR(status.st_mode):
+        return "a folder, not a file"
+    if not stat.S_ISREG(status.st_mode):
+        return "a pipe, a socket or a device, not a file"
+    if status.st_size > max_pixels * _BYTES_A_PIXEL + _ROOM_BYTES:
+        return f"{status.st_size} bytes, more than a picture of --max-pixels {max_pixels} can need"
+    return None
+
+
+def _header(stream: IO[bytes], suffix: str) -> FileFacts:
+    head = stream.read(picture.HEAD_BYTES)
+    stream.seek(0)
+    try:
+        header = picture.read_header(stream, suffix)
+    # Pillow's readers raise whatever a broken file makes them stumble over; none may end the job.
+    except Exception as error:  # noqa: BLE001
+        return FileFacts(reason=picture.reason(head, error))
+    return FileFacts(
+        format=header.format,
+        mode=header.mode,
+        width=header.width,
+        height=header.height,
+        orientation=header.orientation,
+    )
+
+
+def _why_not_opened(file: Path, error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "a link that leads back to itself"
+    if isinstance(error, FileNotFoundError) and file.is_symlink():
+        return "a link to a file that is not there"
+    known = {errno.ENOENT: "not there", errno.EACCES: "no permission to read it"}
+    return known.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+
+
+def _with_facts(manifest: Manifest, facts: Sequence[FileFacts], config: InputConfig) -> Manifest:
+    bad: dict[int, str] = {}
+    duplicates: dict[int, int] = {}
+    first_of: dict[str, int] = {}
+    for row, one in enumerate(facts):
+        why = manifest.bad.get(row) or one.reason or _too_large(one, config.max_pixels)
+        if why is not None:
+            bad[row] = why
+        elif one.content_hash is not None and first_of.setdefault(one.content_hash, row) != row:
+            duplicates[row] = first_of[one.content_hash]
+    return replace(manifest, files=tuple(facts), bad=bad, duplicates=duplicates)
+
+
+def _too_large(facts: FileFacts, max_pixels: int) -> str | None:
+    if (facts.width or 0) * (facts.height or 0) <= max_pixels:
+        return None
+    return f"{facts.width} x {facts.height} pixels, more than --max-pixels {max_pixels} allows"
+
+
+def _walk(folder: Path, found: _Found) -> None:
+    """Find the pictures below a folder, through symbolic links but never twice through one folder."""
     seen: set[tuple[int, int]] = set()
+    unsure: list[str] = []
 
     def fail(error: OSError) -> None:
-        raise DataError(f"cannot read the folder {printable(str(error.filename))!r}: {error.strerror}") from error
+        if error.filename == str(folder):
+            raise DataError(f"cannot read the folder {printable(str(folder))!r}: {error.strerror}") from error
+        found.bad[error.filename] = f"a folder that cannot be read: {error.strerror}"
 
     for directory, subdirectories, names in os.walk(folder, followlinks=True, onerror=fail):
         status = os.stat(directory)
@@ -126,8 +280,24 @@ def _walk(folder: Path) -> Iterator[str]:
         )
         for name in names:
             path = os.path.join(directory, name)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES and not _is_special(path):
-                yield path
+            if name.startswith(".") or _is_special(path):
+                continue
+            if os.path.splitext(name)[1].lower() in picture.suffixes():
+                found.files.add(path)
+            else:
+                unsure.append(path)
+    with ThreadPoolExecutor() as pool:
+        begin_as_pictures = list(pool.map(_begins_as_a_picture, unsure))
+    found.files.update(path for path, is_picture in zip(unsure, begin_as_pictures, strict=True) if is_picture)
+    found.n_passed_over += len(unsure) - sum(begin_as_pictures)
+
+
+def _begins_as_a_picture(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return picture.format_of(stream.read(picture.HEAD_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def _is_special(path: str) -> bool:
@@ -136,126 +306,3 @@ def _is_special(path: str) -> bool:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
-
-
-def _labelled_by_folder(manifest: Manifest, observer: Observer) -> Manifest:
-    folders = [os.path.basename(os.path.dirname(path)) for path in manifest.paths]
-    if not any(folders):
-        raise DataError(
-            f"--labels-from-folders expects images in folders named after their label; "
-            f"all lie directly in {printable(str(manifest.root))!r}"
-        )
-    return _with_labels(manifest, [printable(folder) or None for folder in folders], "folder names", 0, observer)
-
-
-def _find_table(named: Sequence[Path], config: InputConfig) -> Path | None:
-    """Return the one CSV directly in a folder named whose header has both columns."""
-    found = []
-    for folder in (path for path in named if path.is_dir()):
-        for table in sorted(folder.iterdir()):
-            if table.suffix.lower() == ".csv" and table.is_file():
-                header = _read_header(table)
-                if config.file_col in header and config.label_col in header:
-                    found.append(table)
-    if len(found) > 1:
-        names = ", ".join(repr(printable(str(table))) for table in found)
-        raise DataError(f"more than one CSV could hold the labels: {names}; choose one with --labels")
-    return found[0] if found else None
-
-
-def _read_header(table: Path) -> list[str]:
-    with _open_table(table) as stream:
-        try:
-            return next(csv.reader(stream), [])
-        except csv.Error:
-            return []
-
-
-def _open_table(table: Path):  # type: ignore[no-untyped-def]
-    # utf-8-sig drops a byte-order mark; surrogate escapes keep file names that are not UTF-8.
-    return table.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _labelled_by_table(manifest: Manifest, table: Path, config: InputConfig, observer: Observer) -> Manifest:
-    rows_of_file = _Rows(manifest, table)
-    labels: list[str | None] = [None] * len(manifest)
-    n_without_file = 0
-    for name, label in _read_table(table, config):
-        row = rows_of_file.find(name)
-        if row is None:
-            n_without_file += 1
-        elif None not in (labels[row], label) and labels[row] != label:
-            raise DataError(
-                f"{printable(str(table))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
-                "expected one a file"
-            )
-        else:
-            labels[row] = labels[row] or label
-    source = printable(str(table))
-    if not any(labels):
-        if config.labels is None:
-            observer.notice(f"{source} names none of the images; going on without labels")
-            return manifest
-        raise DataError(
-            f"column {config.file_col!r} of {source!r} names none of the {len(manifest)} images; expected names "
-            f"relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
-        )
-    if config.labels is None:
-        observer.notice(f"Labels found in {source}")
-    return _with_labels(manifest, labels, source, n_without_file, observer)
-
-
-def _read_table(table: Path, config: InputConfig) -> Iterator[tuple[str, str | None]]:
-    source = printable(str(table))
-    try:
-        with _open_table(table) as stream:
-            reader = csv.DictReader(stream)
-            header = reader.fieldnames or []
-            for column, option in ((config.file_col, "--file-col"), (config.label_col, "--label-col")):
-                if column not in header:
-                    has = ", ".join(map(repr, header)) or "no header"
-                    raise DataError(f"{source!r} has no column {column!r}; it has {has}; name it with {option}")
-            for record in reader:
-                name, label = record[config.file_col], record[config.label_col]
-                if name and name.strip():
-                    yield name, printable(label.strip()) or None if label else None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read the labels {source!r}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _with_labels(
-    manifest: Manifest,
-    labels: Sequence[str | None],
-    source: str,
-    n_without_file: int,
-    observer: Observer,
-) -> Manifest:
-    labelled = replace(manifest, labels=tuple(labels), label_source=source, n_labels_without_file=n_without_file)
-    if n_without_file:
-        observer.notice(f"{n_without_file} rows of {source} name a file that was not found")
-    if labelled.n_files_without_label:
-        observer.notice(f"{labelled.n_files_without_label} files have no label in {source}")
-    return labelled
-
-
-class _Rows:
-    """Finds the manifest row that a name in a labels CSV means."""
-
-    def __init__(self, manifest: Manifest, table: Path) -> None:
-        self._bases = (manifest.root, table.absolute().parent)
-        self._by_path = {os.path.normpath(manifest.file(row)): row for row in range(len(manifest))}
-        self._by_name: dict[str, list[int]] = defaultdict(list)
-        for row, path in enumerate(manifest.paths):
-            self._by_name[os.path.basename(path)].append(row)
-
-    def find(self, name: str) -> int | None:
-        """Return the row of an absolute name, one relative to the images or the CSV, or an unambiguous bare name."""
-        for candidate in (name, name.strip()):
-            for base in self._bases:
-                row = self._by_path.get(os.path.normpath(base / candidate))
-                if row is not None:
-                    return row
-            rows = self._by_name.get(candidate, [])
-            if len(rows) == 1:
-                return rows[0]
-        return None

@@ -6,25 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from gpu_cluster import run_folder, vgg16
+from gpu_cluster import picture, run_folder, vgg16
 from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import check_precision, embed
-from gpu_cluster.errors import DeviceError, NothingReadableError
+from gpu_cluster.errors import DeviceError, JobError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
-from gpu_cluster.images import discover, read_files
+from gpu_cluster.images import discover, scan
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
 from gpu_cluster.score import score
+from gpu_cluster.store import Store, open_store
 from gpu_cluster.sweep import check_ks, sweep_k
 
 
 def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
     """Run a whole job and leave its run folder.
 
-    Whatever can be wrong with the options, the input or the output is found before work starts.
+    Whatever can be wrong with the options, the input or the output is found before work starts. What a job that is
+    stopped has embedded is in the store, and the next run with the same pictures goes on from there.
 
     Raises
     ------
@@ -42,11 +44,16 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         check_ks(config.sweep, len(manifest))
         weights = vgg16.find_weights(config.embed.weights)
         folder = run_folder.choose(config.report.out, name=manifest.root.name, inputs=config.input.named())
-        manifest = read_files(manifest, events)
+        store = open_store(config.store, events)
+        manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
 
-    with run_folder.staged(folder) as stage, (stage.path / "events.jsonl").open("w", encoding="utf-8") as log:
+    with (
+        picture.limited(config.input.max_pixels),
+        run_folder.staged(folder) as stage,
+        (stage.path / "events.jsonl").open("w", encoding="utf-8") as log,
+    ):
         events.add(EventLog(log))
-        manifest, findings = _find(manifest, weights, config, backend=backend, events=events)
+        manifest, findings = _find(manifest, weights, config, store=store, backend=backend, events=events)
         result = RunResult(
             folder=folder,
             config=config,
@@ -74,13 +81,22 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
 
 
 def _find(
-    manifest: Manifest, weights: vgg16.Weights, config: JobConfig, *, backend: Backend, events: Recorder
+    manifest: Manifest,
+    weights: vgg16.Weights,
+    config: JobConfig,
+    *,
+    store: Store | None,
+    backend: Backend,
+    events: Recorder,
 ) -> tuple[Manifest, Findings | None]:
     """Run the stages; nothing is found where no file could be decoded."""
     seed = config.seed
     with events.stage("embed"):
-        embeddings = embed(manifest, weights, config.embed, backend=backend, observer=events)
+        embeddings = embed(
+            manifest, weights, config.embed, store=store, store_config=config.store, backend=backend, observer=events
+        )
     manifest = manifest.with_bad(embeddings.bad)
+    _add_up(manifest, embeddings)
     if not len(embeddings.rows):
         return manifest, None
     with _memory_error_explained(embeddings, backend):
@@ -110,6 +126,14 @@ def _find(
                 observer=events,
             )
     return manifest, Findings(embeddings, projection, sweep, clustering, scores)
+
+
+def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
+    """Refuse to go on where a file was lost on the way: every one found is ok, bad or a duplicate."""
+    counts = manifest.counts()
+    n = counts["ok"] + counts["duplicate"]
+    if counts["found"] != n + counts["bad"] or not n == len(embeddings.rows) == len(embeddings.x):
+        raise JobError(f"the files do not add up: {counts}, {len(embeddings.rows)} embeddings; please report it")
 
 
 @contextmanager

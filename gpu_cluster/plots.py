@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_cluster.backend import Backend
-from gpu_cluster.decode import decode_with_pillow
+from gpu_cluster.picture import decode
 from gpu_cluster.results import (
     Clustering,
     Findings,
@@ -191,7 +191,7 @@ def _thumbnail(file: Path) -> Image:
 
     inner = _TILE - 6
     try:
-        tile = Image.fromarray(decode_with_pillow(file))
+        tile = Image.fromarray(decode(file))
     # TensorFlow decoded this file, or it changed since; a sheet with a grey tile is better than none.
     except Exception:  # noqa: BLE001
         return Image.new("RGB", (inner, inner), _GREY)

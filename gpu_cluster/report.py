@@ -46,28 +46,16 @@ def write_bad_files(stage: Path, manifest: Manifest) -> None:
 def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> None:
     """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
     manifest, findings = result.manifest, result.findings
-    bad = manifest.bad
-    table = backend.frames.DataFrame(
-        {
-            "path": [printable(path) for path in manifest.paths],
-            "status": ["bad" if row in bad else "ok" for row in range(len(manifest))],
-            "reason": [bad.get(row) for row in range(len(manifest))],
-            "size": [file.size for file in manifest.files],
-            "content_hash": [file.content_hash for file in manifest.files],
-            "label": list(manifest.labels or [None] * len(manifest)),
-        }
-    )
-    table = table.astype({"path": "str", "status": "str", "reason": "str", "label": "str"})
-    _write_parquet(stage / "manifest.parquet", table)
-    # The output of a run is not part of its recipe: repeating a run must not overwrite it.
-    config = result.config.model_dump(mode="json", exclude={"report": {"out"}})
+    _write_parquet(stage / "manifest.parquet", _manifest_table(manifest, backend))
+    # The output of a run is not part of its recipe: repeating a run must not overwrite it, nor do over what is kept.
+    config = result.config.model_dump(mode="json", exclude={"report": {"out"}, "store": {"force", "rehash"}})
     path, sha256 = result.weights
     _write_json(
         stage / "run.json",
         {
             "gpu_cluster": version("gpu-cluster"),
             "config": config,
-            "files": _file_counts(manifest),
+            "files": manifest.counts(),
             "weights": {"path": str(path), "sha256": sha256},
             **result.device,
             "device_reason": result.device_reason,
@@ -76,6 +64,26 @@ def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> Non
             "notices": list(result.notices),
         },
     )
+
+
+def _manifest_table(manifest: Manifest, backend: Backend) -> Any:
+    """Return the table of one row a file found."""
+    statuses = [manifest.status(row) for row in range(len(manifest))]
+    files = manifest.files
+    text = {
+        "path": [printable(path) for path in manifest.paths],
+        "status": [status for status, _ in statuses],
+        "reason": [reason for _, reason in statuses],
+        "format": [file.format for file in files],
+        "mode": [file.mode for file in files],
+        "content_hash": [file.content_hash for file in files],
+        "label": list(manifest.labels or [None] * len(manifest)),
+    }
+    numbers = {
+        name: [getattr(file, name) for file in files] for name in ("size", "mtime_ns", "width", "height", "orientation")
+    }
+    table = backend.frames.DataFrame({**text, **numbers})
+    return table.astype({**dict.fromkeys(text, "str"), **dict.fromkeys(numbers, "Int64")})
 
 
 def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
@@ -122,7 +130,7 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         "k_chosen_by": sweep.chosen_by,
         "space": scores.space,
         "sweep_space": sweep.space,
-        "files": _file_counts(manifest),
+        "files": manifest.counts(),
         "n_images": len(findings.embeddings.rows),
         "cluster_sizes": clustering.sizes.tolist(),
         "internal": dict(scores.internal),
@@ -134,10 +142,6 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         else {"classes": list(scores.contingency.classes), "counts": scores.contingency.counts.tolist()},
         "holdout": None if scores.holdout is None else dict(scores.holdout),
     }
-
-
-def _file_counts(manifest: Manifest) -> dict[str, int]:
-    return {"found": len(manifest), "embedded": len(manifest) - len(manifest.bad), "bad": len(manifest.bad)}
 
 
 def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
@@ -156,7 +160,8 @@ def _embedding_facts(findings: Findings | None) -> dict[str, Any]:
         return {}
     embeddings = findings.embeddings
     return {
-        "images_per_s": round(embeddings.images_per_s, 3),
+        "n_computed": embeddings.n_computed,
+        "images_per_s": None if embeddings.images_per_s is None else round(embeddings.images_per_s, 3),
         "precision": embeddings.precision,
         "batch_size": embeddings.batch_size,
     }

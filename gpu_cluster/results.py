@@ -7,6 +7,7 @@ device of the run unless marked host. Must not know how any of it was computed.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +29,30 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\x0d")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a file is, whatever its name: bytes and BLAKE2b-128 of its content in hex; None where it cannot be read."""
+    """What one look at a file found, whatever its name; None where it could not be read.
 
-    size: int | None
-    content_hash: str | None
+    Attributes
+    ----------
+    size : bytes
+    mtime_ns : when its content last changed, nanoseconds since 1970
+    content_hash : BLAKE2b-128 of its content, hex
+    format, mode : by its content, in Pillow's words
+    width, height : pixels as stored, before the orientation is applied
+    orientation : Exif's 1 to 8; 1 is upright
+    reason : why it cannot be used, in plain words; None where nothing in its header speaks against it
+    """
+
+    size: int | None = None
+    mtime_ns: int | None = None
+    content_hash: str | None = None
+    format: str | None = None
+    mode: str | None = None
+    width: int | None = None
+    height: int | None = None
+    orientation: int = 1
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,11 +63,12 @@ class Manifest:
     ----------
     root : folder that `paths` are relative to
     paths : one a file, as the file system gives them (surrogate escapes for bytes that are not UTF-8)
-    files : size and content hash, one a file; empty before the files were read
+    files : what one look at each found; empty before the scan
     labels : one a file, None where a file has none; None altogether without a source of labels
     label_source : where the labels came from, in words
     n_labels_without_file : rows of the labels CSV whose file was not found
-    bad : reason by row, for files that could not be decoded
+    bad : reason by row, for files that cannot be used
+    duplicates : first row of the same content by row, for files whose content an earlier row holds
     """
 
     root: Path
@@ -58,6 +78,7 @@ class Manifest:
     label_source: str | None = None
     n_labels_without_file: int = 0
     bad: Mapping[int, str] = field(default_factory=dict)
+    duplicates: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,8 +88,22 @@ class Manifest:
         return self.root / self.paths[row]
 
     def with_bad(self, bad: Mapping[int, str]) -> Manifest:
-        """Return the manifest with `bad` files marked."""
-        return replace(self, bad={**self.bad, **bad})
+        """Return the manifest with `bad` files marked; what cannot be used is no duplicate either."""
+        duplicates = {row: first for row, first in self.duplicates.items() if row not in bad}
+        return replace(self, bad={**self.bad, **bad}, duplicates=duplicates)
+
+    def status(self, row: int) -> tuple[str, str | None]:
+        """Return `ok`, `bad` or `duplicate`, and the reason in plain words."""
+        if row in self.bad:
+            return "bad", self.bad[row]
+        if row in self.duplicates:
+            return "duplicate", f"same content as {printable(self.paths[self.duplicates[row]])}"
+        return "ok", None
+
+    def counts(self) -> dict[str, int]:
+        """Return how many files were found, and how many of them are ok, bad and duplicates."""
+        kinds = Counter(self.status(row)[0] for row in range(len(self)))
+        return {"found": len(self), **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")}}
 
     @property
     def n_files_without_label(self) -> int:
@@ -85,16 +120,18 @@ class Embeddings:
     x : (n, 512) float32
     rows : (n,) host; manifest row of each embedding, ascending
     bad : reason by manifest row, for files that could not be decoded
-    images_per_s : decoding and network together, after TensorFlow was loaded
+    n_computed : pictures that went through the network; the others were in the store, or are duplicates
+    images_per_s : decoding and network together, after TensorFlow was loaded; None where nothing was computed
     precision, batch_size : what the network computed in, and how many images at once in the end
     """
 
     x: Array
     rows: IntArray
     bad: Mapping[int, str]
-    images_per_s: float
+    n_computed: int
+    images_per_s: float | None
     precision: str
-    batch_size: int
+    batch_size: int | None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gpu_cluster.cluster import cluster
 from gpu_cluster.config import Device, JobConfig, build_config
 from gpu_cluster.embed import embed
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images import discover
+from gpu_cluster.images import discover, scan
 from gpu_cluster.reduce import reduce
 from gpu_cluster.results import FloatArray, IntArray, Manifest
 from gpu_cluster.score import score
@@ -99,7 +99,7 @@ def run_selftest(device: Device, *, image_size: int | None = None, observer: Obs
     observer = observer or Observer()
     choice = select(device)
     with Recorder(observer).stage("scan"):
-        manifest = discover(config.input, observer)
+        manifest = scan(discover(config.input, observer), config.input, observer)
     cpu = measure(CpuBackend(), manifest, config, observer)
     if choice.backend.name == "cpu":
         return Verdict(tuple(compare(cpu, None)), {"cpu": cpu.device}, f"the GPU was not tried: {choice.reason}")
@@ -119,7 +119,10 @@ def measure(
     given: dict[str, Any] = {"seed": config.seed, "backend": backend, "observer": events}
     with events.stage("embed"):
         weights = vgg16.find_weights(config.embed.weights)
-        own = embed(manifest, weights, config.embed, backend=backend, observer=events)
+        # From no store: it is the computing that is compared.
+        own = embed(
+            manifest, weights, config.embed, store=None, store_config=config.store, backend=backend, observer=events
+        )
     embedded = np.asarray(backend.to_host(own.x))
     found = replace(own, x=backend.from_host(embedded if start_from is None else start_from))
     transfers = _recorded_transfers(backend)
@@ -136,7 +139,7 @@ def measure(
         device=backend.describe(),
         precision=own.precision,
         embeddings=embedded,
-        images_per_s=own.images_per_s,
+        images_per_s=own.images_per_s or 0.0,
         stages_s=events.stages_s,
         pcs=np.asarray(backend.to_host(projection.pcs)),
         inertias=[point.inertia for point in sweep.points],

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -23,12 +25,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gpu_cluster.cache import Recipe
 from gpu_cluster.doctor import Diagnosis
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Findings, RunResult, printable
 from gpu_cluster.selftest import Verdict
 
-_UNITS = {"scan": "files", "embed": "images", "sweep": "k"}
+_UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
 _PLAIN_EVERY_S = 5.0
 
 
@@ -127,6 +130,20 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     console.print(f"gpu-cluster --device {diagnosis.device} {verdict}", markup=False)
 
 
+def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
+    """Print what is kept between runs, a line a recipe or a scanned folder."""
+    console = _Terminal(soft_wrap=True, highlight=False)
+    console.print(printable(str(root)), markup=False)
+    for recipe in recipes:
+        used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")
+        damaged = f", {recipe.n_damaged} damaged set aside" if recipe.n_damaged else ""
+        size = f"{recipe.n_rows:,} rows in {recipe.n_shards:,} shards, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
+        console.print(f"{recipe.kind} {recipe.folder.name}: {size}, last used {used}", markup=False)
+        console.print(f"    {', '.join(f'{name} {value}' for name, value in recipe.key.items())}", markup=False)
+    if not recipes:
+        console.print("nothing is kept", markup=False)
+
+
 def print_verdict(verdict: Verdict) -> None:
     """Print the comparison of the devices, a line each, with the tolerance and the reason for it."""
     # Wide enough for a row a line in a log.
@@ -146,8 +163,8 @@ def print_verdict(verdict: Verdict) -> None:
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
     manifest, clustering, scores = result.manifest, findings.clustering, findings.scores
-    n_bad = len(manifest.bad)
-    yield "files", f"{len(manifest):,} found, {len(manifest) - n_bad:,} embedded, {n_bad:,} bad"
+    counts = manifest.counts()
+    yield "files", "{found:,} found: {ok:,} ok, {bad:,} bad, {duplicate:,} duplicates".format(**counts)
     words = {"farthest from the chord": "no clear knee; the k farthest from the chord"}
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     yield "clusters", f"{clustering.k} ({why})"
@@ -163,7 +180,10 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         holdout = scores.holdout
         found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"
         yield "holdout", f"on {holdout['n']:.0f} images: {found}"
-    speed = f"{findings.embeddings.images_per_s:.1f} images/s in {findings.embeddings.precision}"
+    embeddings = findings.embeddings
+    speed = f"{embeddings.n_computed:,} embedded"
+    if embeddings.images_per_s is not None:
+        speed += f" at {embeddings.images_per_s:.1f} images/s in {embeddings.precision}"
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
     yield "results", printable(str(result.folder))

@@ -21,8 +21,10 @@ import numpy as np
 from gpu_cluster import vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import build_config, shipped_data
-from gpu_cluster.embed import embed_files
+from gpu_cluster.embed import embed
 from gpu_cluster.events import Observer
+from gpu_cluster.images import scan
+from gpu_cluster.results import Manifest
 
 
 def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
@@ -42,11 +44,16 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
 
 def pipeline(files: list[Path]) -> Callable[[], float]:
     """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
-    config = build_config(preset="notebook").embed
+    job = build_config(preset="notebook")
     backend, weights = CpuBackend(), vgg16.find_weights()
 
     def run(chosen: list[Path]) -> float:
-        found = embed_files(chosen, weights, config, backend=backend, observer=Observer())
+        # Without a store: every picture is computed.
+        manifest = scan(Manifest(Path("/"), tuple(map(str, chosen))), job.input, Observer())
+        given = {"store": None, "store_config": job.store, "backend": backend, "observer": Observer()}
+        found = embed(manifest, weights, job.embed, **given)  # type: ignore[arg-type]
+        assert found.images_per_s is not None
+        assert found.n_computed == len(chosen), "the same picture twice: choose fewer with --images"
         return len(chosen) / found.images_per_s
 
     # A whole batch: the first of its size costs seconds more.
@@ -63,7 +70,7 @@ def main() -> None:
     suffixes = {".jpg", ".jpeg", ".png"}
     found = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in suffixes)
     files = list(itertools.islice(itertools.cycle(found), arguments.images))
-    CpuBackend().claim_device(0)
+    CpuBackend().prepare_tensorflow()
     loop, tf_data = notebook_loop(files), pipeline(files)
     ratios = []
     for number in range(1, arguments.rounds + 1):

@@ -22,9 +22,10 @@ from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig, build_config
 from gpu_cluster.embed import embed
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover
+from gpu_cluster.images import discover, scan
 from gpu_cluster.reduce import reduce
 from gpu_cluster.score import score
+from gpu_cluster.store import open_store
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Quality:
 def quality(config: JobConfig, seeds: Sequence[int]) -> Quality:
     """Embed the images of `config` once, then cluster them into as many clusters as there are classes, seed by seed."""
     backend, observer = CpuBackend(), Observer()
-    manifest = discover(config.input, observer)
+    store = open_store(config.store, observer)
+    manifest = scan(discover(config.input, observer), config.input, observer, store=store)
     weights = vgg16.find_weights(config.embed.weights)
-    embeddings = embed(manifest, weights, config.embed, backend=backend, observer=observer)
+    given = {"store": store, "store_config": config.store, "backend": backend, "observer": observer}
+    embeddings = embed(manifest, weights, config.embed, **given)  # type: ignore[arg-type]
     projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
     k = len({label for label in manifest.labels or () if label is not None})
 

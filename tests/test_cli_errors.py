@@ -54,8 +54,8 @@ def place(tmp_path: Path) -> Path:
 
 WRONG = {
     "folder absent": (["absent"], r"absent' does not exist; expected a folder"),
-    "folder empty": (["empty"], r"no images in '.*empty'; expected files ending in"),
-    "folder without images": (["notes"], r"no images in '.*notes'; expected files ending in"),
+    "folder empty": (["empty"], r"no images in '.*empty'; expected image files, by their content"),
+    "folder without images": (["notes"], r"no images in '.*notes'; expected image files, by their content"),
     "name too long": (["a" * 300], r"File name too long"),
     "range of k downwards": (["pictures", "--k-range", "15:2"], r"--k-range: .* as in 2:15; found '15:2'"),
     "range of k from 0": (["pictures", "--k-range", "0:5"], r"--k-range: .*1 or above; found '0:5'"),
@@ -180,13 +180,13 @@ def test_bad_files_are_listed_with_their_reasons(with_bad_files):
     assert bad["path"].tolist() == ["000.png", "003.png", "006.png"]
     assert bad["reason"].tolist() == [
         "empty file",
-        "cannot be decoded: image file is truncated",
+        "PNG that is damaged or cut short: Truncated File Read",
         "not an image, or of an unknown format",
     ]
 
 
 def test_the_record_of_a_run_counts_the_bad_files(with_bad_files):
-    counts = {"found": 7, "embedded": 4, "bad": 3}
+    counts = {"found": 7, "ok": 4, "bad": 3, "duplicate": 0}
     assert with_bad_files.json("run.json")["files"] == counts
     assert with_bad_files.json("metrics.json")["files"] == counts
 
@@ -231,7 +231,7 @@ def test_nothing_but_bad_files_ends_with_code_3_and_their_reasons_written(tmp_pa
     (line,) = done.err.splitlines()
     assert re.match(r"error: none of the 2 files found could be decoded; .*bad_files\.csv'$", line)
     assert done.table("bad_files.csv")["path"].tolist() == ["a.png", "b.jpg"]
-    assert done.json("run.json")["files"] == {"found": 2, "embedded": 0, "bad": 2}
+    assert done.json("run.json")["files"] == {"found": 2, "ok": 0, "bad": 2, "duplicate": 0}
     assert not (done.folder / "assignments.csv").exists()
 
 
@@ -280,7 +280,8 @@ def test_out_may_be_a_link_to_a_folder(tmp_path):
 
 def stop(place: Path, number: int, *arguments: str) -> tuple[int, str]:
     """Start a run that takes the best part of a minute, signal it while it embeds, and return its code and errors."""
-    command: list[str | Path] = [COMMAND, "run", shipped_data() / "flowers", "--batch-size", "4", *arguments]
+    options = ["--batch-size", "4", "--shard-size", "16"]
+    command: list[str | Path] = [COMMAND, "run", shipped_data() / "flowers", *options, *arguments]
     with subprocess.Popen(
         command,
         cwd=place,

@@ -106,7 +106,7 @@ def test_out_of_memory_for_a_single_picture_is_an_error_that_says_what_helps():
 
 def test_out_of_memory_while_clustering_names_the_matrix_and_what_helps():
     x = np.zeros((2000, 512), np.float32)
-    found = Embeddings(x, np.arange(2000), {}, images_per_s=1.0, precision="float32", batch_size=1)
+    found = Embeddings(x, np.arange(2000), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1)
     with (
         pytest.raises(DeviceError, match=r"matrix of 2000 x 512 float32, 0\.00 GB, .* GB free: .*--silhouette-sample"),
         _memory_error_explained(found, CpuBackend()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -14,10 +14,12 @@ from PIL import Image
 import gpu_cluster
 from gpu_cluster import decode, vgg16
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import EmbedConfig, shipped_data
-from gpu_cluster.embed import embed_files
+from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
+from gpu_cluster.embed import embed
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
+from gpu_cluster.images import scan
+from gpu_cluster.results import Embeddings, Manifest
 
 from .conftest import photos, write_pictures
 
@@ -28,9 +30,13 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def embed_all(files: list[Path], **options: object):
+def embed_all(files: list[Path], **options: object) -> tuple[Embeddings, Manifest]:
+    """Embed files without a store; return the manifest as it was after that too."""
     config = EmbedConfig.model_validate(options)
-    return embed_files(files, vgg16.find_weights(), config, backend=CpuBackend(), observer=Observer())
+    given: dict[str, Any] = {"store": None, "store_config": StoreConfig(), "backend": CpuBackend()}
+    manifest = scan(Manifest(Path("/"), tuple(map(str, files))), InputConfig(), Observer())
+    found = embed(manifest, vgg16.find_weights(), config, observer=Observer(), **given)
+    return found, manifest.with_bad(found.bad)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +101,8 @@ def test_stretch_uses_the_whole_picture(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 def test_rows_keep_their_order_whatever_the_batch_size(tmp_path, batch_size):
     files = write_pictures(tmp_path, 7)
-    together = embed_all(files, image_size=32, batch_size=7)
-    found = embed_all(files, image_size=32, batch_size=batch_size)
+    together, _ = embed_all(files, image_size=32, batch_size=7)
+    found, _ = embed_all(files, image_size=32, batch_size=batch_size)
     np.testing.assert_array_equal(found.rows, np.arange(7))
     # TensorFlow's result for an image changes by up to 4e-8 of its size with the batch it is in.
     assert relative_error(found.x, together.x) < 1e-6
@@ -105,15 +111,15 @@ def test_rows_keep_their_order_whatever_the_batch_size(tmp_path, batch_size):
 def test_a_bad_file_shifts_no_other_row(tmp_path):
     files = write_pictures(tmp_path, 6)
     good = [file for number, file in enumerate(files) if number not in (0, 3)]
-    alone = embed_all(good, image_size=32)
+    alone, _ = embed_all(good, image_size=32)
     files[0].write_bytes(b"")
     files[3].write_bytes(files[3].read_bytes()[:60])
-    found = embed_all(files, image_size=32, batch_size=2)
+    found, manifest = embed_all(files, image_size=32, batch_size=2)
     np.testing.assert_array_equal(found.rows, [1, 2, 4, 5])
     assert relative_error(found.x, alone.x) < 1e-6
-    assert sorted(found.bad) == [0, 3]
-    assert found.bad[0] == "empty file"
-    assert found.bad[3].startswith("cannot be decoded")
+    assert sorted(manifest.bad) == [0, 3]
+    assert manifest.bad[0] == "empty file"
+    assert manifest.bad[3].startswith("PNG that is damaged or cut short")
 
 
 def test_what_tensorflow_cannot_decode_pillow_can(tmp_path):
@@ -137,15 +143,14 @@ def test_embed_of_nothing_is_an_empty_matrix():
 
 def test_progress_ends_with_every_file(tmp_path):
     class Seen(Observer):
-        last = (0, 0)
+        last: ClassVar[dict[str, tuple[int, int]]] = {}
 
         def progress(self, stage, done, total):
-            assert stage == "embed"
-            self.last = (done, total)
+            self.last[stage] = (done, total)
 
     observer = Seen()
     gpu_cluster.embed(write_pictures(tmp_path, 5), image_size=32, batch_size=2, observer=observer)
-    assert observer.last == (5, 5)
+    assert observer.last == {"scan": (5, 5), "embed": (5, 5)}
 
 
 def test_embed_takes_one_path_and_refuses_options_of_other_stages(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images import SUFFIXES, discover, read_files
+from gpu_cluster.images import discover, scan
+from gpu_cluster.picture import suffixes
 from gpu_cluster.results import Manifest
 
 ODD_NAMES = [
@@ -79,7 +80,7 @@ def test_a_folder_is_searched_to_its_depths(tmp_path):
     assert manifest.root == tmp_path
 
 
-@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(suffixes()))
 def test_every_suffix_is_found_in_upper_and_mixed_case(tmp_path, suffix):
     touch(tmp_path, f"a{suffix}", f"b{suffix.upper()}", f"c{suffix.title()}")
     assert len(find(tmp_path)[0]) == 3
@@ -157,7 +158,7 @@ def test_files_are_in_the_order_of_the_bytes_of_their_paths(tmp_path):
 
 def test_a_file_is_known_by_its_size_and_the_hash_of_its_content(tmp_path):
     (file,) = touch(tmp_path, "a.png")
-    (facts,) = read_files(find(tmp_path)[0], Observer()).files
+    (facts,) = scan(find(tmp_path)[0], InputConfig(), Observer()).files
     content = file.read_bytes()
     assert facts.size == len(content)
     assert facts.content_hash == hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -168,7 +169,7 @@ def test_a_file_that_cannot_be_opened_keeps_its_row_without_facts(tmp_path):
     (tmp_path / "b.png").symlink_to("nowhere.png")
     manifest, _ = find(tmp_path)
     assert manifest.paths == ("a.png", "b.png", "c.png")
-    assert [facts.size is None for facts in read_files(manifest, Observer()).files] == [False, True, False]
+    assert [facts.size is None for facts in scan(manifest, InputConfig(), Observer()).files] == [False, True, False]
 
 
 def test_without_images_named_the_sample_set_is_taken_and_the_user_is_told():
@@ -196,7 +197,7 @@ def test_a_name_longer_than_names_can_be_is_an_error(tmp_path):
 
 def test_a_folder_without_images_is_an_error_that_says_what_is_looked_for(tmp_path):
     touch(tmp_path, "notes.txt", ".hidden.png")
-    with pytest.raises(DataError, match=r"no images in .*expected files ending in \.bmp .*\.webp"):
+    with pytest.raises(DataError, match=r"no images in .*expected image files, by their content .* or their name"):
         find(tmp_path)
 
 

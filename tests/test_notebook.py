@@ -67,7 +67,9 @@ def preset_steps(features: np.ndarray) -> Findings:
     backend, observer = CpuBackend(), Observer()
     given: dict[str, Any] = {"seed": config.seed, "backend": backend, "observer": observer}
     manifest = discover(config.input, observer)
-    found = Embeddings(features, np.arange(len(features)), {}, images_per_s=1.0, precision="float32", batch_size=1)
+    found = Embeddings(
+        features, np.arange(len(features)), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1
+    )
     projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
     sweep = sweep_k(projection, config.sweep, config.cluster, config.score, **given)
     clustering = cluster(projection, sweep.best_k, config.cluster, **given)

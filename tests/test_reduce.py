@@ -21,7 +21,9 @@ def embeddings(n: int = 90, d: int = 512, seed: int = 0) -> np.ndarray:
 
 
 def project(x: np.ndarray, sweep_space: str = "projection", **options: object) -> Projection:
-    found = Embeddings(x=x, rows=np.arange(len(x)), bad={}, images_per_s=1.0, precision="float32", batch_size=1)
+    found = Embeddings(
+        x=x, rows=np.arange(len(x)), bad={}, n_computed=0, images_per_s=None, precision="float32", batch_size=1
+    )
     return reduce(found, ReduceConfig.model_validate(options), sweep_space=sweep_space, backend=CpuBackend())
 
 

@@ -12,7 +12,7 @@ from gpu_cluster.backend import CpuBackend, look_for_gpu
 from gpu_cluster.config import build_config
 from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover
+from gpu_cluster.images import discover, scan
 from gpu_cluster.selftest import Measured, Verdict, compare, measure, run_selftest
 
 from .conftest import gpu_cluster
@@ -25,7 +25,8 @@ without_gpu = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def cpu() -> Measured:
     config = build_config(k=10, image_size=32)
-    return measure(CpuBackend(), discover(config.input, Observer()), config, Observer())
+    manifest = scan(discover(config.input, Observer()), config.input, Observer())
+    return measure(CpuBackend(), manifest, config, Observer())
 
 
 @without_gpu

@@ -53,6 +53,8 @@ class Backend(ABC):
     name: str
     #: What the network may compute in, the default first.
     precisions: tuple[Precision, ...]
+    #: Pictures whose embeddings are written together: some twenty seconds of work.
+    shard_size: int
 
     @property
     @abstractmethod
@@ -66,10 +68,16 @@ class Backend(ABC):
 
     @abstractmethod
     def claim_device(self, matrix_bytes: int) -> None:
-        """Set the device up for TensorFlow and for engines that will work on a matrix of this size.
+        """Set the device up for engines that will work on a matrix of this size; loads no TensorFlow."""
 
-        Called before TensorFlow computes anything.
-        """
+    @abstractmethod
+    def prepare_tensorflow(self) -> None:
+        """Load TensorFlow and set it up to share the device; before it computes anything."""
+
+    @property
+    @abstractmethod
+    def engine(self) -> str:
+        """What runs the network: TensorFlow's version and the kind of device."""
 
     @abstractmethod
     def batch_size(self, image_size: int) -> int:

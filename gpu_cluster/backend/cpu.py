@@ -24,6 +24,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     precisions: tuple[Precision, ...] = ("float32",)
+    shard_size = 256
 
     @property
     def xp(self) -> ModuleType:
@@ -35,8 +36,16 @@ class CpuBackend(Backend):
 
         return pd
 
+    @property
+    def engine(self) -> str:
+        return f"tensorflow {_tensorflow_version()} {self.name}"
+
     def claim_device(self, matrix_bytes: int) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        pass
+
+    def prepare_tensorflow(self) -> None:
+        # Its errors come as exceptions too; as lines they tell of kernels that it does not need.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with _native_stderr_kept():
             import tensorflow as tf
 

@@ -30,6 +30,7 @@ class GpuBackend(Backend):
 
     name = "gpu"
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
+    shard_size = 4096
     _claimed: ClassVar[bool] = False
 
     @property
@@ -45,11 +46,23 @@ class GpuBackend(Backend):
         return cudf  # type: ignore[no-any-return]
 
     def claim_device(self, matrix_bytes: int) -> None:
-        # Once a process: neither TensorFlow's memory growth nor RMM's pool can change while arrays are alive. The pool
-        # grows by itself where a later matrix is larger.
+        # Once a process: the pool cannot change while arrays are alive. It grows by itself where a later matrix is
+        # larger.
         if not GpuBackend._claimed:
             GpuBackend._claimed = True
             _claim(matrix_bytes)
+
+    def prepare_tensorflow(self) -> None:
+        import tensorflow as tf
+
+        # Before TensorFlow touches the card: by default it would take all that is left of its memory.
+        for device in tf.config.list_physical_devices("GPU"):
+            if not tf.config.experimental.get_memory_growth(device):
+                tf.config.experimental.set_memory_growth(device, True)
+
+    @property
+    def engine(self) -> str:
+        return f"tensorflow {version('tensorflow')} {self.name}"
 
     def batch_size(self, image_size: int) -> int:
         a_picture = _BYTES_A_PICTURE * (image_size / 224) ** 2
@@ -162,12 +175,8 @@ def _claim(matrix_bytes: int) -> None:
     import cupy
     import rmm
     import rmm.statistics
-    import tensorflow as tf
     from rmm.allocators.cupy import rmm_cupy_allocator
 
-    # Before TensorFlow touches the card: by default it would take all of its memory.
-    for device in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, True)
     # The embeddings, their scaled copy, PCA's copy in column order, and room for the passes over blocks of rows.
     wanted = 3 * matrix_bytes + _GIB // 2
     free, _total = cupy.cuda.runtime.memGetInfo()

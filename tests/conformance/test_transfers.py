@@ -32,7 +32,7 @@ def embeddings(n: int, backend: StrictBackend) -> Embeddings:
     centres = random.uniform(size=(5, 512)) ** 3
     x = np.maximum(centres[np.arange(n) % 5] + 0.1 * random.normal(size=(n, 512)), 0).astype(np.float32)
     found = backend.from_host(x)
-    return Embeddings(found, np.arange(n), {}, images_per_s=1.0, precision="float32", batch_size=1)
+    return Embeddings(found, np.arange(n), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1)
 
 
 def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend, Array], object]) -> StrictBackend:
@@ -41,7 +41,7 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
     config = build_config(preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1)
     labels = tuple(f"kind {row % 5}" for row in range(n))
     paths = tuple(f"{row:05d}.png" for row in range(n))
-    manifest = Manifest(folder, paths, (FileFacts(1, "0"),) * n, labels=labels, label_source="test")
+    manifest = Manifest(folder, paths, (FileFacts(size=1, content_hash="0"),) * n, labels=labels, label_source="test")
     given = {"backend": backend, "observer": observer}
     with side_doors_closed():
         found = embeddings(n, backend)
