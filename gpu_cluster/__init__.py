@@ -14,9 +14,9 @@
 - `score`: everything known about a Clustering in numbers
 - `report`: results -> tables, records, plots
 
-They stand on `labels`, `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `picture` (one file: header and pixels), `store`
-(embeddings and scans on disk), `run_folder`, `results`, `backend` (the one place where devices differ), `config`, `events`
-and `errors`.
+They stand on `labels`, `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
+`store` (embeddings and scans on disk), `run_folder`, `results`, `backend` (the one place where devices differ),
+`config`, `events` and `errors`.
 """
 
 from gpu_cluster.api import embed, run

@@ -6,6 +6,7 @@ Must not know what is written into it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -114,7 +115,7 @@ def staged(folder: Path) -> Iterator[Staged]:
 
     An earlier run of that name is replaced then, and not before. Where something else has taken the name meanwhile, the
     next free one is taken: nothing that a run did not find when it began is ever replaced. If the block fails, nothing
-    is left.
+    is left; what a run of that name left that was killed is cleared away.
 
     Raises
     ------
@@ -125,10 +126,12 @@ def staged(folder: Path) -> Iterator[Staged]:
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear_dead(folder)
         stage = Staged(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)), folder)
         stage.path.chmod(0o777 & ~_umask())
     except OSError as error:
         raise JobError(f"cannot make a folder beside {str(folder)!r}: {error.strerror}") from error
+    lock = _lock(stage.path)
     try:
         yield stage
         stage.folder = _take_name(stage.path, folder, replaces=replaces)
@@ -138,6 +141,30 @@ def staged(folder: Path) -> Iterator[Staged]:
     finally:
         shutil.rmtree(stage.path, ignore_errors=True)
         _remove_empty(made)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(stage: Path) -> int | None:
+    """Lock a staging folder for as long as this process lives; None where the file system has no locks."""
+    descriptor = os.open(stage, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _clear_dead(folder: Path) -> None:
+    """Remove the staging folders of runs of this name that were killed: nobody holds their locks."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}")
+    for path in folder.parent.iterdir():
+        if name.fullmatch(path.name) and path.is_dir() and set(os.listdir(path)) <= CONTENTS:
+            descriptor = _lock(path)
+            if descriptor is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
 
 
 def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:

@@ -78,3 +78,25 @@ def test_an_earlier_run_that_holds_other_files_is_refused(tmp_path):
 
 def test_the_list_of_contents_is_what_a_run_leaves(sample_run):
     assert {path.name for path in sample_run.folder.iterdir()} == CONTENTS
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_what_a_living_one_fills_is_not(tmp_path):
+    out = tmp_path / "run"
+    dead = tmp_path / ".run.abcd1234"
+    dead.mkdir()
+    (dead / "events.jsonl").write_text("killed")
+    with staged(out) as living:
+        assert not dead.exists()
+        (living.path / "run.json").write_text("first")
+        with staged(out) as other:
+            (other.path / "run.json").write_text("second")
+        assert (living.path / "run.json").read_text() == "first"
+
+
+def test_a_hidden_folder_of_somebody_else_is_left_alone(tmp_path):
+    mine = tmp_path / ".run.abcd1234"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    with staged(tmp_path / "run") as stage:
+        (stage.path / "run.json").write_text("new")
+    assert contents(mine) == {"thesis.txt": "mine"}
