@@ -131,6 +131,7 @@ def doctor(
     device: Annotated[str, typer.Option(help="Fail where this device cannot work: auto, cpu or gpu.")] = "auto",
     weights: Annotated[Path | None, _option("weights", _INPUT)] = None,
     out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
+    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -138,8 +139,8 @@ def doctor(
 
     Exit codes: 0 the device asked for can work; 1 it cannot.
     """
-    config = build_config(device=device, weights=weights, out=out)
-    diagnosis = diagnose(config.device, config.embed.weights, config.report.out)
+    config = build_config(device=device, weights=weights, out=out, cache=cache)
+    diagnosis = diagnose(config.device, config.embed.weights, config.report.out, config.store.cache)
     if as_json:
         typer.echo(json.dumps(diagnosis.as_json(), indent=2))
     else:

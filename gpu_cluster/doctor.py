@@ -18,6 +18,7 @@ from gpu_cluster import run_folder, vgg16
 from gpu_cluster.backend import describe_gpus, look_for_gpu
 from gpu_cluster.config import Device
 from gpu_cluster.errors import ConfigError, WeightsError
+from gpu_cluster.store import default_root
 
 # 'missing' fails a device that needs it; 'absent' is worth knowing and no fault.
 Status = Literal["ok", "missing", "absent"]
@@ -47,12 +48,14 @@ class Diagnosis:
         return {"device": self.device, "works": self.works, "checks": checks}
 
 
-def diagnose(device: Device, weights: Path | None = None, out: Path | None = None) -> Diagnosis:
-    """Check what a run on `device` with these weights and this output needs.
+def diagnose(
+    device: Device, weights: Path | None = None, out: Path | None = None, cache: Path | None = None
+) -> Diagnosis:
+    """Check what a run on `device` with these weights, this output and this store needs.
 
     With `auto` and `cpu` a missing GPU is no fault.
     """
-    common = [_python(), _tensorflow(), _threads(), _weights(weights), _output(out)]
+    common = [_python(), _tensorflow(), _threads(), _weights(weights), _output(out), _store(cache)]
     gpu = _gpu(needed=device == "gpu")
     checks = (*common, *gpu)
     return Diagnosis(device, works=all(check.status != "missing" for check in checks), checks=checks)
@@ -96,6 +99,15 @@ def _output(out: Path | None) -> Check:
     except ConfigError as error:
         return Check("output", "missing", str(error), "choose a folder that can be written with --out")
     return Check("output", "ok", f"{folder.parent} can be written")
+
+
+def _store(cache: Path | None) -> Check:
+    root = cache or default_root()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        return Check("store", "ok", f"{root} can be written")
+    remedy = "give the permission, name another folder with --cache, or run with --no-cache"
+    return Check("store", "missing", f"{there} is no folder that can be written", remedy)
 
 
 def _gpu(*, needed: bool) -> list[Check]:

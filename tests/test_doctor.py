@@ -69,6 +69,13 @@ def test_an_output_that_cannot_be_written_fails(tmp_path):
     assert "a file is in the way" in done.out
 
 
+def test_a_store_that_cannot_be_written_fails(tmp_path):
+    (tmp_path / "file").touch()
+    done = gpu_cluster("doctor", "--cache", tmp_path / "file")
+    assert done.code == 1
+    assert "file is no folder that can be written" in done.out
+
+
 def test_nothing_is_written(tmp_path):
     gpu_cluster("doctor", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
