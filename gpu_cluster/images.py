@@ -185,11 +185,12 @@ def _look(file: Path, earlier: FileFacts | None, max_pixels: int) -> FileFacts:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return FileFacts(reason=_why_not_opened(file, error))
+    status = os.fstat(descriptor)
+    why = _why_not_read(status, max_pixels)
+    if why is not None:
+        os.close(descriptor)
+        return FileFacts(reason=why)
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        why = _why_not_read(status, max_pixels)
-        if why is not None:
-            return FileFacts(reason=why)
         if earlier is not None and (earlier.size, earlier.mtime_ns) == (status.st_size, status.st_mtime_ns):
             return earlier
         try:

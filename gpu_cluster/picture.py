@@ -139,6 +139,8 @@ def decode(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     formats = _formats(path.suffix.lower())
     with Image.open(path, formats=formats) as image:
         if image.format == "PNG":
+            if not image.tile:
+                raise OSError("no pixels in it")
             # Pillow itself passes over a wrong checksum of the pixels.
             image.verify()
     with Image.open(path, formats=formats) as image:

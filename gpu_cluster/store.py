@@ -137,7 +137,6 @@ class Shards:
     def read(self, name: str) -> pa.Table | None:
         """Return a shard; None, and the shard set aside, where it is not as it was written."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self.folder / name
         try:
@@ -151,7 +150,7 @@ class Shards:
             self._set_aside(path, "its checksum does not fit")
             return None
         try:
-            table = pq.read_table(pa.BufferReader(content))
+            table = read_parquet(pa.BufferReader(content))
             if not table.schema.equals(self.schema):
                 raise pa.ArrowInvalid("its columns are not those of this version")
         except (pa.ArrowException, OSError) as error:
@@ -221,10 +220,10 @@ class EmbeddingShards(Shards):
     def _hashes(self, name: str) -> pa.ChunkedArray | None:
         """Return one column of a shard, unchecked: the whole of it is only read where something in it is wanted."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(self.folder / name, columns=["content_hash"])["content_hash"]
+            with (self.folder / name).open("rb") as stream:
+                return read_parquet(stream, columns=["content_hash"])["content_hash"]
         except (pa.ArrowException, OSError, KeyError):
             # Gone, or damaged: reading all of it finds out.
             table = self.read(name)
@@ -286,6 +285,16 @@ class KnownFiles:
             for position, found in zip(np.flatnonzero(at >= 0), columns, strict=True):
                 facts[position] = FileFacts(**found)
         return facts
+
+
+def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file without Arrow's threads.
+
+    One that is alive when the process ends aborts it now and then (apache/arrow#34314), after the work was done.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source, pre_buffer=False).read(columns, use_threads=False)
 
 
 def embedding_schema(n_features: int) -> pa.Schema:
