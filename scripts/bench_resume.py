@@ -1,0 +1,70 @@
+"""How long the same command takes a second time: real processes, a store of their own, the same pictures.
+
+Prints the seconds of the first run and of each rerun, their ratio, and the rerun's time by stage. That the rerun did
+not load TensorFlow is asserted.
+
+    .venv/bin/python scripts/bench_resume.py [--reruns N] [FOLDER] [-- OPTION...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_cluster.config import shipped_data
+
+PROGRAM = """
+import sys
+from gpu_cluster.cli import main
+sys.argv[0] = "gpu-cluster"
+try:
+    main()
+finally:
+    print("loaded" if "tensorflow" in sys.modules else "not loaded")
+"""
+
+
+def timed(folder: Path, place: Path, name: str, options: Sequence[str]) -> tuple[float, bool]:
+    """Run the command in a process of its own; return its seconds and whether it loaded TensorFlow."""
+    command = [sys.executable, "-c", PROGRAM, "run", str(folder), "--out", str(place / name), *options]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache")}
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return time.perf_counter() - start, done.stdout.splitlines()[-1] == "loaded"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=shipped_data() / "flowers", help="folder of images")
+    parser.add_argument("--reruns", type=int, default=3, help="reruns (default: 3)")
+    parser.add_argument("options", nargs="*", help="options of gpu-cluster run, after --")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        first, loaded = timed(arguments.folder, place, "first", arguments.options)
+        assert loaded
+        record = json.loads((place / "first" / "run.json").read_text())
+        print(
+            f"first run: {first:.1f} s, {record['files']['found']} files, {record['n_computed']} embedded", flush=True
+        )
+        for number in range(1, arguments.reruns + 1):
+            again, loaded = timed(arguments.folder, place, f"again{number}", arguments.options)
+            assert not loaded, "the rerun loaded TensorFlow"
+            record = json.loads((place / f"again{number}" / "run.json").read_text())
+            stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record["stages_s"].items())
+            embedded = record["n_computed"]
+            print(
+                f"rerun {number}: {again:.1f} s, 1/{first / again:.1f} of it, {embedded} embedded ({stages})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
