@@ -16,6 +16,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -147,7 +148,7 @@ def scan(
     known = None if kept is None or rehash else kept.known(files)
     facts: list[FileFacts] = []
     # Reading and hashing release Python's lock.
-    with picture.limited(None), ThreadPoolExecutor() as pool:
+    with picture.limited(None), _threads() as pool:
         for first in range(0, len(files), _SCAN_SLICE):
             part = files[first : first + _SCAN_SLICE]
             earlier = known.slice(first, first + len(part)) if known is not None else [None] * len(part)
@@ -159,6 +160,16 @@ def scan(
             _keep(kept, part, earlier, found)
             facts += found
     return _with_facts(manifest, facts, config)
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Give a pool of threads that an interrupt does not keep busy with what it has not begun."""
+    pool = ThreadPoolExecutor()
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _keep(
@@ -287,7 +298,7 @@ def _walk(folder: Path, found: _Found) -> None:
                 found.files.add(path)
             else:
                 unsure.append(path)
-    with ThreadPoolExecutor() as pool:
+    with _threads() as pool:
         begin_as_pictures = list(pool.map(_begins_as_a_picture, unsure))
     found.files.update(path for path, is_picture in zip(unsure, begin_as_pictures, strict=True) if is_picture)
     found.n_passed_over += len(unsure) - sum(begin_as_pictures)

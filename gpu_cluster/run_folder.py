@@ -122,11 +122,11 @@ def staged(folder: Path) -> Iterator[Staged]:
     JobError
         When the folder cannot be made or renamed.
     """
-    replaces = folder.is_dir() and is_run_folder(os.listdir(folder))
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear_dead(folder)
+        replaces = folder.is_dir() and is_run_folder(os.listdir(folder))
         stage = Staged(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)), folder)
         stage.path.chmod(0o777 & ~_umask())
     except OSError as error:
@@ -157,10 +157,16 @@ def _lock(stage: Path) -> int | None:
 
 
 def _clear_dead(folder: Path) -> None:
-    """Remove the staging folders of runs of this name that were killed: nobody holds their locks."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}")
-    for path in folder.parent.iterdir():
-        if name.fullmatch(path.name) and path.is_dir() and set(os.listdir(path)) <= CONTENTS:
+    """Remove the staging folders of runs of this name that were killed: nobody holds their locks.
+
+    An earlier run that was moved aside, by a run killed before it could put itself in its place, gets its place back.
+    """
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[a-z0-9_]{{8}}")
+    for path in sorted(folder.parent.iterdir()):
+        aside = name.fullmatch(path.name)
+        if aside and aside[1] and path.is_dir() and not folder.exists():
+            os.replace(path, folder)
+        elif name.fullmatch(path.name) and path.is_dir() and set(os.listdir(path)) <= CONTENTS:
             descriptor = _lock(path)
             if descriptor is not None:
                 shutil.rmtree(path, ignore_errors=True)
