@@ -164,9 +164,14 @@ class ReduceConfig(_Section):
         "sqrt-l2", description="Before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
     )
     pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
-        "auto", description="Components: a number, none, or auto = n / 20 clipped to 8..24."
+        "auto", description="Components: a number, none, or auto = square root of n clipped to 8..32."
     )
-    whiten: bool = Field(True, description="Give every component unit variance.")
+    whitening: float = Field(
+        0.35,
+        ge=0,
+        le=0.5,
+        description="Divide every component by its variance to this power: 0.5 whitens in full, 0 not at all.",
+    )
     normalize: bool = Field(True, description="Scale the rows to unit length after PCA.")
 
 
@@ -174,7 +179,12 @@ class SweepConfig(_Section):
     """Which numbers of clusters are tried, and how one is chosen."""
 
     k: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Number of clusters; without it the knee of the inertia curve."
+        None, description="Number of clusters; without it the one that --select chooses."
+    )
+    select: Literal["agreement", "elbow", "silhouette"] = Field(
+        "agreement",
+        description="Choose k where restarts of k-means agree most, at the knee of the inertia curve, or where the "
+        "silhouette is highest.",
     )
     k_range: KRange | None = Field(
         None,
@@ -240,7 +250,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "notebook": {
         "seed": 42,
         "embed": {"resize": "nearest", "fit": "stretch"},
-        "reduce": {"scaling": "minmax", "pca": 2, "whiten": False, "normalize": False},
+        "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
         "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled"},
         "score": {"holdout": 0.2},
     },

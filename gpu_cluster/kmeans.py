@@ -7,11 +7,13 @@ not know what the rows are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gpu_cluster import metrics
 from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend.base import HostArray
 from gpu_cluster.config import ClusterConfig
 
 # k-means++ draws its starts from all rows up to this many, above from a fixed sample of as many.
@@ -27,13 +29,17 @@ _BLOCK_SIZE = 1 << 24
 
 @dataclass(frozen=True)
 class Partition:
-    """k-means of x: centres (k, d), labels (n,), squared distances (n,) to the own centre, their sum, iterations."""
+    """k-means of x: centres (k, d), labels (n,), squared distances (n,) to the own centre, their sum, iterations.
+
+    `agreement` is the mean adjusted Rand index of the best restart with the others; None where there was one alone.
+    """
 
     centres: Array
     labels: Array
     squared_distances: Array
     inertia: float
     n_iter: int
+    agreement: float | None = None
 
 
 def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend) -> Partition:
@@ -43,6 +49,9 @@ def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend)
     centres returned are the means of the clusters that the engine found, the labels the nearest of these centres.
     """
     best: Partition | None = None
+    sample = backend.from_host(_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
+    found_labels: list[HostArray] = []
+    best_number = 0
     for starts in draw_starts(x, k, config.n_init, seed=seed, backend=backend):
         found = backend.fit_kmeans(x, starts, max_iter=config.max_iter, tol=config.tol)
         centres = _means(x, nearest(x, found.centres, backend), found.centres, backend)
@@ -51,8 +60,19 @@ def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend)
         inertia = float(backend.to_host(backend.xp.sum(squared, dtype=backend.xp.float64)))
         if best is None or inertia < best.inertia * _BETTER:
             best = Partition(centres, labels, squared, inertia, found.n_iter)
+            best_number = len(found_labels)
+        found_labels.append(backend.to_host(backend.xp.take(labels, sample)))
     assert best is not None  # n_init is at least 1
-    return best
+    others = [labels for number, labels in enumerate(found_labels) if number != best_number]
+    if not others:
+        return best
+    agreed = [metrics.adjusted_rand(found_labels[best_number], labels) for labels in others]
+    return replace(best, agreement=float(np.mean(agreed)))
+
+
+def _sample(n: int, size: int, random: np.random.RandomState) -> HostArray:
+    """Return all n rows, or a sample of them of a size, in their order."""
+    return np.arange(n) if n <= size else np.sort(random.choice(n, size, replace=False))
 
 
 def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -> Iterator[Array]:
@@ -62,7 +82,7 @@ def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -
     n = x.shape[0]
     random = np.random.RandomState(seed)
     if n > START_ROWS:
-        sample = np.sort(random.choice(n, max(START_ROWS, k), replace=False))
+        sample = _sample(n, max(START_ROWS, k), random)
         x = backend.xp.take(x, backend.from_host(sample), axis=0)
     rows = backend.to_host(x)
     for _ in range(n_init):

@@ -73,17 +73,20 @@ def draw_all(folder: Path, manifest: Manifest, findings: Findings, *, backend: B
 
 
 def elbow(sweep: Sweep) -> Figure:
-    """Draw inertia and silhouette over k, with the chosen k marked."""
+    """Draw inertia, silhouette and agreement of restarts over k, with the chosen k marked."""
     from matplotlib.ticker import MaxNLocator
 
     ks = [point.k for point in sweep.points]
-    figure, (left, right) = _figure(11, 4.4, columns=2)
+    figure, (left, middle, right) = _figure(15, 4.4, columns=3)
     left.plot(ks, [point.inertia for point in sweep.points], "o-", color=COLOURS[0])
     left.set_ylabel("inertia (sum of squared distances)")
-    right.plot(ks, [_nan(point.silhouette) for point in sweep.points], "s-", color=COLOURS[2])
-    right.set_ylabel("mean silhouette (higher is better)")
-    why = {"knee": "knee", "given": "given", "farthest from the chord": "no clear knee"}.get(sweep.chosen_by, "")
-    for axes in (left, right):
+    middle.plot(ks, [_nan(point.silhouette) for point in sweep.points], "s-", color=COLOURS[2])
+    middle.set_ylabel("mean silhouette (higher is better)")
+    right.plot(ks, [_nan(point.agreement) for point in sweep.points], "D-", color=COLOURS[3])
+    right.set_ylabel("adjusted Rand index with the best restart")
+    words = {"farthest from the chord": "no clear knee", "agreement": "restarts agree most", "only k tried": ""}
+    why = words.get(sweep.chosen_by, sweep.chosen_by)
+    for axes in (left, middle, right):
         axes.axvline(sweep.best_k, color=COLOURS[4], linestyle="--", linewidth=1.5)
         axes.set_xlabel("number of clusters k")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,7 +95,8 @@ def elbow(sweep: Sweep) -> Figure:
     left.plot([], [], "--", color=COLOURS[4], label=label)
     left.legend(loc="upper right", frameon=False)
     left.set_title("Elbow", loc="left")
-    right.set_title("Silhouette", loc="left")
+    middle.set_title("Silhouette", loc="left")
+    right.set_title("Agreement of restarts", loc="left")
     return figure
 
 

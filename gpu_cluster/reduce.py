@@ -40,10 +40,12 @@ def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, ba
         kept = min(n_components, len(fit.explained_variance))
         x = scores[:, :kept]
         steps.append(f"PCA to {kept}")
-        if config.whiten:
-            deviation = np.sqrt(np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny))
-            x = x / backend.from_host(deviation.astype(np.float32))
-            steps.append("whitened")
+        if config.whitening:
+            # Full whitening blows the weak components up to the size of the strong ones; a power below a half goes
+            # part of the way.
+            variance = np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny)
+            x = x / backend.from_host((variance**config.whitening).astype(np.float32))
+            steps.append("whitened" if config.whitening == 0.5 else f"whitened by {config.whitening:g}")
     if config.normalize:
         x = x / _norms(x, backend)
         steps.append("unit length")
@@ -87,8 +89,8 @@ def scale(x: Array, scaling: str, backend: Backend) -> Array:
 
 
 def count_components(pca: int | str, n: int, d: int) -> int:
-    """Return the components asked for: `auto` is n / 20 clipped to 8..24; at most n - 1 and d, at least 1."""
-    wanted = int(np.clip(n / 20, 8, 24)) if pca == "auto" else 1 if pca == "none" else int(pca)
+    """Return the components asked for: `auto` is the root of n clipped to 8..32; at most n - 1 and d, at least 1."""
+    wanted = int(np.clip(np.sqrt(n), 8, 32)) if pca == "auto" else 1 if pca == "none" else int(pca)
     return max(1, min(wanted, n - 1, d))
 
 

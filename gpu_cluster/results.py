@@ -157,11 +157,18 @@ class Projection:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One k of a sweep; `silhouette` is None where it is not defined."""
+    """One k of a sweep.
+
+    Attributes
+    ----------
+    silhouette : mean; None where it is not defined
+    agreement : mean adjusted Rand index of the best restart with the others; None with one restart alone
+    """
 
     k: int
     inertia: float
     silhouette: float | None
+    agreement: float | None
     n_iter: int
     elapsed_s: float
 
@@ -170,13 +177,19 @@ class SweepPoint:
 class Sweep:
     """Every k that was tried, and the one chosen.
 
-    `chosen_by` is 'given', 'knee', 'farthest from the chord' (no clear knee) or 'only k tried'.
+    `chosen_by` is 'given', 'agreement', 'silhouette', 'knee', 'farthest from the chord' (no clear knee) or 'only k
+    tried'.
     """
 
     points: tuple[SweepPoint, ...]
     best_k: int
     chosen_by: str
     space: str
+
+    @property
+    def agreement(self) -> float | None:
+        """How far restarts agree at the k chosen; None where it was not swept, or with one restart alone."""
+        return next((point.agreement for point in self.points if point.k == self.best_k), None)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Projection, Sweep, SweepPoint
 
+# Restarts that agree less than this have found no groups that are there whatever the start.
+CLEAR_AGREEMENT = 0.65
+
+_IMAGES_A_CLUSTER = 8
+
 
 def check_ks(config: SweepConfig, n: int) -> None:
     """Refuse, before work starts, a k or a range of k that n images cannot be split into.
@@ -48,7 +53,7 @@ def sweep_k(
     backend: Backend,
     observer: Observer,
 ) -> Sweep:
-    """Cluster for each k of the range and choose one: `k` if given, else the knee of the inertia curve."""
+    """Cluster for each k of the range and choose one: `k` if given, else by the criterion that `select` names."""
     x = projection.sweep_x
     ks = _ks_to_try(config, x.shape[0], observer)
     points = []
@@ -61,16 +66,23 @@ def sweep_k(
             x, partition.labels, n_found, sample=scoring.silhouette_sample, seed=seed, backend=backend
         )
         elapsed_s = time.perf_counter() - start
-        points.append(SweepPoint(k, partition.inertia, metrics.mean_or_none(values), partition.n_iter, elapsed_s))
+        silhouette = metrics.mean_or_none(values)
+        points.append(SweepPoint(k, partition.inertia, silhouette, partition.agreement, partition.n_iter, elapsed_s))
     observer.progress("sweep", len(ks), len(ks))
-    best_k, chosen_by = _choose(config, points, x.shape[0])
+    best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
         observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
     if chosen_by == "farthest from the chord":
         observer.notice(
             f"No clear knee in the inertia curve, k {ks[0]} to {ks[-1]}: took {best_k}, the k farthest from its chord"
         )
-    return Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
+    sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
+    if chosen_by == "agreement" and (sweep.agreement or 0) < CLEAR_AGREEMENT:
+        observer.notice(
+            f"No clear number of groups, k {ks[0]} to {ks[-1]}: at {best_k}, where restarts agree most, their adjusted "
+            f"Rand index is only {sweep.agreement or 0:.2f}"
+        )
+    return sweep
 
 
 def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ...]:
@@ -82,13 +94,28 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
     return possible
 
 
-def _choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, str]:
+def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, str]:
+    """Return the k chosen from the points of a sweep of n images, and by what (see `Sweep`)."""
     ks, inertias = [point.k for point in points], [point.inertia for point in points]
     if config.k is not None:
         return min(config.k, n), "given"
     if len(ks) == 1:
         return ks[0], "only k tried"
+    if config.select == "silhouette" and any(point.silhouette is not None for point in points):
+        return max(points, key=lambda point: -np.inf if point.silhouette is None else point.silhouette).k, "silhouette"
+    candidates = _candidates(points, n) if config.select == "agreement" else []
+    if candidates:
+        return max(candidates, key=lambda point: point.agreement or 0).k, "agreement"
     found = metrics.knee(ks, inertias)
     if found is not None:
         return found, "knee"
     return metrics.farthest_from_chord(ks, inertias), "farthest from the chord"
+
+
+def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
+    """Return the points whose agreement says something.
+
+    Two clusters are found again in almost any data, and so are the many of a few images each.
+    """
+    most = max(3, n // _IMAGES_A_CLUSTER)
+    return [point for point in points if point.agreement is not None and 3 <= point.k <= most]

@@ -165,9 +165,13 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     manifest, clustering, scores = result.manifest, findings.clustering, findings.scores
     counts = manifest.counts()
     yield "files", "{found:,} found: {ok:,} ok, {bad:,} bad, {duplicate:,} duplicates".format(**counts)
-    words = {"farthest from the chord": "no clear knee; the k farthest from the chord"}
+    words = {
+        "agreement": "where restarts agree most",
+        "farthest from the chord": "no clear knee; the k farthest from the chord",
+    }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
-    yield "clusters", f"{clustering.k} ({why})"
+    sure = findings.sweep.agreement
+    yield "clusters", f"{clustering.k} ({why})" + ("" if sure is None else f"; restarts agree there to {sure:.2f}")
     yield "space", scores.space
     for name, value in scores.internal.items():
         sampled = name == "silhouette" and 0 < scores.n_silhouette < len(findings.embeddings.rows)

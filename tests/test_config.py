@@ -63,7 +63,7 @@ def test_an_option_that_is_none_was_not_given(tmp_path):
 
 
 def test_a_flag_that_is_false_was_given(tmp_path):
-    assert build_config(written(tmp_path, "[reduce]\nwhiten = true\n"), whiten=False).reduce.whiten is False
+    assert build_config(written(tmp_path, "[reduce]\nnormalize = true\n"), normalize=False).reduce.normalize is False
 
 
 def test_every_section_can_be_a_table_of_a_file(tmp_path):
@@ -218,7 +218,7 @@ def test_every_option_is_described(option):
 
 
 @pytest.mark.parametrize(
-    ("option", "default"), [("image_size", 224), ("k", None), ("seed", 0), ("scaling", "sqrt-l2"), ("whiten", True)]
+    ("option", "default"), [("image_size", 224), ("k", None), ("seed", 0), ("scaling", "sqrt-l2"), ("whitening", 0.35)]
 )
 def test_the_default_described_is_the_default_that_holds(option, default):
     assert describe(option)[1] == default
@@ -230,7 +230,7 @@ def test_the_default_described_is_the_default_that_holds(option, default):
         {},
         {"preset": "notebook"},
         {"images": ("a", "b/c.png"), "labels": "l.csv", "file_col": "name", "pca": "none", "k_range": "2:8:3"},
-        {"images": ("a",), "labels_from_folders": True, "holdout": 0.5, "whiten": False, "pca": 12, "tol": 0.0},
+        {"images": ("a",), "labels_from_folders": True, "holdout": 0.5, "whitening": 0.5, "pca": 12, "tol": 0.0},
         {"preset": "notebook", "k": 3, "fit": "crop", "seed": 1, "thumbnails": 5, "out": "results"},
     ],
 )

@@ -85,3 +85,21 @@ def test_sums_and_sizes_by_cluster_do_not_depend_on_the_blocks():
     # float64 sums of float32 numbers, in another order.
     np.testing.assert_allclose(sums, expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(kmeans.cluster_sizes(labels, 4, BACKEND), np.bincount(labels, minlength=4))
+
+
+def test_agreement_is_the_adjusted_rand_index_of_the_best_restart_with_the_others():
+    x = blobs(spread=0.7)
+    first, second = (labels_of_start(x, 6, number) for number in (0, 1))
+    found = fit(x, 6, n_init=2).agreement
+    assert found == pytest.approx(adjusted_rand_score(first, second), abs=1e-12)
+    assert found is not None
+    assert found < 0.9
+    assert fit(x, 6, n_init=1).agreement is None
+
+
+def labels_of_start(x: np.ndarray, k: int, number: int) -> np.ndarray:
+    """Return the labels that the start of that number leads to."""
+    backend, config = CpuBackend(), ClusterConfig()
+    starts = list(kmeans.draw_starts(x, k, number + 1, seed=0, backend=backend))[number]
+    found = backend.fit_kmeans(x, starts, max_iter=config.max_iter, tol=config.tol)
+    return kmeans.nearest(x, found.centres, backend)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn import metrics as sk
 
 import gpu_cluster as api
@@ -169,7 +170,35 @@ def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
 
 def test_no_clear_knee_is_said(tmp_path, sample_images):
     # Two points have no knee.
-    result = api.run(sample_images[:40], image_size=32, k_range="2:3", out=tmp_path / "run")
+    result = api.run(sample_images[:40], image_size=32, k_range="2:3", select="elbow", out=tmp_path / "run")
     assert result.findings is not None
     assert result.findings.sweep.chosen_by == "farthest from the chord"
     assert any(notice.startswith("No clear knee") for notice in result.notices)
+
+
+def test_k_is_where_restarts_agree_most_and_every_criterion_is_in_the_table(sample_run):
+    sweep = sample_run.table("sweep.csv")
+    metrics = sample_run.json("metrics.json")
+    candidates = sweep[sweep["k"] >= 3]
+    assert metrics["k_chosen_by"] == "agreement"
+    assert metrics["k"] == candidates.loc[candidates["agreement"].idxmax(), "k"]
+    assert metrics["k_agreement"] == pytest.approx(candidates["agreement"].max())
+    assert sweep[["inertia", "silhouette", "agreement"]].notna().all(axis=None)
+
+
+def test_select_silhouette_takes_the_highest(tmp_path, sample_images):
+    result = api.run(sample_images[:40], image_size=32, k_range="2:6", select="silhouette", out=tmp_path / "run")
+    assert result.findings is not None
+    points = result.findings.sweep.points
+    assert result.findings.sweep.best_k == max(points, key=lambda point: point.silhouette or -1).k
+    assert result.findings.sweep.chosen_by == "silhouette"
+
+
+def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "in" / f"{number}.png")
+    result = api.run(tmp_path / "in", image_size=32, k_range="3:7", out=tmp_path / "run")
+    assert any(notice.startswith("No clear number of groups, k 3 to 7") for notice in result.notices)

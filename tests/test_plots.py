@@ -66,9 +66,9 @@ def test_colour_and_marker_together_are_unique_for_88_groups():
 
 
 def test_elbow_marks_the_chosen_k_and_says_why():
-    points = tuple(SweepPoint(k, 100.0 / k, None if k == 1 else 0.1 * k, 3, 0.1) for k in range(1, 6))
+    points = tuple(SweepPoint(k, 100.0 / k, None if k == 1 else 0.1 * k, 0.9, 3, 0.1) for k in range(1, 6))
     figure = plots.elbow(Sweep(points, best_k=3, chosen_by="knee", space="test"))
-    left, right = figure.axes
+    left, right, _ = figure.axes
     legend = left.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["k = 3 (knee)"]
