@@ -296,6 +296,7 @@ def scan_shards(cache: Path) -> int:
     return len(list((cache / "scans").glob("*/shard-*.parquet")))
 
 
+@pytest.mark.slow
 def test_a_folder_shares_what_its_scan_found_with_those_in_it_and_above_it(tmp_path, cache):
     files = write_pictures(tmp_path / "in" / "deep", 4)
     for file in files:
@@ -307,6 +308,7 @@ def test_a_folder_shares_what_its_scan_found_with_those_in_it_and_above_it(tmp_p
     assert scan_shards(cache) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_just_now_is_not_trusted(tmp_path, cache):
     files = write_pictures(tmp_path / "in", 5)
     ahead = time.time() + 3600
@@ -321,6 +323,7 @@ def test_a_file_that_changed_just_now_is_not_trusted(tmp_path, cache):
 # The commands
 
 
+@pytest.mark.slow
 def test_info_says_what_is_kept(tmp_path, cache):
     write_pictures(tmp_path / "in", 5)
     gpu_cluster("run", tmp_path / "in", *SMALL, "--quiet", out=tmp_path / "run")
@@ -332,6 +335,7 @@ def test_info_says_what_is_kept(tmp_path, cache):
     assert [(recipe["kind"], recipe["n_rows"]) for recipe in told] == [("embeddings", 5), ("scans", 5)]
 
 
+@pytest.mark.slow
 def test_verify_finds_damage_and_prune_removes_it(tmp_path, cache):
     write_pictures(tmp_path / "in", 5)
     gpu_cluster("run", tmp_path / "in", *SMALL, "--quiet", out=tmp_path / "run")
@@ -345,6 +349,7 @@ def test_verify_finds_damage_and_prune_removes_it(tmp_path, cache):
     assert not list((cache / "embeddings").glob("*/damaged/*"))
 
 
+@pytest.mark.slow
 def test_prune_keeps_what_is_of_use_and_takes_what_is_not(tmp_path, cache):
     write_pictures(tmp_path / "in", 5)
     write_pictures(tmp_path / "gone", 4)
