@@ -15,8 +15,8 @@
 - `report`: results -> tables, records, plots
 
 They stand on `labels`, `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
-`store` (embeddings and scans on disk), `run_folder`, `results`, `backend` (the one place where devices differ),
-`config`, `events` and `errors`.
+`store` (embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices
+differ), `config`, `events` and `errors`.
 """
 
 from gpu_cluster.api import embed, run

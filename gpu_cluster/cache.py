@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpu_cluster.events import Observer
 from gpu_cluster.results import printable
-from gpu_cluster.store import DAMAGED, Shards, embedding_schema, folders, is_shard, read_key, scan_schema
+from gpu_cluster.shards import DAMAGED, KEY_FILE, Shards, folders, is_shard, read_key
+from gpu_cluster.store import embedding_schema, scan_schema
 
 _DAY_S = 24 * 3600.0
 
@@ -40,7 +41,11 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """Return the recipe as JSON holds it."""
-        return {**asdict(self), "folder": printable(str(self.folder)), "key": dict(self.key)}
+        return {
+            **asdict(self),
+            "folder": printable(str(self.folder)),
+            "key": {name: _shown(value) for name, value in self.key.items()},
+        }
 
 
 def inspect(root: Path) -> list[Recipe]:
@@ -79,7 +84,9 @@ def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
     for kind in ("embeddings", "scans"):
         for folder in folders(root / kind):
             key = read_key(folder)
-            schema = scan_schema() if kind == "scans" else embedding_schema(int(key.get("n_features", 0)))
+            width = key.get("n_features")
+            # Without a key the checksum alone speaks.
+            schema = scan_schema() if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
             shards = Shards(folder, key, schema, observer)
             names = shards.names()
             for done, name in enumerate(names, start=1):
@@ -99,16 +106,41 @@ def prune(root: Path, *, unused_days: float | None, now: float | None = None) ->
     now = time.time() if now is None else now
     freed = 0
     for recipe in inspect(root):
-        gone = recipe.kind == "scans" and not os.path.isdir(str(recipe.key.get("root", "")))
+        gone = recipe.kind == "scans" and "root" in recipe.key and not os.path.isdir(str(recipe.key["root"]))
         if gone or (unused_days is not None and now - recipe.last_used > unused_days * _DAY_S):
-            freed += recipe.n_bytes
-            shutil.rmtree(recipe.folder, ignore_errors=True)
-            continue
-        leftovers = [path for path in recipe.folder.glob(".*.tmp") if now - path.stat().st_mtime > _DAY_S]
-        for path in (*leftovers, *(recipe.folder / DAMAGED).glob("*")):
-            freed += path.stat().st_size
-            path.unlink(missing_ok=True)
+            freed += sum(_remove(path) for path in (*_shards(recipe.folder), recipe.folder / KEY_FILE))
+            with suppress(OSError):
+                # Only where nothing is left in it: what is not the store's stays.
+                recipe.folder.rmdir()
+        leftovers = [*recipe.folder.glob(".shard-*.tmp"), *recipe.folder.glob(f".{KEY_FILE}.*.tmp")]
+        freed += sum(_remove(path) for path in leftovers if _age(path, now) > _DAY_S)
+        freed += sum(_remove(path) for path in _shards(recipe.folder / DAMAGED))
     return freed
+
+
+def _shards(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*") if is_shard(path.name))
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove(path: Path) -> int:
+    """Remove a file, which another job may have done already; return the bytes that were freed."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 def _n_rows(shard: Path) -> int:
@@ -116,6 +148,7 @@ def _n_rows(shard: Path) -> int:
     import pyarrow.parquet as pq
 
     try:
-        return int(pq.read_metadata(shard).num_rows)
+        with shard.open("rb") as stream:
+            return int(pq.read_metadata(stream).num_rows)
     except (pa.ArrowException, OSError):
         return 0

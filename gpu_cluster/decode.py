@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 # Part of the key of every embedding that is kept: to be counted up when a file's pixels come out otherwise than before.
-VERSION = 1
+VERSION = 2
 
 _PILLOW, _JPEG, _PNG = range(3)
 
@@ -74,7 +74,7 @@ def batches(sources: Sequence[Source], config: EmbedConfig, *, batch_size: int, 
     return tf.data.Dataset.from_generator(shards, output_signature=columns).flat_map(shard).prefetch(2)
 
 
-def second_look(paths: Mapping[int, Path], config: EmbedConfig) -> tuple[dict[int, Any], dict[int, str]]:
+def second_look(paths: Mapping[int, Path], config: EmbedConfig) -> tuple[dict[int, Any], dict[int, str], set[int]]:
     """Decode with Pillow what the pipeline could not.
 
     Parameters
@@ -88,20 +88,25 @@ def second_look(paths: Mapping[int, Path], config: EmbedConfig) -> tuple[dict[in
         (side, side, 3) float32 by index, of the files that Pillow can decode.
     bad
         Reason by index, of the others.
+    passing
+        Those of the bad whose reason may be over the next time, whatever their content.
     """
     import tensorflow as tf
 
     pictures: dict[int, Any] = {}
     bad: dict[int, str] = {}
+    passing: set[int] = set()
     for index, path in paths.items():
         try:
             decoded = picture.decode(path)
         # Pillow's decoders raise whatever a broken file makes them stumble over; none may end the job.
         except Exception as error:  # noqa: BLE001
             bad[index] = picture.reason(_head(path), error)
+            if picture.is_passing(error):
+                passing.add(index)
         else:
             pictures[index] = to_square(tf.constant(decoded), config)
-    return pictures, bad
+    return pictures, bad, passing
 
 
 def _head(path: Path) -> bytes:

@@ -121,6 +121,8 @@ class _Job:
         self._at = np.flatnonzero([row not in manifest.duplicates for row in rows])
         self.done = np.zeros(len(self._at), dtype=bool)
         self._bad: dict[int, str] = {}
+        # Bad for now, whatever the content: not to be kept.
+        self._passing: set[int] = set()
 
     def take(self, shards: EmbeddingShards) -> None:
         """Take what the store holds."""
@@ -196,7 +198,7 @@ class _Job:
         self._embed_rest(indices[~self.done[indices]], network, config)
         changed = {int(index) for index in indices if self._changed(index)}
         if shards is not None:
-            kept = np.array([index for index in indices if int(index) not in changed], dtype=np.int64)
+            kept = np.array([index for index in indices if int(index) not in changed | self._passing], dtype=np.int64)
             x = self._backend.to_host(self._backend.xp.take(self._x, self._backend.from_host(self._at[kept]), axis=0))
             shards.keep(self._hashes(kept), x, [self._bad.get(int(index)) for index in kept])
         self._bad |= dict.fromkeys(changed, "it changed while the job ran")
@@ -210,8 +212,11 @@ class _Job:
             log.info("%d files that the pipeline cannot decode get a second look by Pillow", len(left_out))
         for first in range(0, len(left_out), network.limit):
             part = left_out[first : first + network.limit]
-            pictures, reasons = decode.second_look({int(index): self._source(index).path for index in part}, config)
+            pictures, reasons, passing = decode.second_look(
+                {int(index): self._source(index).path for index in part}, config
+            )
             self._bad |= reasons
+            self._passing |= passing
             self.done[list(reasons)] = True
             if pictures:
                 self._embed(network, tf.stack(list(pictures.values())), np.fromiter(pictures, dtype=np.int64))

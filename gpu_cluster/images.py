@@ -151,13 +151,15 @@ def scan(
     with picture.limited(None), _threads() as pool:
         for first in range(0, len(files), _SCAN_SLICE):
             part = files[first : first + _SCAN_SLICE]
+            # Before the first look: a file that was older than its tick then cannot change unseen after its own.
+            started_ns = time.time_ns()
             earlier = known.slice(first, first + len(part)) if known is not None else [None] * len(part)
             found: list[FileFacts] = []
             looks = pool.map(_look, part, earlier, itertools.repeat(config.max_pixels))
             for done, one in enumerate(looks, start=first + 1):
                 found.append(one)
                 observer.progress("scan", done, len(files))
-            _keep(kept, part, earlier, found)
+            _keep(kept, part, earlier, found, started_ns)
             facts += found
     return _with_facts(manifest, facts, config)
 
@@ -173,10 +175,13 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def _keep(
-    kept: ScanShards | None, files: Sequence[Path], earlier: Sequence[FileFacts | None], found: Sequence[FileFacts]
+    kept: ScanShards | None,
+    files: Sequence[Path],
+    earlier: Sequence[FileFacts | None],
+    found: Sequence[FileFacts],
+    now: int,
 ) -> None:
     """Keep what is new and sure to be seen when it changes."""
-    now = time.time_ns()
     new = [
         position
         for position, (before, one) in enumerate(zip(earlier, found, strict=True))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpu_cluster import metrics
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.backend.base import HostArray
 from gpu_cluster.config import ClusterConfig
@@ -48,6 +47,8 @@ def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend)
     The starts are those that scikit-learn's own KMeans would draw: one RandomState, chained through the restarts. The
     centres returned are the means of the clusters that the engine found, the labels the nearest of these centres.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     best: Partition | None = None
     sample = backend.from_host(_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
     found_labels: list[HostArray] = []
@@ -66,7 +67,7 @@ def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend)
     others = [labels for number, labels in enumerate(found_labels) if number != best_number]
     if not others:
         return best
-    agreed = [metrics.adjusted_rand(found_labels[best_number], labels) for labels in others]
+    agreed = [adjusted_rand_score(found_labels[best_number], labels) for labels in others]
     return replace(best, agreement=float(np.mean(agreed)))
 
 

@@ -59,11 +59,15 @@ def _find_table(named: Sequence[Path], config: InputConfig) -> Path | None:
 
 
 def _read_header(table: Path) -> list[str]:
-    with _open_table(table) as stream:
-        try:
+    try:
+        with _open_table(table) as stream:
             return next(csv.reader(stream), [])
-        except csv.Error:
-            return []
+    except csv.Error:
+        return []
+    except OSError as error:
+        raise DataError(
+            f"cannot read {printable(str(table))!r}, which may hold labels: {error.strerror}; name one with --labels"
+        ) from error
 
 
 def _open_table(table: Path):  # type: ignore[no-untyped-def]
@@ -74,12 +78,14 @@ def _open_table(table: Path):  # type: ignore[no-untyped-def]
 def _by_table(manifest: Manifest, table: Path, config: InputConfig, observer: Observer) -> Manifest:
     rows_of_file = _Rows(manifest, table)
     labels: list[str | None] = [None] * len(manifest)
-    n_without_file = 0
+    n_named = n_without_file = 0
     for name, label in _read_table(table, config):
         row = rows_of_file.find(name)
         if row is None:
             n_without_file += 1
-        elif None not in (labels[row], label) and labels[row] != label:
+            continue
+        n_named += 1
+        if None not in (labels[row], label) and labels[row] != label:
             raise DataError(
                 f"{printable(str(table))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
                 "expected one a file"
@@ -88,9 +94,12 @@ def _by_table(manifest: Manifest, table: Path, config: InputConfig, observer: Ob
             labels[row] = labels[row] or label
     source = printable(str(table))
     if not any(labels):
+        found = f"names {n_named} of the images but gives none a label" if n_named else "names none of the images"
         if config.labels is None:
-            observer.notice(f"{source} names none of the images; going on without labels")
+            observer.notice(f"{source} {found}; going on without labels")
             return manifest
+        if n_named:
+            raise DataError(f"{source!r} {found}; expected labels in its column {config.label_col!r}")
         raise DataError(
             f"column {config.file_col!r} of {source!r} names none of the {len(manifest)} images; expected names "
             f"relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
@@ -112,7 +121,7 @@ def _read_table(table: Path, config: InputConfig) -> Iterator[tuple[str, str | N
                     raise DataError(f"{source!r} has no column {column!r}; it has {has}; name it with {option}")
             for record in reader:
                 name, label = record[config.file_col], record[config.label_col]
-                if name and name.strip():
+                if name:
                     yield name, printable(label.strip()) or None if label else None
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read the labels {source!r}: {getattr(error, 'strerror', None) or error}") from error

@@ -61,20 +61,6 @@ def matched_accuracy(counts: HostInts) -> float:
     return float(counts[rows, columns].sum() / counts.sum())
 
 
-def adjusted_rand(one: HostInts, other: HostInts) -> float:
-    """Return the adjusted Rand index (Hubert and Arabie 1985) of two labellings (n,) from 0: 1 for the same groups."""
-    k = int(other.max()) + 1
-    counts = np.bincount(one.astype(np.int64) * k + other, minlength=(int(one.max()) + 1) * k).reshape(-1, k)
-
-    def pairs(values: HostInts) -> float:
-        return float(np.sum(values * (values - 1.0)) / 2)
-
-    together, in_one, in_other = pairs(counts), pairs(counts.sum(axis=1)), pairs(counts.sum(axis=0))
-    expected = in_one * in_other / max(pairs(np.array([one.size])), 1.0)
-    most = (in_one + in_other) / 2
-    return 1.0 if most == expected else (together - expected) / (most - expected)
-
-
 def knee(ks: Sequence[int], inertias: Sequence[float]) -> int | None:
     """Return the knee of a falling curve (Kneedle: Satopaa et al. 2011), or None where there is none."""
     from kneed import KneeLocator

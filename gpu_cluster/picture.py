@@ -42,6 +42,8 @@ _HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEI
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 HEAD_BYTES = 32
 
+_ICON = b"\0\0\1\0"
+
 # Tag 274 of Exif 2.3; 1 is upright.
 _ORIENTATION = 0x0112
 
@@ -98,8 +100,8 @@ def limited(max_pixels: int | None) -> Iterator[None]:
     from PIL import Image
 
     earlier = Image.MAX_IMAGE_PIXELS
-    # Pillow warns at its limit and refuses at twice that.
-    Image.MAX_IMAGE_PIXELS = None if max_pixels is None else max_pixels // 2
+    # Pillow warns at its limit and refuses at twice that: a half, so that odd limits are exact too.
+    Image.MAX_IMAGE_PIXELS = None if max_pixels is None else max_pixels / 2  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -117,8 +119,14 @@ def read_header(stream: IO[bytes], suffix: str = "") -> Header:
     Exception
         Whatever Pillow's readers stumble over; `reason` puts it in words.
     """
-    from PIL import Image
+    from PIL import IcoImagePlugin, Image
 
+    head = stream.read(4)
+    stream.seek(0)
+    if head == _ICON:
+        # Pillow decodes an icon, whatever its size, to open it.
+        with IcoImagePlugin.IcoFile(stream).frame(0) as icon:
+            return Header("ICO", icon.mode, icon.width, icon.height, 1)
     with Image.open(stream, formats=_formats(suffix.lower())) as image:
         return Header(str(image.format), image.mode, image.width, image.height, _orientation(image))
 
@@ -144,7 +152,8 @@ def decode(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
             # Pillow itself passes over a wrong checksum of the pixels.
             image.verify()
     with Image.open(path, formats=formats) as image:
-        orientation = _orientation(image)
+        # Pillow turns a TIFF upright as it loads it.
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
         flat = _on_white(_eight_bits(image))
         return np.asarray(_upright(flat, orientation))
 
@@ -154,21 +163,43 @@ def _eight_bits(image: Image) -> Image:
     from PIL import Image, ImageChops
 
     if image.mode.startswith("I;16"):
+        shift = 4 if "I;12" in _raw_mode(image) else 8
         pixels = np.asarray(image)
-        grey = Image.fromarray((pixels >> 8).astype(np.uint8))
+        grey = Image.fromarray((pixels >> shift).astype(np.uint8))
         transparent = image.info.get("transparency")
         if transparent is None:
             return grey
         opaque = Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8))
         return Image.merge("LA", (grey, opaque))
     if image.mode in ("I", "F"):
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = pixels.min(), pixels.max()
+        pixels = np.asarray(image, dtype=np.float64)
+        finite = pixels[np.isfinite(pixels)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        pixels = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
         return Image.fromarray(((pixels - low) * (255 / (high - low or 1))).astype(np.uint8))
+    _scale_key(image)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         # Pillow takes every CMYK JPEG for one of Adobe's, which are inverted; TensorFlow looks for Adobe's marker.
         return ImageChops.invert(image)
     return image
+
+
+def _raw_mode(image: Image) -> str:
+    """Return how the file holds its pixels, in Pillow's words; known until they are loaded."""
+    arguments: Any = getattr(image, "tile", None) and image.tile[0][3]  # type: ignore[attr-defined]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _scale_key(image: Image) -> None:
+    """Bring a PNG's transparent colour to the 8 bits that Pillow brings its pixels to, but not that."""
+    key, raw = image.info.get("transparency"), _raw_mode(image)
+    if image.format != "PNG" or key is None:
+        return
+    if raw in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if raw == "L;2" else 17)
+    elif raw == "RGB;16B":
+        # Of the colours that share their high bytes with it each is taken for it: Pillow holds no more.
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _on_white(image: Image) -> Image:
@@ -207,6 +238,15 @@ def _orientation(image: Image) -> int:
     except Exception:  # noqa: BLE001
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell what says nothing of a file's content, and may be over the next time: options, memory, the file system."""
+    from PIL import Image
+
+    # Pillow's own OSErrors have no number.
+    from_system = isinstance(error, OSError) and error.errno is not None
+    return from_system or isinstance(error, MemoryError | Image.DecompressionBombError)
 
 
 def reason(head: bytes, error: Exception) -> str:

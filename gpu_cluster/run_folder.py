@@ -163,14 +163,17 @@ def _clear_dead(folder: Path) -> None:
     """
     name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[a-z0-9_]{{8}}")
     for path in sorted(folder.parent.iterdir()):
-        aside = name.fullmatch(path.name)
-        if aside and aside[1] and path.is_dir() and not folder.exists():
+        found = name.fullmatch(path.name)
+        if not found or not path.is_dir() or not set(os.listdir(path)) <= CONTENTS:
+            continue
+        lock = _lock(path)
+        if lock is None:
+            continue
+        if found[1] and is_run_folder(os.listdir(path)) and not folder.exists():
             os.replace(path, folder)
-        elif name.fullmatch(path.name) and path.is_dir() and set(os.listdir(path)) <= CONTENTS:
-            descriptor = _lock(path)
-            if descriptor is not None:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(descriptor)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
 def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
@@ -193,6 +196,8 @@ def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
 def _swap(stage: Path, folder: Path) -> None:
     # A folder cannot be renamed over one that is not empty: move the earlier run aside first.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    # The lock goes with the folder: while it lies aside no other job takes it for one that a kill has left.
+    lock = _lock(folder)
     try:
         os.replace(folder, aside)
         os.replace(stage, folder)
@@ -201,6 +206,8 @@ def _swap(stage: Path, folder: Path) -> None:
         if not folder.exists():
             os.replace(aside, folder)
         shutil.rmtree(aside, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

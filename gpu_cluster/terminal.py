@@ -139,7 +139,9 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
         damaged = f", {recipe.n_damaged} damaged set aside" if recipe.n_damaged else ""
         size = f"{recipe.n_rows:,} rows in {recipe.n_shards:,} shards, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
         console.print(f"{recipe.kind} {recipe.folder.name}: {size}, last used {used}", markup=False)
-        console.print(f"    {', '.join(f'{name} {value}' for name, value in recipe.key.items())}", markup=False)
+        console.print(
+            f"    {', '.join(f'{name} {value}' for name, value in recipe.as_json()['key'].items())}", markup=False
+        )
     if not recipes:
         console.print("nothing is kept", markup=False)
 

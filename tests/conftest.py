@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,33 @@ def gpu_cluster(*arguments: str | Path, out: Path | None = None, cwd: Path | Non
         err=done.stderr.decode("utf-8", "replace"),
         folder=out or Path(),
     )
+
+
+@contextmanager
+def started(*arguments: str | Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Start the real command, and leave none behind."""
+    with subprocess.Popen(
+        [COMMAND, *arguments],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with SIGINT ignored, and these tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for what a started command does; it must not end before that."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "the command ended before it could be stopped"
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.01)
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -20,7 +20,7 @@ from gpu_cluster import run
 from gpu_cluster.config import shipped_data
 from gpu_cluster.errors import ConfigError
 
-from .conftest import COMMAND, Finished, gpu_cluster, write_pictures
+from .conftest import COMMAND, Finished, gpu_cluster, started, wait_until, write_pictures
 
 # What every run that embeds is given, to take little more than TensorFlow's import.
 SMALL = ("--image-size", "32")
@@ -281,26 +281,10 @@ def test_out_may_be_a_link_to_a_folder(tmp_path):
 def stop(place: Path, number: int, *arguments: str) -> tuple[int, str]:
     """Start a run that takes the best part of a minute, signal it while it embeds, and return its code and errors."""
     options = ["--batch-size", "4", "--shard-size", "16"]
-    command: list[str | Path] = [COMMAND, "run", shipped_data() / "flowers", *options, *arguments]
-    with subprocess.Popen(
-        command,
-        cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in its background with SIGINT ignored, and these tests may run there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
-    ) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not has_embedded(place):
-                assert process.poll() is None, "the run ended before it could be stopped"
-                assert time.monotonic() < deadline, "the run did not begin to embed"
-                time.sleep(0.05)
-            process.send_signal(number)
-            _, found = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    with started("run", shipped_data() / "flowers", *options, *arguments, cwd=place) as process:
+        wait_until(lambda: has_embedded(place), process)
+        process.send_signal(number)
+        _, found = process.communicate(timeout=60)
     return process.returncode, found
 
 

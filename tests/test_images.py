@@ -437,6 +437,13 @@ def test_a_table_given_that_names_none_of_the_images_is_an_error_that_shows_what
         find(tmp_path / "in", labels=labels)
 
 
+def test_a_table_given_that_names_images_but_no_label_is_said_to(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,", "z.png,x")
+    with pytest.raises(DataError, match=r"names 1 of the images but gives none a label; .* in its column 'label'"):
+        find(tmp_path / "in", labels=labels)
+
+
 @pytest.mark.parametrize("name", ["absent.csv", "in"])
 def test_a_table_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
     touch(tmp_path / "in", "a.png")

