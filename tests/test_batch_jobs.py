@@ -43,6 +43,7 @@ def batch(*arguments: str, cwd: Path, **variables: str | Path) -> Finished:
     return Finished(code=done.returncode, out=done.stdout, err=done.stderr, folder=Path(variables.get("OUT", "")))
 
 
+@pytest.mark.slow
 def test_a_job_reads_images_and_writes_out_where_names_hold_spaces(tmp_path):
     write_pictures(tmp_path / "my pictures", 6)
     done = batch(
@@ -68,6 +69,7 @@ def test_wrong_use_comes_through_as_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_too_many_bad_files_come_through_as_3(tmp_path):
     for file in write_pictures(tmp_path / "pictures", 6)[2:]:
         file.write_text("no picture")
@@ -143,6 +145,7 @@ def terminate(place: Path, *, everyone: bool) -> tuple[int, str]:
     return process.returncode, log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everyone", [False, True], ids=["to the script alone", "to all processes"])
 def test_term_ends_a_job_with_143_and_leaves_nothing(tmp_path, everyone):
     code, log = terminate(tmp_path, everyone=everyone)

@@ -127,6 +127,7 @@ def test_shipped_weights_that_were_altered_are_refused(tmp_path):
     assert b"are damaged: expected sha256 fb89143d" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"floatx": "float16"}, {"image_data_format": "channels_first"}])
 def test_the_users_keras_settings_change_nothing(tmp_path, settings):
     (tmp_path / "keras.json").write_text(json.dumps(settings))
