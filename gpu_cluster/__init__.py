@@ -1,25 +1,27 @@
 """gpu-cluster: a folder of pictures in; clusters, scores and plots out.
 
-`run` does a whole job, `embed` only turns pictures into embeddings. The modules, in the order of the flow:
+`run` does a whole job, `embed` only turns pictures into embeddings, `compare` shows what other ways would give. The
+modules, in the order of the flow:
 
 - `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `api`: the same from Python
 - `cache`: what is kept between runs: looked at, verified, pruned
+- `compare`: features times algorithms on the same pictures
 - `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
 - `pipeline`: the job, from the folder to the run folder
 - `images`: folder and labels -> Manifest, one look at each file
-- `embed`: Manifest -> Embeddings (n, 512), from the store or through the network
+- `embed`: Manifest -> Embeddings (n, d), from the store or through the network
 - `reduce`: Embeddings -> Projection (scale, PCA, whiten, normalise)
 - `sweep`: Projection -> Sweep (each k tried) -> the chosen k
 - `cluster`: Projection + k -> Clustering
 - `score`: everything known about a Clustering in numbers
 - `report`: results -> tables, records, plots
 
-They stand on `labels`, `decode`, `vgg16`, `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
-`store` (embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices
-differ), `config`, `events` and `errors`.
+They stand on `labels`, `decode`, `features` (what turns pictures into numbers: `vgg16`), `kmeans`, `metrics`, `plots`,
+`picture` (one file: its header, its pixels), `store` (embeddings and scans on disk, as `shards`), `run_folder`,
+`results`, `backend` (the one place where devices differ), `config`, `events` and `errors`.
 """
 
-from gpu_cluster.api import embed, run
+from gpu_cluster.api import compare, embed, run
 from gpu_cluster.results import RunResult
 
-__all__ = ["RunResult", "embed", "run"]
+__all__ = ["RunResult", "compare", "embed", "run"]

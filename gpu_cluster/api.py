@@ -1,4 +1,4 @@
-"""The Python API: what the command line does, as two functions."""
+"""The Python API: what the command line does, as functions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster import picture, vgg16
+from gpu_cluster import features, picture, vgg16
 from gpu_cluster.backend import select
+from gpu_cluster.compare import run_compare
 from gpu_cluster.config import EmbedConfig, StoreConfig, build_config
 from gpu_cluster.embed import check_precision
 from gpu_cluster.embed import embed as embed_manifest
@@ -19,7 +20,7 @@ from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import scan
 from gpu_cluster.pipeline import run_job
-from gpu_cluster.results import Manifest, RunResult, printable
+from gpu_cluster.results import Comparison, Manifest, RunResult, printable
 from gpu_cluster.store import open_store
 
 PathLike = str | os.PathLike[str]
@@ -59,10 +60,44 @@ def run(
     return run_job(build_config(config, images=given, **options), observer)
 
 
+def compare(
+    images: PathLike | Iterable[PathLike] = (),
+    *,
+    features: Iterable[str] = (),
+    algorithms: Iterable[str] = (),
+    config: PathLike | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare kinds of features and algorithms on a folder of images, as `gpu-cluster compare` does.
+
+    Parameters
+    ----------
+    images, config, observer, **options
+        As of `run`.
+    features
+        Of `gpu_cluster.compare.FEATURES`; without any, those that this machine has what it takes for.
+    algorithms
+        Of `gpu_cluster.compare.ALGORITHMS`; without any, all.
+
+    Returns
+    -------
+    Comparison
+        `folder` holds the table and the plot, `rows` are the table's.
+
+    Raises
+    ------
+    GpuClusterError
+        See `gpu_cluster.errors`.
+    """
+    job = build_config(config, images=tuple(_paths(images)) or None, **options)
+    return run_compare(job, feature_names=tuple(features), algorithms=tuple(algorithms), observer=observer)
+
+
 def embed(
     paths: PathLike | Iterable[PathLike], *, observer: Observer | None = None, **options: Any
 ) -> npt.NDArray[np.float32]:
-    """Embed image files with VGG16 (ImageNet, average pooling).
+    """Embed image files with VGG16 (ImageNet).
 
     Parameters
     ----------
@@ -71,13 +106,13 @@ def embed(
     observer
         Is told about progress.
     **options
-        Of the section `embed`: `resize`, `fit`, `image_size`, `batch_size`, `precision`, `weights`; of the section
-        `store`: `cache`, `no_cache`, `force`, `rehash`, `shard_size`; and `device`, `max_pixels`. What the store holds
-        is not computed again.
+        Of the section `embed`: `pooling`, `resize`, `fit`, `image_size`, `batch_size`, `precision`, `weights`; of the
+        section `store`: `cache`, `no_cache`, `force`, `rehash`, `shard_size`; and `device`, `max_pixels`. What the
+        store holds is not computed again.
 
     Returns
     -------
-    (n, 512) float32, host; in the order of `paths`
+    (n, d) float32, host; d is 1,024, or what another `pooling` gives; in the order of `paths`
 
     Raises
     ------
@@ -91,18 +126,18 @@ def embed(
     job = build_config(**options)
     files = _paths(paths)
     if not files:
-        return np.empty((0, vgg16.N_FEATURES), np.float32)
+        return np.empty((0, vgg16.count_features(job.embed.pooling, job.embed.image_size)), np.float32)
     observer = observer or Observer()
     backend = select(job.device).backend
     check_precision(job.embed, backend)
-    weights = vgg16.find_weights(job.embed.weights)
+    extractor = features.of_vgg16(vgg16.find_weights(job.embed.weights), job.embed)
     store = open_store(job.store, observer)
     with picture.limited(job.input.max_pixels):
         # Not sorted, and a file may be named twice: rows come out as they were asked for.
         manifest = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
         manifest = scan(manifest, job.input, observer, store=store, rehash=job.store.rehash)
         found = embed_manifest(
-            manifest, weights, job.embed, store=store, store_config=job.store, backend=backend, observer=observer
+            manifest, extractor, job.embed, store=store, store_config=job.store, backend=backend, observer=observer
         )
     bad = manifest.with_bad(found.bad).bad
     if bad:

@@ -42,6 +42,31 @@ def cluster(
     )
 
 
+def of_labels(projection: Projection, found: IntArray, *, backend: Backend) -> Clustering:
+    """Describe the groups `found` (n,), host, that whatever algorithm gave, by their means, as a Clustering."""
+    xp, x = backend.xp, projection.x
+    _held, dense = np.unique(found, return_inverse=True)
+    order = _by_size(dense, int(dense.max()) + 1)
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = np.arange(len(order))
+    labels = number[dense]
+    sizes = np.bincount(labels)
+    on_device = backend.from_host(labels)
+    sums = kmeans.cluster_sums(x, on_device, len(sizes), backend)
+    centres = xp.astype(sums / backend.from_host(sizes.astype(np.float64))[:, None], x.dtype)
+    squared = kmeans.squared_distances(x, centres, on_device, backend)
+    return Clustering(
+        labels=on_device,
+        centres=centres,
+        distances=xp.sqrt(squared),
+        sizes=sizes,
+        medoids=_medoids(squared, labels, backend),
+        inertia=float(backend.to_host(xp.sum(squared, dtype=xp.float64))),
+        n_iter=0,
+        k_asked=len(sizes),
+    )
+
+
 def _by_size(labels: IntArray, k: int) -> IntArray:
     """Return the clusters that hold rows, largest first; of two of one size, the one whose first row comes first."""
     sizes = np.bincount(labels, minlength=k)

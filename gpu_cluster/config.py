@@ -69,6 +69,8 @@ def _absolute(path: Path) -> Path:
 KRange = Annotated[str, AfterValidator(_checked_range)]
 Device = Literal["auto", "cpu", "gpu"]
 Precision = Literal["float32", "tf32", "float16"]
+Algorithm = Literal["ward", "spectral", "hdbscan"]
+Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -110,11 +112,17 @@ class InputConfig(_Section):
 
 
 class EmbedConfig(_Section):
-    """How a picture becomes 512 numbers."""
+    """How a picture becomes numbers."""
 
     weights: AbsolutePath | None = Field(
         None,
         description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
+    )
+    pooling: Pooling = Field(
+        "gem-4-5",
+        description="How VGG16's feature maps become numbers: the generalised means of blocks 4 and 5, each of unit "
+        "length, side by side (gem-4-5, 1,024 numbers), or of block 5 alone its generalised mean (gem), maximum (max) "
+        "or mean (average), 512 numbers each, or all of it (flatten, 25,088).",
     )
     image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
@@ -161,7 +169,7 @@ class ReduceConfig(_Section):
     """How embeddings become the space that is clustered."""
 
     scaling: Literal["sqrt-l2", "l2", "minmax", "none"] = Field(
-        "sqrt-l2", description="Before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
+        "l2", description="Before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
     )
     pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
         "auto", description="Components: a number, none, or auto = square root of n clipped to 8..32."
@@ -249,7 +257,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The notebook of MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means, as published.
     "notebook": {
         "seed": 42,
-        "embed": {"resize": "nearest", "fit": "stretch"},
+        "embed": {"pooling": "average", "resize": "nearest", "fit": "stretch"},
         "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
         "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled"},
         "score": {"holdout": 0.2},

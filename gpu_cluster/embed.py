@@ -1,4 +1,4 @@
-"""Manifest -> Embeddings (n, 512) on the device.
+"""Manifest -> Embeddings (n, d) on the device.
 
 What the store holds is taken from there; each other content goes once through the tf.data pipeline and the network,
 shard by shard, and into the store. What TensorFlow cannot decode gets a second look by Pillow, and what neither can is
@@ -21,6 +21,7 @@ from gpu_cluster.config import EmbedConfig, Precision, StoreConfig
 from gpu_cluster.decode import Source
 from gpu_cluster.errors import ConfigError, DeviceError, InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.features import Extractor
 from gpu_cluster.results import Embeddings, IntArray, Manifest
 from gpu_cluster.store import EmbeddingShards, Store
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 def embed(
     manifest: Manifest,
-    weights: vgg16.Weights,
+    extractor: Extractor,
     config: EmbedConfig,
     *,
     store: Store | None,
@@ -44,7 +45,7 @@ def embed(
 
     Without a store nothing is taken from one, and nothing kept.
 
-    Memory: one (n, 512) float32 matrix, a shard of it and a few batches of pictures; a second matrix only if a file
+    Memory: one (n, d) float32 matrix, a shard of it and a few batches of pictures; a second matrix only if a file
     turned out bad that its header did not give away.
 
     Raises
@@ -55,11 +56,11 @@ def embed(
         When the store cannot be read or written.
     """
     rows = np.array([row for row in range(len(manifest)) if row not in manifest.bad], dtype=np.int64)
-    backend.claim_device(len(rows) * vgg16.N_FEATURES * np.dtype(np.float32).itemsize)
-    x = backend.xp.empty((len(rows), vgg16.N_FEATURES), dtype=backend.xp.float32)
+    backend.claim_device(len(rows) * extractor.n_features * np.dtype(np.float32).itemsize)
+    x = backend.xp.empty((len(rows), extractor.n_features), dtype=backend.xp.float32)
     precision = config.precision or backend.precisions[0]
     job = _Job(manifest, rows, x, backend, observer)
-    shards = None if store is None else store.embeddings(_key(weights, config, precision, backend))
+    shards = None if store is None else store.embeddings(_key(extractor, config, precision, backend))
     if shards is not None and not store_config.force:
         job.take(shards)
     missing = np.flatnonzero(~job.done)
@@ -70,7 +71,7 @@ def embed(
         vgg16.use_tensorflow()
         backend.prepare_tensorflow()
         batch_size = config.batch_size or backend.batch_size(config.image_size)
-        network = _Network(vgg16.build(weights, config.image_size, precision), batch_size, backend, observer)
+        network = _Network(extractor.build(precision), batch_size, backend, observer)
         shard_size = store_config.shard_size or backend.shard_size
         log.info("embedding in %s, %d images at once, %d a shard", precision, batch_size, shard_size)
         start = time.perf_counter()
@@ -89,13 +90,11 @@ def embed(
     )
 
 
-def _key(weights: vgg16.Weights, config: EmbedConfig, precision: Precision, backend: Backend) -> dict[str, Any]:
+def _key(extractor: Extractor, config: EmbedConfig, precision: Precision, backend: Backend) -> dict[str, Any]:
     """Return all that an embedding depends on beside the content of its file."""
     return {
-        "backbone": "VGG16",
-        "weights": weights.sha256,
-        "pooling": "average",
-        "n_features": vgg16.N_FEATURES,
+        **extractor.key,
+        "n_features": extractor.n_features,
         "image_size": config.image_size,
         "fit": config.fit,
         "resize": config.resize,

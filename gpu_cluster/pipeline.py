@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from gpu_cluster import picture, run_folder, vgg16
+from gpu_cluster import features, picture, run_folder, vgg16
 from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import check_precision, embed
 from gpu_cluster.errors import DeviceError, JobError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
+from gpu_cluster.features import Extractor
 from gpu_cluster.images import discover, scan
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
@@ -43,6 +44,7 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         manifest = discover(config.input, events)
         check_ks(config.sweep, len(manifest))
         weights = vgg16.find_weights(config.embed.weights)
+        extractor = features.of_vgg16(weights, config.embed)
         folder = run_folder.choose(config.report.out, name=manifest.root.name, inputs=config.input.named())
         store = open_store(config.store, events)
         manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
@@ -53,7 +55,7 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         (stage.path / "events.jsonl").open("w", encoding="utf-8") as log,
     ):
         events.add(EventLog(log))
-        manifest, findings = _find(manifest, weights, config, store=store, backend=backend, events=events)
+        manifest, findings = _find(manifest, extractor, config, store=store, backend=backend, events=events)
         result = RunResult(
             folder=folder,
             config=config,
@@ -82,7 +84,7 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
 
 def _find(
     manifest: Manifest,
-    weights: vgg16.Weights,
+    extractor: Extractor,
     config: JobConfig,
     *,
     store: Store | None,
@@ -93,7 +95,7 @@ def _find(
     seed = config.seed
     with events.stage("embed"):
         embeddings = embed(
-            manifest, weights, config.embed, store=store, store_config=config.store, backend=backend, observer=events
+            manifest, extractor, config.embed, store=store, store_config=config.store, backend=backend, observer=events
         )
     manifest = manifest.with_bad(embeddings.bad)
     _add_up(manifest, embeddings)

@@ -1,6 +1,6 @@
 """Embeddings -> Projection: scale, PCA, whiten, normalise.
 
-Enters: embeddings (n, 512). Leaves: the space that is clustered, and two principal components to plot. Must not know
+Enters: embeddings (n, d). Leaves: the space that is clustered, and two principal components to plot. Must not know
 what is found in that space.
 """
 
@@ -28,7 +28,7 @@ _EQUAL_SHARE = 1e-7
 def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, backend: Backend) -> Projection:
     """Project the embeddings into the space to cluster in.
 
-    Memory: one more (n, 512) matrix while it runs; kept only if the sweep is on the scaled columns.
+    Memory: one more (n, d) matrix while it runs; kept only if the sweep is on the scaled columns.
     """
     scaled = scale(embeddings.x, config.scaling, backend)
     n_components = count_components(config.pca, *scaled.shape)
@@ -71,7 +71,7 @@ _SCALING_WORDS = {
 
 
 def scale(x: Array, scaling: str, backend: Backend) -> Array:
-    """Scale embeddings (n, 512): `sqrt-l2` and `l2` by rows, `minmax` by columns, `none` not at all."""
+    """Scale embeddings (n, d): `sqrt-l2` and `l2` by rows, `minmax` by columns, `none` not at all."""
     xp = backend.xp
     if scaling == "sqrt-l2":
         # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
@@ -130,7 +130,7 @@ def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
 
 
 def _project(scaled: Array, fit: PCAFit, backend: Backend) -> Array:
-    # x C' - m C' and not (x - m) C': no second (n, 512) matrix.
+    # x C' - m C' and not (x - m) C': no second (n, d) matrix.
     xp = backend.xp
     axes = xp.matrix_transpose(fit.components)
     return scaled @ axes - fit.mean @ axes

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from gpu_cluster import plots
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ReportConfig
-from gpu_cluster.results import Findings, Manifest, RunResult, Scores, printable
+from gpu_cluster.results import Compared, Comparison, Findings, Manifest, RunResult, Scores, printable
 
 
 def write_report(
@@ -33,6 +34,51 @@ def write_report(
     _sweep_table(findings, backend).to_csv(stage / "sweep.csv", index=False, lineterminator="\n")
     _write_json(stage / "metrics.json", _metrics(manifest, findings))
     plots.draw_all(stage / "plots", manifest, findings, backend=backend, most_thumbnails=config.thumbnails)
+
+
+def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> None:
+    """Write the table of a comparison, as CSV and as Markdown, and its plot."""
+    table = backend.frames.DataFrame(
+        {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
+    )
+    table.to_csv(stage / "compare.csv", index=False, lineterminator="\n")
+    (stage / "compare.md").write_text("\n".join(comparison_lines(found)) + "\n", encoding="utf-8")
+    (stage / "plots").mkdir()
+    plots.draw_comparison(stage / "plots" / "compare.png", found)
+
+
+_COMPARED: Mapping[str, tuple[str, str]] = {
+    "k": ("groups", "d"),
+    "noise": ("noise", ".0%"),
+    "silhouette": ("silhouette", ".2f"),
+    "stability": ("stability", ".2f"),
+    "homogeneity": ("homogeneity", ".2f"),
+    "adjusted_rand": ("ARI", ".2f"),
+    "normalized_mutual_info": ("NMI", ".2f"),
+    "features_s": ("features, s", ".1f"),
+    "cluster_s": ("groups, s", ".2f"),
+}
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Return the table of a comparison in Markdown; columns that hold nothing are left out."""
+    shown = {
+        name: (title, form)
+        for name, (title, form) in _COMPARED.items()
+        if any(getattr(row, name) is not None for row in found.rows)
+    }
+    titles = ["features", "algorithm", *(title for title, _ in shown.values())]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in found.rows:
+        values = [getattr(row, name) for name in shown]
+        cells = [
+            "" if value is None else format(value, form)
+            for value, (_, form) in zip(values, shown.values(), strict=True)
+        ]
+        lines.append(
+            f"| {' | '.join([row.features, row.algorithm, *(cells if row.reason is None else [row.reason])])} |"
+        )
+    return lines
 
 
 def write_bad_files(stage: Path, manifest: Manifest) -> None:

@@ -117,7 +117,7 @@ class Embeddings:
 
     Attributes
     ----------
-    x : (n, 512) float32
+    x : (n, d) float32
     rows : (n,) host; manifest row of each embedding, ascending
     bad : reason by manifest row, for files that could not be decoded
     n_computed : pictures that went through the network; the others were in the store, or are duplicates
@@ -265,6 +265,49 @@ class Findings:
     sweep: Sweep
     clustering: Clustering
     scores: Scores
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One kind of features grouped by one algorithm; None marks what is not defined.
+
+    Attributes
+    ----------
+    features, algorithm : their names
+    space : what was done to the features, in words
+    features_s : seconds to compute and reduce the features; None where the store held some of them
+    k : number of groups found, noise not among them
+    noise : share of the images that the algorithm put into no group; for the scores they are a group of their own
+    silhouette, davies_bouldin : in the features' own space, so that they compare algorithms and not features
+    stability : mean adjusted Rand index with the groups of random subsamples
+    homogeneity, adjusted_rand, normalized_mutual_info : against the labels
+    cluster_s : seconds to group all images once
+    reason : why it was left out
+    """
+
+    features: str
+    algorithm: str
+    space: str
+    features_s: float | None = None
+    k: int | None = None
+    noise: float | None = None
+    silhouette: float | None = None
+    davies_bouldin: float | None = None
+    stability: float | None = None
+    homogeneity: float | None = None
+    adjusted_rand: float | None = None
+    normalized_mutual_info: float | None = None
+    cluster_s: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found, one row a pair of features and algorithm, and the folder it left behind."""
+
+    folder: Path
+    manifest: Manifest
+    rows: tuple[Compared, ...]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ _MARKS = frozenset({"run.json", "bad_files.csv"})
 CONTENTS = _MARKS | {
     "assignments.csv",
     "assignments.parquet",
+    "compare.csv",
+    "compare.md",
     "events.jsonl",
     "manifest.parquet",
     "metrics.json",

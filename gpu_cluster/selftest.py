@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster import vgg16
+from gpu_cluster import features, vgg16
 from gpu_cluster.backend import Backend, CpuBackend, select
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import Device, JobConfig, build_config
@@ -114,14 +114,14 @@ def measure(
     observer: Observer,
     start_from: FloatArray | None = None,
 ) -> Measured:
-    """Embed the sample set on a device, then cluster `start_from` (n, 512) there, or the device's own embeddings."""
+    """Embed the sample set on a device, then cluster `start_from` (n, d) there, or the device's own embeddings."""
     events = Recorder(observer)
     given: dict[str, Any] = {"seed": config.seed, "backend": backend, "observer": events}
     with events.stage("embed"):
-        weights = vgg16.find_weights(config.embed.weights)
+        extractor = features.of_vgg16(vgg16.find_weights(config.embed.weights), config.embed)
         # From no store: it is the computing that is compared.
         own = embed(
-            manifest, weights, config.embed, store=None, store_config=config.store, backend=backend, observer=events
+            manifest, extractor, config.embed, store=None, store_config=config.store, backend=backend, observer=events
         )
     embedded = np.asarray(backend.to_host(own.x))
     found = replace(own, x=backend.from_host(embedded if start_from is None else start_from))

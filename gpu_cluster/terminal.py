@@ -28,7 +28,8 @@ from rich.text import Text
 from gpu_cluster.cache import Recipe
 from gpu_cluster.doctor import Diagnosis
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Findings, RunResult, printable
+from gpu_cluster.report import comparison_lines
+from gpu_cluster.results import Comparison, Findings, RunResult, printable
 from gpu_cluster.selftest import Verdict
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
@@ -115,6 +116,14 @@ def print_summary(result: RunResult) -> None:
             console.print(f"{name}: {value}", markup=False)
         for row in _cluster_rows(findings):
             console.print(f"cluster {': '.join(row[:2])} images{', mostly ' + row[2] if row[2] else ''}", markup=False)
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print the table of a comparison as Markdown, and where it was left."""
+    console = _Terminal(soft_wrap=True, highlight=False)
+    for line in comparison_lines(found):
+        console.print(line, markup=False)
+    console.print(f"results: {printable(str(found.folder))}", markup=False)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

@@ -1,6 +1,7 @@
-"""The backbone: VGG16 without its top, its weights, its preprocessing and average pooling.
+"""The backbone: VGG16 without its top, its weights, its preprocessing and the poolings of its feature maps.
 
-Enters: a weights file; then batches of pictures. Leaves: 512 numbers a picture. Must not know where pictures come from.
+Enters: a weights file; then batches of pictures. Leaves: 512 or more numbers a picture. Must not know where pictures
+come from.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.config import Precision, shipped_data
+from gpu_cluster.config import Pooling, Precision, shipped_data
 from gpu_cluster.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     import h5py
     import tensorflow as tf
-
-N_FEATURES = 512
 
 # Channels of the convolutions by block: Simonyan and Zisserman 2014, table 1, configuration D.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -181,43 +180,77 @@ def use_tensorflow() -> None:
         )
 
 
+def count_features(pooling: Pooling, image_size: int) -> int:
+    """Return how many numbers a picture of that side becomes."""
+    channels = _BLOCKS[-1][0]
+    if pooling == "gem-4-5":
+        return _BLOCKS[-2][0] + channels
+    # Every block halves the side.
+    return channels * (image_size >> len(_BLOCKS)) ** 2 if pooling == "flatten" else channels
+
+
 # Whoever embeds again and again in one process would otherwise build and trace the network each time.
 @functools.lru_cache(maxsize=1)
-def build(weights: Weights, image_size: int, precision: Precision) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, 512) float32.
+def build(
+    weights: Weights, image_size: int, precision: Precision, pooling: Pooling
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, `count_features`) float32.
 
     Channels stay last on every device: it is what a CPU's and a tensor core's convolutions read without a transpose.
     """
     import keras
     import tensorflow as tf
 
-    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
-    with _keras_settings("mixed_float16" if precision == "float16" else "float32"):
-        model = keras.applications.VGG16(
-            include_top=False, weights=None, pooling="avg", input_shape=(image_size, image_size, 3)
-        )
+    with settings_for(precision):
+        model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(image_size, image_size, 3))
+    blocks = keras.Model(model.input, [model.get_layer("block4_pool").output, model.output])
     for name, (kernel, bias) in weights.layers.items():
         model.get_layer(name).set_weights([kernel, bias])
 
     # One signature for every batch size: the last, smaller batch is not traced again.
     @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)])  # type: ignore[untyped-decorator]
     def network(pictures: tf.Tensor) -> Any:
-        features = model(
+        block4, block5 = blocks(
             keras.applications.vgg16.preprocess_input(pictures, data_format="channels_last"), training=False
         )
-        return tf.cast(features, tf.float32)
+        # Before pooling: the sums of a map, and the cubes of its values, leave the range of float16.
+        return _pool(tf.cast(block4, tf.float32), tf.cast(block5, tf.float32), pooling)
 
     return network  # type: ignore[no-any-return]
 
 
+def _pool(block4: tf.Tensor, block5: tf.Tensor, pooling: Pooling) -> Any:
+    """Pool feature maps (B, height, width, channels), none of whose values is below 0."""
+    import tensorflow as tf
+
+    if pooling == "average":
+        return tf.reduce_mean(block5, (1, 2))
+    if pooling == "max":
+        return tf.reduce_max(block5, (1, 2))
+    if pooling == "flatten":
+        return tf.reshape(block5, (-1, np.prod(block5.shape[1:])))
+    if pooling == "gem":
+        return _generalised_mean(block5)
+    return tf.concat([tf.math.l2_normalize(_generalised_mean(maps), axis=1) for maps in (block4, block5)], axis=1)
+
+
+def _generalised_mean(maps: tf.Tensor) -> Any:
+    """Return the cubic root of the mean cube (Radenovic, Tolias and Chum 2018, with their p = 3)."""
+    import tensorflow as tf
+
+    return tf.pow(tf.reduce_mean(maps * maps * maps, (1, 2)), 1 / 3)
+
+
 @contextmanager
-def _keras_settings(dtype_policy: str) -> Iterator[None]:
+def settings_for(precision: Precision) -> Iterator[None]:
     """Build with settings of our own: those in the user's keras.json would change the numbers."""
     import keras
+    import tensorflow as tf
 
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
     policy, floatx, layout = keras.config.dtype_policy(), keras.config.floatx(), keras.config.image_data_format()
     keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy(dtype_policy)
+    keras.config.set_dtype_policy("mixed_float16" if precision == "float16" else "float32")
     keras.config.set_image_data_format("channels_last")
     try:
         yield

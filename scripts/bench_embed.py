@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_cluster import vgg16
+from gpu_cluster import features, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import build_config, shipped_data
 from gpu_cluster.embed import embed
@@ -45,13 +45,13 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
 def pipeline(files: list[Path]) -> Callable[[], float]:
     """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
     job = build_config(preset="notebook")
-    backend, weights = CpuBackend(), vgg16.find_weights()
+    backend, extractor = CpuBackend(), features.of_vgg16(vgg16.find_weights(), job.embed)
 
     def run(chosen: list[Path]) -> float:
         # Without a store: every picture is computed.
         manifest = scan(Manifest(Path("/"), tuple(map(str, chosen))), job.input, Observer())
         given = {"store": None, "store_config": job.store, "backend": backend, "observer": Observer()}
-        found = embed(manifest, weights, job.embed, **given)  # type: ignore[arg-type]
+        found = embed(manifest, extractor, job.embed, **given)  # type: ignore[arg-type]
         assert found.images_per_s is not None
         assert found.n_computed == len(chosen), "the same picture twice: choose fewer with --images"
         return len(chosen) / found.images_per_s

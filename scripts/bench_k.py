@@ -1,122 +1,91 @@
 """Which number of clusters each criterion chooses, against the number of classes: over sets, subsets, ranges and seeds.
 
-The sets are the sample set, scikit-learn's digits (drawn as pictures), and folders whose subfolders are classes. Of
-each, seeded subsets of 3 to 10 classes are taken, some of them thinned to half. No label takes part in a choice. Prints
-a row a set (chosen k at seed 0, by criterion, for each range), and the errors of each criterion over everything.
+The sets are those of `labelled_sets`: the sample set, scikit-learn's digits (drawn as pictures), folders whose
+subfolders are classes, and seeded subsets of 3 to 10 classes of each. No label takes part in a choice. Prints a row a
+set (chosen k at seed 0, by criterion, for each range that holds the number of classes), and the errors of each
+criterion: over everything, and over the choices that the job does not call unclear.
 
-    .venv/bin/python scripts/bench_k.py [--seeds N] [FOLDER...]
+    .venv/bin/python -m scripts.bench_k [--seeds N] [FOLDER...]
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from gpu_cluster import vgg16
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import JobConfig, SweepConfig, build_config
-from gpu_cluster.embed import embed
+from gpu_cluster.config import SweepConfig, build_config
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover, scan
 from gpu_cluster.reduce import reduce
-from gpu_cluster.results import Embeddings
-from gpu_cluster.store import open_store
-from gpu_cluster.sweep import choose, sweep_k
+from gpu_cluster.sweep import CLEAR_AGREEMENT, choose, sweep_k
+from scripts.labelled_sets import embedded, image_sets, subsets
 
 CRITERIA = ("agreement", "elbow", "silhouette")
 RANGES = (10, 15, 20, 30, 40)
-# Classes of a subset, and whether it is thinned to half of its pictures.
-SUBSETS = ((3, False), (4, False), (4, True), (5, False), (6, False), (6, True), (8, False), (8, True), (10, True))
 
 
-def draw_digits(folder: Path) -> Path:
-    """Write scikit-learn's 8 x 8 digits as pictures, a folder a digit."""
-    from sklearn.datasets import load_digits
+@dataclass(frozen=True)
+class Choice:
+    """A k chosen from a range, how far it is from the number of classes, and whether restarts agree there."""
 
-    digits = load_digits()
-    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
-        file = folder / "digits" / str(digit) / f"{number:04d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * (255 / 16)).astype(np.uint8)).save(file)
-    return folder / "digits"
-
-
-def embedded(config: JobConfig) -> tuple[Embeddings, np.ndarray]:
-    """Embed the images of a config through the store; return their labels too."""
-    observer = Observer()
-    store = open_store(config.store, observer)
-    manifest = scan(discover(config.input, observer), config.input, observer, store=store)
-    given: dict[str, Any] = {"store": store, "store_config": config.store, "observer": observer}
-    found = embed(manifest, vgg16.find_weights(), config.embed, backend=CpuBackend(), **given)
-    assert manifest.labels is not None, "the images have no labels"
-    return found, np.array([manifest.labels[row] for row in found.rows])
-
-
-def subsets(name: str, found: Embeddings, labels: np.ndarray) -> Iterator[tuple[str, Embeddings, int]]:
-    """Yield a set and its subsets: name, embeddings, number of classes."""
-    classes = np.unique(labels)
-    yield name, found, len(classes)
-    for number, (n_classes, thinned) in enumerate(SUBSETS):
-        if n_classes >= len(classes):
-            continue
-        random = np.random.RandomState(number)
-        rows = np.flatnonzero(np.isin(labels, random.choice(classes, n_classes, replace=False)))
-        if thinned:
-            rows = np.sort(random.choice(rows, len(rows) // 2, replace=False))
-        yield f"{name}, {n_classes} classes", replace(found, x=found.x[rows], rows=np.arange(len(rows))), n_classes
+    title: str
+    k: int
+    off: int
+    clear: bool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds 0 to SEEDS - 1 (default: 2)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to SEEDS - 1 (default: 3)")
     arguments = parser.parse_args()
-    errors: dict[str, list[int]] = defaultdict(list)
-    spreads: dict[str, list[int]] = defaultdict(list)
-    backend = CpuBackend()
+    choices: dict[str, list[Choice]] = defaultdict(list)
     columns = " | ".join(f"{criterion}, 2 to {'/'.join(map(str, RANGES))}" for criterion in CRITERIA)
-    print(f"| set | images | classes | {columns} |\n|{'---|' * (3 + len(CRITERIA))}")
-    with tempfile.TemporaryDirectory() as name:
-        folders = [*arguments.folders, draw_digits(Path(name))]
-        configs = [("sample set", build_config())]
-        configs += [(folder.name, build_config(images=(folder,), labels_from_folders=True)) for folder in folders]
-        for set_name, config in configs:
-            for title, found, n_classes in subsets(set_name, *embedded(config)):
-                n = len(found.rows)
-                projection = reduce(found, config.reduce, sweep_space="projection", backend=backend)
-                shown = []
-                chosen: dict[str, list[int]] = defaultdict(list)
+    print(f"| set | images | classes | agreement there | {columns} |\n|{'---|' * (4 + len(CRITERIA))}")
+    with image_sets(arguments.folders) as sets:
+        for name, options in sets.items():
+            config = build_config(**options)
+            whole = embedded(name, config)
+            for part in (whole, *subsets(whole)):
+                n, true_k = len(part.labels), part.n_classes
+                projection = reduce(part.embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
+                shown, sure = [], []
                 for seed in range(arguments.seeds):
                     swept = SweepConfig(k_range=f"2:{min(max(RANGES), n // 3)}")
-                    given: dict[str, Any] = {"seed": seed, "backend": backend, "observer": Observer()}
+                    given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
                     points = sweep_k(projection, swept, config.cluster, config.score, **given).points
+                    agreement = {point.k: point.agreement or 0 for point in points}
                     for criterion in CRITERIA:
-                        ks = [
-                            choose(SweepConfig(select=criterion), [point for point in points if point.k <= last], n)[0]
-                            for last in RANGES
-                            if last >= n_classes
+                        within = [[point for point in points if point.k <= last] for last in RANGES if last >= true_k]
+                        ks = [choose(SweepConfig(select=criterion), some, n)[0] for some in within]
+                        choices[criterion] += [
+                            Choice(part.title, k, abs(k - true_k), agreement[k] >= CLEAR_AGREEMENT) for k in ks
                         ]
-                        chosen[criterion] += ks
                         if seed == 0:
                             shown.append("/".join(map(str, ks)))
-                print(f"| {title} | {n} | {n_classes} | {' | '.join(shown)} |", flush=True)
-                for criterion, ks in chosen.items():
-                    errors[criterion] += [abs(k - n_classes) for k in ks]
-                    spreads[criterion].append(max(ks) - min(ks))
-    print("\n| criterion | median error | mean error | at most 1 off | median spread over ranges and seeds |")
-    print("|---|---|---|---|---|")
+                            sure.append(agreement[ks[-1]])
+                print(f"| {part.title} | {n} | {true_k} | {sure[0]:.2f} | {' | '.join(shown)} |", flush=True)
+    print("\n| criterion | choices | median error | mean error | at most 1 off | median spread over ranges and seeds |")
+    print("|---|---|---|---|---|---|")
     for criterion in CRITERIA:
-        off = np.array(errors[criterion])
-        spread = np.median(spreads[criterion])
-        print(f"| {criterion} | {np.median(off):.0f} | {off.mean():.2f} | {np.mean(off <= 1):.0%} | {spread:.0f} |")
+        print_errors(criterion, choices[criterion])
+        if criterion == "agreement":
+            print_errors("agreement, where clear", [choice for choice in choices[criterion] if choice.clear])
+
+
+def print_errors(title: str, choices: list[Choice]) -> None:
+    off = np.array([choice.off for choice in choices])
+    ks: dict[str, list[int]] = defaultdict(list)
+    for choice in choices:
+        ks[choice.title].append(choice.k)
+    spread = np.median([max(some) - min(some) for some in ks.values()])
+    shown = f"{np.median(off):.0f} | {off.mean():.2f} | {np.mean(off <= 1):.0%} | {spread:.0f}"
+    print(f"| {title} | {len(off)} | {shown} |")
 
 
 if __name__ == "__main__":

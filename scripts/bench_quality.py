@@ -1,88 +1,212 @@
-"""How well the groups match the labels: the presets side by side, at the true number of classes.
+"""How well the groups match the labels, at the true number of classes, over labelled sets and seeds.
 
-Prints a Markdown table of homogeneity and adjusted Rand index (ARI), mean and standard deviation over seeds. Every
-folder is embedded once a preset; labels are only compared with what came out.
+Prints Markdown: homogeneity and adjusted Rand index (ARI) of the presets, mean and standard deviation over seeds; with
+--recipes, the ARI of every recipe that was tried, and with --algorithms of every algorithm, on whole sets and (mean
+over them) on the subsets of `labelled_sets`. Labels are only compared with what came out.
 
-    .venv/bin/python scripts/bench_quality.py                      # the sample set
-    .venv/bin/python scripts/bench_quality.py --from-folders DIR   # photos in folders named after their label
+    .venv/bin/python -m scripts.bench_quality [FOLDER...]            # and the sample set, and scikit-learn's digits
+    .venv/bin/python -m scripts.bench_quality --recipes [FOLDER...]  # folders whose subfolders are classes
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from sklearn.metrics import adjusted_rand_score, homogeneity_score
 
-from gpu_cluster import vgg16
+from gpu_cluster import kmeans
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.cluster import cluster
-from gpu_cluster.config import JobConfig, build_config
-from gpu_cluster.embed import embed
+from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig, build_config
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover, scan
+from gpu_cluster.features import Extractor
 from gpu_cluster.reduce import reduce
-from gpu_cluster.score import score
-from gpu_cluster.store import open_store
+from gpu_cluster.results import Embeddings, Projection
+from scripts.labelled_sets import Labelled, embedded, image_sets, of_vgg16, subsets
 
 
 @dataclass(frozen=True)
 class Quality:
     """Scores against the labels, one a seed."""
 
-    n_images: int
-    n_classes: int
     homogeneity: tuple[float, ...]
     adjusted_rand: tuple[float, ...]
 
 
-def quality(config: JobConfig, seeds: Sequence[int]) -> Quality:
-    """Embed the images of `config` once, then cluster them into as many clusters as there are classes, seed by seed."""
-    backend, observer = CpuBackend(), Observer()
-    store = open_store(config.store, observer)
-    manifest = scan(discover(config.input, observer), config.input, observer, store=store)
-    weights = vgg16.find_weights(config.embed.weights)
-    given = {"store": store, "store_config": config.store, "backend": backend, "observer": observer}
-    embeddings = embed(manifest, weights, config.embed, **given)  # type: ignore[arg-type]
-    projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
-    k = len({label for label in manifest.labels or () if label is not None})
+def quality(
+    part: Labelled,
+    config: JobConfig,
+    seeds: Sequence[int],
+    project: Callable[[Embeddings, JobConfig], Projection] | None = None,
+) -> Quality:
+    """Cluster one set into as many clusters as there are classes, seed by seed."""
+    projection = (project or as_configured)(part.embeddings, config)
+    found = []
+    for seed in seeds:
+        given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
+        labels = cluster(projection, part.n_classes, config.cluster, **given).labels
+        found.append((homogeneity_score(part.labels, labels), adjusted_rand_score(part.labels, labels)))
+    homogeneity, adjusted_rand = zip(*found, strict=True)
+    return Quality(homogeneity, adjusted_rand)
 
-    def scores() -> Iterator[tuple[float, float]]:
-        for seed in seeds:
-            given = {"seed": seed, "backend": backend, "observer": observer}
-            clustering = cluster(projection, k, config.cluster, **given)  # type: ignore[arg-type]
-            found = score(manifest, embeddings, projection, clustering, config.score, **given).external  # type: ignore[arg-type]
-            assert found is not None, "the images have no labels"
-            yield float(found["homogeneity"] or 0), float(found["adjusted_rand"] or 0)
 
-    homogeneity, adjusted_rand = zip(*scores(), strict=True)
-    return Quality(len(embeddings.rows), k, homogeneity, adjusted_rand)
+def as_configured(embeddings: Embeddings, config: JobConfig) -> Projection:
+    return reduce(embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
+
+
+# What was tried
+
+
+def components(count: Callable[[int], int]) -> Callable[[Embeddings, JobConfig], Projection]:
+    """Return a projection to a number of components that depends on the number of pictures."""
+
+    def project(embeddings: Embeddings, config: JobConfig) -> Projection:
+        reduction = config.reduce.model_copy(update={"pca": count(len(embeddings.x))})
+        return as_configured(embeddings, config.model_copy(update={"reduce": reduction}))
+
+    return project
+
+
+def shrunk(share: float) -> Callable[[Embeddings, JobConfig], Projection]:
+    """Return a projection whitened by variances that are all raised by a share of their mean."""
+
+    def project(embeddings: Embeddings, config: JobConfig) -> Projection:
+        reduction = config.reduce.model_copy(update={"whitening": 0.0, "normalize": False})
+        plain = as_configured(embeddings, config.model_copy(update={"reduce": reduction}))
+        variance = plain.x.var(axis=0, ddof=1)
+        x = plain.x / np.sqrt(variance + share * variance.mean())
+        return replace(plain, x=(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+
+    return project
+
+
+def with_flips(config: EmbedConfig) -> Extractor:
+    """Return the mean of what a picture and its mirror image are described by."""
+    plain = of_vgg16(config)
+
+    def build(precision: Any) -> Any:
+        network = plain.build(precision)
+        return lambda pictures: (network(pictures) + network(pictures[:, :, ::-1])) / 2
+
+    return replace(plain, key={**plain.key, "flips": True}, build=build)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to groups: options of the job, or what no option does."""
+
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    extractor: Callable[[EmbedConfig], Extractor] | None = None
+    project: Callable[[Embeddings, JobConfig], Projection] | None = None
+
+
+AVERAGE = {"pooling": "average", "scaling": "sqrt-l2"}
+RECIPES = (
+    Recipe("**default**"),
+    Recipe("notebook", {"preset": "notebook"}),
+    Recipe("notebook, without its PCA", {"preset": "notebook", "pca": "none"}),
+    Recipe("average, square root", AVERAGE),
+    Recipe("average, square root, fully whitened", AVERAGE | {"whitening": 0.5}),
+    Recipe(
+        "average, square root, n/20 components (8 to 24), fully whitened",
+        AVERAGE | {"whitening": 0.5},
+        project=components(lambda n: int(np.clip(n / 20, 8, 24))),
+    ),
+    Recipe("average, square root, without PCA", AVERAGE | {"pca": "none"}),
+    Recipe("average", {"pooling": "average"}),
+    Recipe("maximum", {"pooling": "max"}),
+    Recipe("GeM of block 5", {"pooling": "gem"}),
+    Recipe("square root", {"scaling": "sqrt-l2"}),
+    Recipe("not whitened", {"whitening": 0.0}),
+    Recipe("whitened by 0.25", {"whitening": 0.25}),
+    Recipe("fully whitened", {"whitening": 0.5}),
+    Recipe("shrunk whitening, by a quarter", project=shrunk(0.25)),
+    Recipe("shrunk whitening, by a half", project=shrunk(0.5)),
+    Recipe("shrunk whitening, by the mean", project=shrunk(1.0)),
+    Recipe("16 components", {"pca": 16}),
+    Recipe("64 components", {"pca": 64}),
+    Recipe(
+        "half as many components again, to 64",
+        project=components(lambda n: int(np.clip(1.5 * np.sqrt(n), 8, 64))),
+    ),
+    Recipe("without PCA", {"pca": "none"}),
+    Recipe("not of unit length after PCA", {"normalize": False}),
+    Recipe("stretched, not cropped", {"fit": "stretch"}),
+    Recipe("flips averaged", extractor=with_flips),
+)
+
+
+def print_recipes(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> None:
+    titles = [title for name in sets for title in (name, "its subsets")]
+    print(f"| recipe | {' | '.join(titles)} | mean |\n|{'---|' * (len(titles) + 2)}", flush=True)
+    for recipe in RECIPES:
+        cells, means = [], []
+        for name, images in sets.items():
+            config = build_config(**{**images, **recipe.options})
+            whole = embedded(name, config, recipe.extractor)
+            found = [quality(part, config, seeds, recipe.project).adjusted_rand for part in (whole, *subsets(whole))]
+            of_subsets = [float(np.mean(one)) for one in found[1:]]
+            cells += [f"{np.mean(found[0]):.2f} ± {np.std(found[0]):.2f}", f"{np.mean(of_subsets):.2f}"]
+            means += [float(np.mean(found[0])), float(np.mean(of_subsets))]
+        print(f"| {recipe.title} | {' | '.join(cells)} | {np.mean(means):.3f} |", flush=True)
+
+
+def print_algorithms(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> None:
+    titles = [title for name in sets for title in (name, "its subsets")]
+    print(f"| algorithm | {' | '.join(titles)} | mean |\n|{'---|' * (len(titles) + 2)}", flush=True)
+    backend = CpuBackend()
+    wholes = [embedded(name, build_config(**images)) for name, images in sets.items()]
+    config = build_config()
+    spaces = [
+        [(part, as_configured(part.embeddings, config).x) for part in (whole, *subsets(whole))] for whole in wholes
+    ]
+    for algorithm in ("kmeans", "ward", "spectral"):
+        cells, means = [], []
+        for parts in spaces:
+            found = []
+            for part, x in parts:
+                some = []
+                for seed in seeds:
+                    if algorithm == "kmeans":
+                        labels = kmeans.fit(x, part.n_classes, config.cluster, seed=seed, backend=backend).labels
+                    else:
+                        labels = backend.group(x, cast(Algorithm, algorithm), k=part.n_classes, seed=seed)
+                    some.append(adjusted_rand_score(part.labels, labels))
+                found.append(float(np.mean(some)))
+            cells += [f"{found[0]:.2f}", f"{np.mean(found[1:]):.2f}"]
+            means += [found[0], float(np.mean(found[1:]))]
+        print(f"| {algorithm} | {' | '.join(cells)} | {np.mean(means):.3f} |", flush=True)
+
+
+def print_presets(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> None:
+    print("| images | classes | preset | homogeneity | ARI |\n|---|---|---|---|---|", flush=True)
+    for name, images in sets.items():
+        for preset in ("default", "notebook"):
+            config = build_config(**{**images, "preset": preset})
+            whole = embedded(name, config)
+            found = quality(whole, config, seeds)
+            shown = " | ".join(
+                f"{np.mean(values):.2f} ± {np.std(values):.2f}" for values in (found.homogeneity, found.adjusted_rand)
+            )
+            print(f"| {name}, {len(whole.labels)} | {whole.n_classes} | {preset} | {shown} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, help="folders of images; without any, the sample set")
-    parser.add_argument("--from-folders", action="store_true", help="labels are the names of the files' folders")
+    parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
+    parser.add_argument("--recipes", action="store_true", help="every recipe that was tried, not only the presets")
+    parser.add_argument("--algorithms", action="store_true", help="k-means, Ward and spectral, in the default space")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1 (default: 5)")
-    parser.add_argument("--fit", choices=("crop", "stretch"), help="override how the presets make pictures square")
     arguments = parser.parse_args()
-    print("| images | classes | preset | homogeneity | ARI |\n|---|---|---|---|---|")
-    for folder in arguments.folders or [None]:
-        for preset in ("default", "notebook"):
-            config = build_config(
-                preset=preset,
-                images=None if folder is None else (folder,),
-                labels_from_folders=arguments.from_folders or None,
-                fit=arguments.fit,
-            )
-            found = quality(config, range(arguments.seeds))
-            name = "sample set" if folder is None else folder.name
-            scores = " | ".join(
-                f"{np.mean(values):.2f} ± {np.std(values):.2f}" for values in (found.homogeneity, found.adjusted_rand)
-            )
-            print(f"| {name}, {found.n_images} | {found.n_classes} | {preset} | {scores} |", flush=True)
+    with image_sets(arguments.folders) as sets:
+        chosen = print_recipes if arguments.recipes else print_algorithms if arguments.algorithms else print_presets
+        chosen(sets, range(arguments.seeds))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+N_FEATURES = 1024
 PHASES = {"scan": "scan", "scan again": "scan", "embed and store": "embed", "read from the store": "embed"}
 
 
@@ -37,23 +38,22 @@ def draw(folder: Path, n: int) -> None:
 
 def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]:
     """Run a phase on the first pictures of a folder in this process."""
-    from gpu_cluster import vgg16
     from gpu_cluster.backend import CpuBackend
     from gpu_cluster.config import build_config
     from gpu_cluster.embed import embed
     from gpu_cluster.events import Observer
+    from gpu_cluster.features import Extractor
     from gpu_cluster.images import discover, scan
     from gpu_cluster.store import open_store
 
-    def averages(*_: Any) -> Any:
+    def averages(_precision: str) -> Any:
         import tensorflow as tf
 
-        return lambda pictures: tf.tile(tf.reduce_mean(pictures, (1, 2)), (1, 171))[:, : vgg16.N_FEATURES]
+        return lambda pictures: tf.tile(tf.reduce_mean(pictures, (1, 2)), (1, 342))[:, :N_FEATURES]
 
-    vgg16.build = averages  # type: ignore[assignment]
+    extractor = Extractor({"backbone": "average colour"}, N_FEATURES, averages)
     folders = sorted(folder.iterdir())[: -(-first // 1000)]
     job = build_config(images=folders, cache=cache, image_size=32, shard_size=4096, batch_size=256)
-    weights = vgg16.find_weights()
     observer = Observer()
     start = time.perf_counter()
     store = open_store(job.store, observer)
@@ -62,9 +62,9 @@ def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]
     if phase == "embed":
         start = time.perf_counter()
         given: dict[str, Any] = {"store": store, "store_config": job.store, "observer": observer}
-        found = embed(manifest, weights, job.embed, backend=CpuBackend(), **given)
+        found = embed(manifest, extractor, job.embed, backend=CpuBackend(), **given)
         seconds = time.perf_counter() - start
-        assert found.x.shape == (len(manifest), vgg16.N_FEATURES)
+        assert found.x.shape == (len(manifest), N_FEATURES)
     assert manifest.counts()["ok"] == first
     return {"seconds": seconds, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 

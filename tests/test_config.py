@@ -218,7 +218,7 @@ def test_every_option_is_described(option):
 
 
 @pytest.mark.parametrize(
-    ("option", "default"), [("image_size", 224), ("k", None), ("seed", 0), ("scaling", "sqrt-l2"), ("whitening", 0.35)]
+    ("option", "default"), [("image_size", 224), ("k", None), ("seed", 0), ("scaling", "l2"), ("whitening", 0.35)]
 )
 def test_the_default_described_is_the_default_that_holds(option, default):
     assert describe(option)[1] == default

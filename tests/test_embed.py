@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import gpu_cluster
-from gpu_cluster import decode, vgg16
+from gpu_cluster import decode, features, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
 from gpu_cluster.embed import embed
@@ -23,7 +23,7 @@ from gpu_cluster.results import Embeddings, Manifest
 
 from .conftest import photos, write_pictures
 
-NOTEBOOK: dict[str, Any] = {"resize": "nearest", "fit": "stretch"}
+NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch"}
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -35,7 +35,7 @@ def embed_all(files: list[Path], **options: object) -> tuple[Embeddings, Manifes
     config = EmbedConfig.model_validate(options)
     given: dict[str, Any] = {"store": None, "store_config": StoreConfig(), "backend": CpuBackend()}
     manifest = scan(Manifest(Path("/"), tuple(map(str, files))), InputConfig(), Observer())
-    found = embed(manifest, vgg16.find_weights(), config, observer=Observer(), **given)
+    found = embed(manifest, features.of_vgg16(vgg16.find_weights(), config), config, observer=Observer(), **given)
     return found, manifest.with_bad(found.bad)
 
 
@@ -68,7 +68,7 @@ def test_nearest_and_stretch_equal_keras_load_img_and_predict(sample_images, ker
 
 
 def test_antialiased_bilinear_differs_from_nearest(sample_images, keras_embeddings):
-    found = gpu_cluster.embed(sample_images[:3], resize="bilinear")
+    found = gpu_cluster.embed(sample_images[:3], pooling="average", resize="bilinear")
     assert relative_error(found, keras_embeddings) > 0.01
 
 
@@ -138,7 +138,7 @@ def test_embed_names_the_first_file_that_fails(tmp_path):
 
 
 def test_embed_of_nothing_is_an_empty_matrix():
-    assert gpu_cluster.embed([]).shape == (0, 512)
+    assert gpu_cluster.embed([]).shape == (0, 1024)
 
 
 def test_progress_ends_with_every_file(tmp_path):
@@ -155,6 +155,6 @@ def test_progress_ends_with_every_file(tmp_path):
 
 def test_embed_takes_one_path_and_refuses_options_of_other_stages(tmp_path):
     (file,) = write_pictures(tmp_path, 1)
-    assert gpu_cluster.embed(str(file), image_size=32).shape == (1, 512)
+    assert gpu_cluster.embed(str(file), image_size=32).shape == (1, 1024)
     with pytest.raises(ConfigError, match="unknown option 'k' of embed"):
         gpu_cluster.embed([file], k=5)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import gpu_cluster
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.run_folder import CONTENTS, choose, staged
+
+from .conftest import write_pictures
 
 
 def run_folder(folder: Path, mark: str = "old") -> Path:
@@ -76,8 +80,11 @@ def test_an_earlier_run_that_holds_other_files_is_refused(tmp_path):
         choose(out, name="run", inputs=())
 
 
-def test_the_list_of_contents_is_what_a_run_leaves(sample_run):
-    assert {path.name for path in sample_run.folder.iterdir()} == CONTENTS
+def test_the_list_of_contents_is_what_a_run_and_a_comparison_leave(sample_run, tmp_path):
+    write_pictures(tmp_path / "in", 6)
+    given: dict[str, Any] = {"features": ["colours"], "algorithms": ["kmeans"], "k": 2, "image_size": 32}
+    compared = gpu_cluster.compare(tmp_path / "in", **given, out=tmp_path / "out")
+    assert {path.name for folder in (sample_run.folder, compared.folder) for path in folder.iterdir()} == CONTENTS
 
 
 def test_what_a_killed_run_left_is_cleared_away_and_what_a_living_one_fills_is_not(tmp_path):

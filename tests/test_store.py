@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gpu_cluster
-from gpu_cluster import vgg16
+from gpu_cluster import features, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.cache import verify
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig
@@ -40,7 +40,8 @@ from gpu_cluster.store import EmbeddingShards, ScanShards, Store
 from .conftest import COMMAND, Finished, picture, write_pictures
 from .conftest import gpu_cluster as command
 
-KEY = {"backbone": "none", "n_features": 512}
+SMALL_SIDE = EmbedConfig(image_size=32)
+KEY = {"backbone": "none", "n_features": 1024}
 SMALL = ("--image-size", "32", "--k", "2", "--quiet")
 
 
@@ -57,7 +58,7 @@ class Noticing(Observer):
 def some(n: int, first: int = 0) -> tuple[list[str], np.ndarray]:
     """Return n content hashes, and numbers to keep for them."""
     hashes = [f"{number:032x}" for number in range(first, first + n)]
-    return hashes, np.random.default_rng(first).normal(size=(n, 512)).astype(np.float32)
+    return hashes, np.random.default_rng(first).normal(size=(n, 1024)).astype(np.float32)
 
 
 def shards_in(root: Path, observer: Observer | None = None) -> EmbeddingShards:
@@ -108,8 +109,8 @@ def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None
     opened = None if root is None else Store(root, observer)
     return embed(
         scanned(files, opened, observer),
-        vgg16.find_weights(),
-        EmbedConfig(image_size=32),
+        features.of_vgg16(vgg16.find_weights(), SMALL_SIDE),
+        SMALL_SIDE,
         store=opened,
         store_config=StoreConfig(**store),
         backend=CpuBackend(),
@@ -259,7 +260,7 @@ def test_forced_embeddings_are_computed_again_and_count_from_then_on(tmp_path, r
     table = pq.read_table(shard)
     hashes = table["content_hash"].to_pylist()
     # What an earlier version might have got wrong.
-    EmbeddingShards(shard.parent, KEY, Observer()).keep(hashes, np.zeros((3, 512), np.float32), [None] * 3)
+    EmbeddingShards(shard.parent, KEY, Observer()).keep(hashes, np.zeros((3, 1024), np.float32), [None] * 3)
     assert not embedded(files, root).x.any()
     assert embedded(files, root, force=True).n_computed == 3
     np.testing.assert_array_equal(embedded(files, root).x, right.x)
@@ -291,7 +292,7 @@ def bigger_inside() -> bytes:
 def test_a_picture_of_as_many_pixels_as_allowed_is_taken(tmp_path):
     # A TIFF, which Pillow decodes, of an odd number of pixels: Pillow is told half of what is allowed.
     picture(1, (33, 33)).save(tmp_path / "odd.tif")
-    assert gpu_cluster.embed(tmp_path / "odd.tif", image_size=32, max_pixels=33 * 33).shape == (1, 512)
+    assert gpu_cluster.embed(tmp_path / "odd.tif", image_size=32, max_pixels=33 * 33).shape == (1, 1024)
 
 
 def test_a_reason_that_comes_of_the_options_is_not_kept(tmp_path):
@@ -588,7 +589,7 @@ def test_a_shard_is_a_parquet_file_of_three_columns(lived_in):
     for shard in folder.glob("shard-*.parquet"):
         expected = [
             ("content_hash", pa.string()),
-            ("embedding", pa.list_(pa.float32(), 512)),
+            ("embedding", pa.list_(pa.float32(), 1024)),
             ("reason", pa.string()),
         ]
         assert [(field.name, field.type) for field in pq.read_schema(shard)] == expected
@@ -617,12 +618,12 @@ def test_pandas_reads_the_folder_of_a_scan_as_it_is(tmp_path, root):
     assert table["content_hash"].tolist() == [facts.content_hash for facts in manifest.files]
 
 
-def test_a_picture_takes_2_kib_and_little_more(root):
+def test_a_picture_takes_4_kib_and_little_more(root):
     hashes, x = some(256)
     shards_in(root).keep(hashes, x, [None] * 256)
     (shard,) = files_of(root)
-    # 512 float32; 36 bytes for the hash with its length; the ends of the file shared by 256 rows.
-    assert 2048 < shard.stat().st_size / 256 < 2048 + 100
+    # 1,024 float32; 36 bytes for the hash with its length; the ends of the file shared by 256 rows.
+    assert 4096 < shard.stat().st_size / 256 < 4096 + 100
 
 
 # What the scan found

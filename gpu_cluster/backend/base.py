@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpu_cluster.config import Precision
+from gpu_cluster.config import Algorithm, Precision
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 # An array of whichever library the backend computes with: NumPy's here, CuPy's on a card.
 Array: TypeAlias = Any
 HostArray: TypeAlias = "npt.NDArray[Any]"
+
+
+# Of Backend.group, the same on every device.
+N_NEIGHBOURS = 10
+
+
+def smallest_group(n: int) -> int:
+    """Return the rows that HDBSCAN takes for a group at least."""
+    return max(5, n // 100)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,15 @@ class Backend(ABC):
     @abstractmethod
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         """Run Lloyd's algorithm once on x (n, d) float32 from the centres `starts` (k, d)."""
+
+    @abstractmethod
+    def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
+        """Return the labels (n,) that an algorithm other than k-means gives the rows of x (n, d) float32; -1 is noise.
+
+        `ward` is agglomerative with Ward's linkage, `spectral` works on the graph of the 10 nearest neighbours, and
+        `hdbscan` finds the number of groups itself: of at least 5 rows, and of a hundredth of them. Ward takes O(n^2)
+        memory, the others O(n^2) time.
+        """
 
     @abstractmethod
     def silhouette_samples(self, x: Array, labels: Array) -> Array:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend.base import Array, Backend, HostArray, KMeansFit, PCAFit
-from gpu_cluster.config import Precision
+from gpu_cluster.backend.base import N_NEIGHBOURS, Array, Backend, HostArray, KMeansFit, PCAFit, smallest_group
+from gpu_cluster.config import Algorithm, Precision
 
 
 class CpuBackend(Backend):
@@ -117,6 +117,21 @@ class CpuBackend(Backend):
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=tol).fit(x)
         return KMeansFit(centres=fit.cluster_centers_.astype(np.float32), n_iter=int(fit.n_iter_))
+
+    def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
+        from sklearn.cluster import HDBSCAN, AgglomerativeClustering, SpectralClustering
+
+        n = x.shape[0]
+        if algorithm == "ward":
+            return AgglomerativeClustering(n_clusters=k, linkage="ward").fit_predict(x)
+        if algorithm == "hdbscan":
+            return HDBSCAN(min_cluster_size=min(smallest_group(n), n), copy=True).fit_predict(x)
+        with warnings.catch_warnings():
+            # A graph of several parts, which is what groups far apart give.
+            warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
+            return SpectralClustering(
+                n_clusters=k, affinity="nearest_neighbors", n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed
+            ).fit_predict(x)
 
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
         from sklearn.metrics import silhouette_samples

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpu_cluster.backend.base import Array, Backend, HostArray, KMeansFit, PCAFit
-from gpu_cluster.config import Precision
+from gpu_cluster.backend.base import N_NEIGHBOURS, Array, Backend, HostArray, KMeansFit, PCAFit, smallest_group
+from gpu_cluster.config import Algorithm, Precision
 
 _GIB = 1 << 30
 
@@ -140,6 +140,24 @@ class GpuBackend(Backend):
         k = starts.shape[0]
         fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=absolute, output_type="cupy").fit(x)
         return KMeansFit(centres=fit.cluster_centers_, n_iter=int(fit.n_iter_))
+
+    def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
+        import cupy
+        from cuml.cluster import HDBSCAN, SpectralClustering
+        from sklearn.cluster import AgglomerativeClustering
+
+        n = x.shape[0]
+        if algorithm == "ward":
+            # cuML has single linkage only: this one takes its rows to the host.
+            found = AgglomerativeClustering(n_clusters=k, linkage="ward").fit_predict(self.to_host(x))
+            return cupy.asarray(found, dtype=cupy.int64)
+        if algorithm == "hdbscan":
+            found = HDBSCAN(min_cluster_size=min(smallest_group(n), n), output_type="cupy").fit_predict(x)
+            return cupy.asarray(found, dtype=cupy.int64)
+        found = SpectralClustering(
+            n_clusters=k, n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed, output_type="cupy"
+        ).fit_predict(x)
+        return cupy.asarray(found, dtype=cupy.int64)
 
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
         import cupy

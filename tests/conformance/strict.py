@@ -17,6 +17,7 @@ import pytest
 
 from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit
 from gpu_cluster.backend.base import HostArray
+from gpu_cluster.config import Algorithm
 
 DEVICE = array_api_strict.Device("device1")
 
@@ -58,6 +59,9 @@ class StrictBackend(CpuBackend):
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         fit = super().fit_kmeans(_inside(x), _inside(starts), max_iter=max_iter, tol=tol)
         return KMeansFit(self.from_host(fit.centres), fit.n_iter)
+
+    def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
+        return self.from_host(super().group(_inside(x), algorithm, k=k, seed=seed))
 
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
         return self.from_host(super().silhouette_samples(_inside(x), _inside(labels)))

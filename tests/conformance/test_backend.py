@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from sklearn.datasets import make_blobs
 
 from gpu_cluster.backend import Backend
+from gpu_cluster.config import Algorithm
 
 # float32 data: sums of some hundred terms differ by this much with their order.
 ROUNDING = 1e-4
@@ -76,6 +77,16 @@ def test_kmeans_stops_after_max_iter(backend: Backend, x):
     starts = x[:6]
     fit = backend.fit_kmeans(backend.from_host(x), backend.from_host(starts), max_iter=2, tol=0)
     np.testing.assert_allclose(backend.to_host(fit.centres), lloyd(x, starts, n_iter=2), atol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+def test_groups_far_apart_are_found_by_every_algorithm(backend: Backend, algorithm):
+    points, truth = make_blobs(400, 8, centers=5, cluster_std=0.5, random_state=3)
+    x = backend.from_host(points.astype(np.float32))
+    found = backend.to_host(backend.group(x, algorithm, k=5, seed=0))
+    assert found.shape == (400,)
+    # Of HDBSCAN's a few at the rims are noise.
+    assert sk.adjusted_rand_score(truth, found) > 0.9
 
 
 def test_silhouettes_are_scikit_learns(backend: Backend, x, labels):

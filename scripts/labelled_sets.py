@@ -1,0 +1,89 @@
+"""Labelled pictures to judge recipes by: whole sets and seeded subsets, for the benches of quality and of k."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gpu_cluster import features, vgg16
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import EmbedConfig, JobConfig
+from gpu_cluster.embed import embed
+from gpu_cluster.events import Observer
+from gpu_cluster.features import Extractor
+from gpu_cluster.images import discover, scan
+from gpu_cluster.results import Embeddings
+from gpu_cluster.store import open_store
+
+# Classes of a subset, and whether it is thinned to half of its pictures.
+SUBSETS = ((3, False), (4, False), (4, True), (5, False), (6, False), (6, True), (8, False), (8, True), (10, True))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Embeddings of a set or a subset of one, and the class of each row."""
+
+    title: str
+    embeddings: Embeddings
+    labels: np.ndarray
+
+    @property
+    def n_classes(self) -> int:
+        return len(np.unique(self.labels))
+
+
+@contextmanager
+def image_sets(folders: Sequence[Path]) -> Iterator[Mapping[str, dict[str, Any]]]:
+    """Yield the options that name each set's pictures: the sample set, the folders, and scikit-learn's digits."""
+    with tempfile.TemporaryDirectory() as place:
+        named = [*folders, _draw_digits(Path(place))]
+        yield {"sample set": {}} | {folder.name: {"images": (folder,), "labels_from_folders": True} for folder in named}
+
+
+def _draw_digits(folder: Path) -> Path:
+    """Write scikit-learn's 8 x 8 digits as pictures, a folder a digit."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for number, (image, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        file = folder / "digits" / str(digit) / f"{number:04d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * (255 / 16)).astype(np.uint8)).save(file)
+    return folder / "digits"
+
+
+def embedded(title: str, config: JobConfig, extractor: Callable[[EmbedConfig], Extractor] | None = None) -> Labelled:
+    """Embed the pictures of a config through the store."""
+    observer = Observer()
+    store = open_store(config.store, observer)
+    manifest = scan(discover(config.input, observer), config.input, observer, store=store)
+    given: dict[str, Any] = {"store": store, "store_config": config.store, "observer": observer}
+    make = extractor or of_vgg16
+    found = embed(manifest, make(config.embed), config.embed, backend=CpuBackend(), **given)
+    assert manifest.labels is not None, "the images have no labels"
+    return Labelled(title, found, np.array([manifest.labels[row] for row in found.rows]))
+
+
+def of_vgg16(config: EmbedConfig) -> Extractor:
+    return features.of_vgg16(vgg16.find_weights(config.weights), config)
+
+
+def subsets(whole: Labelled) -> Iterator[Labelled]:
+    """Yield seeded subsets of some of the classes."""
+    classes = np.unique(whole.labels)
+    for number, (n_classes, thinned) in enumerate(SUBSETS):
+        if n_classes >= len(classes):
+            continue
+        random = np.random.RandomState(number)
+        rows = np.flatnonzero(np.isin(whole.labels, random.choice(classes, n_classes, replace=False)))
+        if thinned:
+            rows = np.sort(random.choice(rows, len(rows) // 2, replace=False))
+        some = replace(whole.embeddings, x=whole.embeddings.x[rows], rows=np.arange(len(rows)))
+        yield Labelled(f"{whole.title}, {n_classes} classes", some, whole.labels[rows])
