@@ -6,6 +6,7 @@ modules, in the order of the flow:
 - `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `api`: the same from Python
 - `cache`: what is kept between runs: looked at, verified, pruned
 - `compare`: features times algorithms on the same pictures
+- `predict`: new pictures to the clusters of a finished run
 - `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
 - `pipeline`: the job, from the folder to the run folder
 - `images`: folder and labels -> Manifest, one look at each file
@@ -16,12 +17,13 @@ modules, in the order of the flow:
 - `score`: everything known about a Clustering in numbers
 - `report`: results -> tables, records, plots
 
-They stand on `labels`, `decode`, `features` (what turns pictures into numbers: `vgg16`), `kmeans`, `metrics`, `plots`,
-`picture` (one file: its header, its pixels), `store` (embeddings and scans on disk, as `shards`), `run_folder`,
-`results`, `backend` (the one place where devices differ), `config`, `events` and `errors`.
+They stand on `labels`, `decode`, `features` (what turns pictures into numbers: `vgg16` and others), `model` (what
+`predict` needs of a run), `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels), `store`
+(embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices differ),
+`config`, `events` and `errors`.
 """
 
-from gpu_cluster.api import compare, embed, run
+from gpu_cluster.api import compare, embed, predict, run
 from gpu_cluster.results import RunResult
 
-__all__ = ["RunResult", "compare", "embed", "run"]
+__all__ = ["RunResult", "compare", "embed", "predict", "run"]

@@ -20,6 +20,7 @@ from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import scan
 from gpu_cluster.pipeline import run_job
+from gpu_cluster.predict import Prediction, run_predict
 from gpu_cluster.results import Comparison, Manifest, RunResult, printable
 from gpu_cluster.store import open_store
 
@@ -92,6 +93,37 @@ def compare(
     """
     job = build_config(config, images=tuple(_paths(images)) or None, **options)
     return run_compare(job, feature_names=tuple(features), algorithms=tuple(algorithms), observer=observer)
+
+
+def predict(
+    run: PathLike,
+    images: PathLike | Iterable[PathLike],
+    *,
+    out: PathLike,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Prediction:
+    """Assign images to the clusters of a finished run, as `gpu-cluster predict` does.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    images
+        A folder, a file, or several of them.
+    out
+        The table to write, `.csv` or `.parquet`.
+    observer
+        Is told about progress.
+    **options
+        The options of the command line by their names with underscores.
+
+    Raises
+    ------
+    GpuClusterError
+        See `gpu_cluster.errors`.
+    """
+    return run_predict(Path(run), build_config(images=tuple(_paths(images)), **options), Path(out), observer)
 
 
 def embed(

@@ -21,9 +21,10 @@ from gpu_cluster.cache import inspect, prune, verify
 from gpu_cluster.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 from gpu_cluster.config import build_config, describe
 from gpu_cluster.doctor import diagnose
-from gpu_cluster.errors import GpuClusterError, InterruptedJobError, StoreError
+from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError, StoreError
 from gpu_cluster.events import Observer, Observers
-from gpu_cluster.results import printable
+from gpu_cluster.predict import run_predict
+from gpu_cluster.results import Manifest, printable
 from gpu_cluster.selftest import run_selftest
 from gpu_cluster.store import default_root
 from gpu_cluster.terminal import (
@@ -31,6 +32,7 @@ from gpu_cluster.terminal import (
     print_cache,
     print_comparison,
     print_diagnosis,
+    print_prediction,
     print_summary,
     print_verdict,
 )
@@ -126,14 +128,61 @@ def run(
     result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
     if not quiet:
         print_summary(result)
-    if result.exit_code:
-        n_bad = len(result.manifest.bad)
-        _print_error(
-            f"{n_bad} of {len(result.manifest)} files could not be decoded, more than --max-bad-fraction "
-            f"{result.config.max_bad_fraction} allows; the reasons are in "
-            f"{printable(str(result.folder / 'bad_files.csv'))!r}"
-        )
-    raise typer.Exit(result.exit_code)
+    raise typer.Exit(_bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / "bad_files.csv"))
+
+
+def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None) -> int:
+    """Return 3, and say why, where more files were bad than that share, else 0."""
+    if not manifest.too_many_bad(max_bad_fraction):
+        return 0
+    _print_error(
+        f"{len(manifest.bad)} of {len(manifest)} files could not be decoded, more than --max-bad-fraction "
+        f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
+    )
+    return 3
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` left.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Folders and image files.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Table to write, .csv or .parquet; an earlier one is replaced.", rich_help_panel=_OUTPUT),
+    ] = Path("predictions.csv"),
+    input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
+    max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
+    max_bad_fraction: Annotated[float | None, _option("max_bad_fraction", _INPUT)] = None,
+    weights: Annotated[Path | None, _option("weights", _EMBED)] = None,
+    batch_size: Annotated[int | None, _option("batch_size", _EMBED)] = None,
+    device: Annotated[str | None, _option("device", _EMBED)] = None,
+    precision: Annotated[str | None, _option("precision", _EMBED)] = None,
+    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
+    no_cache: Annotated[bool | None, _option("no_cache", _STORE, "--no-cache")] = None,
+    force: Annotated[bool | None, _option("force", _STORE, "--force")] = None,
+    rehash: Annotated[bool | None, _option("rehash", _STORE, "--rehash")] = None,
+    shard_size: Annotated[int | None, _option("shard_size", _STORE)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Assign pictures to the clusters of a finished run.
+
+    Writes a row a picture: its cluster, the most frequent label there, the distance to its centre, and whether it is
+    far: farther than 99% of the pictures that the cluster was made of. What the store lacks is embedded as the run did.
+
+    Exit codes: as of run.
+    """
+    options = {name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "run_folder", "out"}}
+    config = build_config(images=tuple(images or ()) or None, **options)
+    if not config.input.images and config.input.input_list is None:
+        raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
+    observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
+    found = run_predict(run_folder, config, out, observer)
+    if not quiet:
+        print_prediction(found)
+    raise typer.Exit(_bad_exit(found.manifest, config.max_bad_fraction, found.bad_files))
 
 
 @app.command()

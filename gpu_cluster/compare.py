@@ -121,7 +121,7 @@ def run_compare(
             manifest = space.manifest
         found = Comparison(folder=folder, manifest=manifest, rows=tuple(rows))
         with events.stage("report"):
-            write_bad_files(stage.path, manifest)
+            write_bad_files(stage.path / "bad_files.csv", manifest)
             write_comparison(stage.path, found, backend=backend)
         record = RunResult(
             folder=folder,

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
+
 from gpu_cluster import features, picture, run_folder, vgg16
 from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
@@ -15,6 +17,7 @@ from gpu_cluster.errors import DeviceError, JobError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.features import Extractor
 from gpu_cluster.images import discover, scan
+from gpu_cluster.model import Model, save_model
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
@@ -68,10 +71,11 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
             notices=events.notices,
         )
         if findings is None:
-            write_bad_files(stage.path, manifest)
+            write_bad_files(stage.path / "bad_files.csv", manifest)
         else:
             with events.stage("report"):
                 write_report(stage.path, manifest, findings, config.report, backend=backend)
+                save_model(stage.path / "model", _model(findings, extractor, config, backend), backend)
         write_run_record(stage.path, result, backend=backend)
     result = replace(result, folder=stage.folder)
     if findings is None:
@@ -128,6 +132,24 @@ def _find(
                 observer=events,
             )
     return manifest, Findings(embeddings, projection, sweep, clustering, scores)
+
+
+# A picture is far from all that was clustered where this share of its cluster's pictures are nearer to the centre.
+_NEARER = 0.99
+
+
+def _model(findings: Findings, extractor: Extractor, config: JobConfig, backend: Backend) -> Model:
+    """Return what `predict` needs of what was found."""
+    clustering, table = findings.clustering, findings.scores.contingency
+    labels, distances = backend.to_host(clustering.labels), backend.to_host(clustering.distances)
+    far = [np.quantile(distances[labels == cluster], _NEARER) for cluster in range(clustering.k)]
+    names = None
+    if table is not None:
+        most = table.counts.argmax(axis=0)
+        names = [table.classes[row] if table.counts[row, cluster] else None for cluster, row in enumerate(most)]
+    return Model(
+        config.embed, extractor.key, findings.projection.reduction, clustering.centres, np.array(far, np.float32), names
+    )
 
 
 def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from gpu_cluster import kmeans
 from gpu_cluster.backend import Array, Backend, PCAFit
 from gpu_cluster.config import ReduceConfig
-from gpu_cluster.results import Embeddings, Projection
+from gpu_cluster.results import Embeddings, Projection, Reduction
 
 log = logging.getLogger(__name__)
 
@@ -30,36 +30,76 @@ def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, ba
 
     Memory: one more (n, d) matrix while it runs; kept only if the sweep is on the scaled columns.
     """
-    scaled = scale(embeddings.x, config.scaling, backend)
+    low, span = _column_range(embeddings.x, backend) if config.scaling == "minmax" else (None, None)
+    scaled = scale(embeddings.x, config.scaling, backend, low=low, span=span)
     n_components = count_components(config.pca, *scaled.shape)
     fit = _fixed_signs(_fit(scaled, max(2, n_components), backend), backend)
-    scores = _project(scaled, fit, backend)
-    steps = [_SCALING_WORDS[config.scaling]]
-    x = scaled
-    if config.pca != "none":
-        kept = min(n_components, len(fit.explained_variance))
-        x = scores[:, :kept]
-        steps.append(f"PCA to {kept}")
-        if config.whitening:
-            # Full whitening blows the weak components up to the size of the strong ones; a power below a half goes
-            # part of the way.
-            variance = np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny)
-            x = x / backend.from_host((variance**config.whitening).astype(np.float32))
-            steps.append("whitened" if config.whitening == 0.5 else f"whitened by {config.whitening:g}")
-    if config.normalize:
-        x = x / _norms(x, backend)
-        steps.append("unit length")
-    space = ", ".join(steps)
+    kept = None if config.pca == "none" else min(n_components, len(fit.explained_variance))
+    reduction = Reduction(
+        scaling=config.scaling,
+        low=low,
+        span=span,
+        mean=fit.mean,
+        components=fit.components,
+        kept=kept,
+        divisors=_divisors(fit, kept, config.whitening, backend) if kept is not None and config.whitening else None,
+        normalize=config.normalize,
+    )
+    x, pcs = _applied(scaled, reduction, backend)
+    space = _words(reduction, config.whitening)
     log.info("space: %s", space)
     swept_scaled = sweep_space == "scaled"
+    scaling = _SCALING_WORDS[config.scaling]
     return Projection(
+        reduction=reduction,
         x=x,
         space=space,
-        pcs=_first_two(scores, backend),
+        pcs=pcs,
         pcs_variance_ratio=_variance_ratio(fit),
         sweep_x=scaled if swept_scaled else x,
-        sweep_space=f"{steps[0]}, {scaled.shape[1]} columns" if swept_scaled else space,
+        sweep_space=f"{scaling}, {scaled.shape[1]} columns" if swept_scaled else space,
     )
+
+
+def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Array]:
+    """Bring other embeddings x (n, d) float32 into a space that was fitted before.
+
+    Returns
+    -------
+    x
+        (n, m) float32 in that space.
+    pcs
+        (n, 2) float32, their first two principal components.
+    """
+    return _applied(scale(x, reduction.scaling, backend, low=reduction.low, span=reduction.span), reduction, backend)
+
+
+def _applied(scaled: Array, reduction: Reduction, backend: Backend) -> tuple[Array, Array]:
+    scores = _project(scaled, reduction, backend)
+    x = scaled if reduction.kept is None else scores[:, : reduction.kept]
+    if reduction.divisors is not None:
+        x = x / reduction.divisors
+    if reduction.normalize:
+        x = x / _norms(x, backend)
+    return x, _first_two(scores, backend)
+
+
+def _divisors(fit: PCAFit, kept: int, power: float, backend: Backend) -> Array:
+    # Full whitening blows the weak components up to the size of the strong ones; a power below a half goes part of the
+    # way.
+    variance = np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny)
+    return backend.from_host((variance**power).astype(np.float32))
+
+
+def _words(reduction: Reduction, whitening: float) -> str:
+    steps = [_SCALING_WORDS[reduction.scaling]]
+    if reduction.kept is not None:
+        steps.append(f"PCA to {reduction.kept}")
+    if reduction.divisors is not None:
+        steps.append("whitened" if whitening == 0.5 else f"whitened by {whitening:g}")
+    if reduction.normalize:
+        steps.append("unit length")
+    return ", ".join(steps)
 
 
 _SCALING_WORDS = {
@@ -70,8 +110,8 @@ _SCALING_WORDS = {
 }
 
 
-def scale(x: Array, scaling: str, backend: Backend) -> Array:
-    """Scale embeddings (n, d): `sqrt-l2` and `l2` by rows, `minmax` by columns, `none` not at all."""
+def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None, span: Array | None = None) -> Array:
+    """Scale embeddings (n, d): `sqrt-l2` and `l2` by rows, `minmax` by columns' `low` and `span`, `none` not at all."""
     xp = backend.xp
     if scaling == "sqrt-l2":
         # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
@@ -81,11 +121,17 @@ def scale(x: Array, scaling: str, backend: Backend) -> Array:
     if scaling == "l2":
         return x / _norms(x, backend)
     if scaling == "minmax":
-        low, high = xp.min(x, axis=0), xp.max(x, axis=0)
         above = x - low
-        above /= xp.where(high > low, high - low, xp.ones_like(high))
+        above /= span
         return above
     return x
+
+
+def _column_range(x: Array, backend: Backend) -> tuple[Array, Array]:
+    """Return least value and range (d,) of each column; 1 for the range of one that is constant."""
+    xp = backend.xp
+    low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+    return low, xp.where(high > low, high - low, xp.ones_like(high))
 
 
 def count_components(pca: int | str, n: int, d: int) -> int:
@@ -129,7 +175,7 @@ def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
     return PCAFit(fit.mean, fit.components * signs, fit.explained_variance, fit.total_variance)
 
 
-def _project(scaled: Array, fit: PCAFit, backend: Backend) -> Array:
+def _project(scaled: Array, fit: Reduction, backend: Backend) -> Array:
     # x C' - m C' and not (x - m) C': no second (n, d) matrix.
     xp = backend.xp
     axes = xp.matrix_transpose(fit.components)

@@ -26,7 +26,7 @@ def write_report(
     stage: Path, manifest: Manifest, findings: Findings, config: ReportConfig, *, backend: Backend
 ) -> None:
     """Write the tables, the scores and the plots of a run into the folder `stage`."""
-    write_bad_files(stage, manifest)
+    write_bad_files(stage / "bad_files.csv", manifest)
     assignments = _assignments(manifest, findings, backend)
     # As text with the shortest digits that read back the same float32.
     assignments.to_csv(stage / "assignments.csv", index=False, lineterminator="\n")
@@ -81,9 +81,9 @@ def comparison_lines(found: Comparison) -> list[str]:
     return lines
 
 
-def write_bad_files(stage: Path, manifest: Manifest) -> None:
-    """Write `bad_files.csv` (path, reason); just its header where every file was read."""
-    with (stage / "bad_files.csv").open("w", encoding="utf-8", newline="") as stream:
+def write_bad_files(file: Path, manifest: Manifest) -> None:
+    """Write the table (path, reason) of the files that cannot be used; just its header where every file was read."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["path", "reason"])
         table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))

@@ -105,6 +105,10 @@ class Manifest:
         kinds = Counter(self.status(row)[0] for row in range(len(self)))
         return {"found": len(self), **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")}}
 
+    def too_many_bad(self, max_bad_fraction: float) -> bool:
+        """Tell whether a larger share of the files found than this cannot be used."""
+        return len(self.bad) > max_bad_fraction * len(self)
+
     @property
     def n_files_without_label(self) -> int:
         """Files that have no label, or 0 where nothing is labelled."""
@@ -135,11 +139,37 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Reduction:
+    """What turns embeddings into the space that is clustered, fitted on some of them.
+
+    Attributes
+    ----------
+    scaling : as `ReduceConfig.scaling`
+    low, span : (d,) float32; least value and range of each column for `minmax`, else None
+    mean : (d,) float32; of the scaled embeddings
+    components : (c, d) float32; principal axes, two of them at least where two vary
+    kept : components of the space; None where it is the scaled embeddings themselves
+    divisors : (kept,) float32; what each component is divided by, None where by nothing
+    normalize : whether rows end with unit length
+    """
+
+    scaling: str
+    low: Array | None
+    span: Array | None
+    mean: Array
+    components: Array
+    kept: int | None
+    divisors: Array | None
+    normalize: bool
+
+
+@dataclass(frozen=True)
 class Projection:
     """The space that is clustered.
 
     Attributes
     ----------
+    reduction : what made it
     x : (n, d) float32
     space : what was done to the embeddings, in words
     pcs : (n, 2) float32; first two principal components of the scaled embeddings, for plots
@@ -147,6 +177,7 @@ class Projection:
     sweep_x, sweep_space : the same for the sweep over k; x and space themselves unless the sweep uses another space
     """
 
+    reduction: Reduction
     x: Array
     space: str
     pcs: Array
@@ -335,11 +366,6 @@ class RunResult:
     notices: Sequence[str]
 
     @property
-    def bad_fraction(self) -> float:
-        """Share of the files found that could not be decoded."""
-        return len(self.manifest.bad) / len(self.manifest)
-
-    @property
     def exit_code(self) -> int:
         """0, or 3 where more files were bad than `max_bad_fraction` allows."""
-        return 3 if self.bad_fraction > self.config.max_bad_fraction else 0
+        return 3 if self.manifest.too_many_bad(self.config.max_bad_fraction) else 0

@@ -30,6 +30,7 @@ CONTENTS = _MARKS | {
     "events.jsonl",
     "manifest.parquet",
     "metrics.json",
+    "model",
     "plots",
     "sweep.csv",
 }

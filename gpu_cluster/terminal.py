@@ -28,6 +28,7 @@ from rich.text import Text
 from gpu_cluster.cache import Recipe
 from gpu_cluster.doctor import Diagnosis
 from gpu_cluster.events import Observer
+from gpu_cluster.predict import Prediction
 from gpu_cluster.report import comparison_lines
 from gpu_cluster.results import Comparison, Findings, RunResult, printable
 from gpu_cluster.selftest import Verdict
@@ -124,6 +125,20 @@ def print_comparison(found: Comparison) -> None:
     for line in comparison_lines(found):
         console.print(line, markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
+
+
+def print_prediction(found: Prediction) -> None:
+    """Print how many pictures went where, and where the table is."""
+    console = _Terminal(soft_wrap=True, highlight=False)
+    n_bad = len(found.manifest.bad)
+    console.print(f"files: {len(found.manifest)} found: {len(found.rows)} assigned, {n_bad} bad", markup=False)
+    for cluster, count in enumerate(np.bincount(found.labels)):
+        if count:
+            console.print(f"cluster {cluster}: {count} images", markup=False)
+    console.print(f"far from all that was clustered: {int(found.far.sum())}", markup=False)
+    if found.bad_files is not None:
+        console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
+    console.print(f"results: {printable(str(found.out))}", markup=False)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

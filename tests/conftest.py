@@ -20,8 +20,12 @@ import pytest
 from PIL import Image
 
 from gpu_cluster.config import shipped_data
+from gpu_cluster.results import Reduction
 
 COMMAND = Path(sys.executable).with_name("gpu-cluster")
+
+# For results that only have to be shown.
+NO_REDUCTION = Reduction("none", None, None, None, None, None, None, normalize=False)
 
 # Real photos that cannot be part of the repository; where they are, the tests that need them run.
 PHOTOS = Path(os.environ.get("GPU_CLUSTER_TEST_PHOTOS", Path(__file__).parents[2] / "shared" / "data"))

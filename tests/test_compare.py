@@ -27,8 +27,8 @@ from gpu_cluster.errors import WeightsError
 from gpu_cluster.report import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
 
+from .conftest import NO_REDUCTION, picture, write_pictures
 from .conftest import gpu_cluster as command
-from .conftest import picture, write_pictures
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}
 
@@ -192,7 +192,7 @@ def test_groups_are_those_of_scikit_learn():
 def test_groups_of_any_labels_are_described_by_their_means():
     x = blobs()
     found = np.where(np.arange(120) < 20, -1, np.arange(120) // 60 + 4)
-    projection = Projection(x, "", x[:, :2], (0.5, 0.5), x, "")
+    projection = Projection(NO_REDUCTION, x, "", x[:, :2], (0.5, 0.5), x, "")
     described = of_labels(projection, found, backend=CpuBackend())
     assert described.sizes.tolist() == [60, 40, 20]
     np.testing.assert_allclose(described.centres[2], x[:20].mean(axis=0), rtol=1e-5)

@@ -11,11 +11,19 @@ from PIL import Image
 from gpu_cluster import plots
 from gpu_cluster.results import Clustering, Contingency, Projection, Scores, Sweep, SweepPoint
 
-from .conftest import write_pictures
+from .conftest import NO_REDUCTION, write_pictures
 
 
 def projection(pcs: np.ndarray) -> Projection:
-    return Projection(x=pcs, space="test", pcs=pcs, pcs_variance_ratio=(0.5, 0.25), sweep_x=pcs, sweep_space="test")
+    return Projection(
+        reduction=NO_REDUCTION,
+        x=pcs,
+        space="test",
+        pcs=pcs,
+        pcs_variance_ratio=(0.5, 0.25),
+        sweep_x=pcs,
+        sweep_space="test",
+    )
 
 
 def scores(silhouettes: np.ndarray, counts: np.ndarray | None = None) -> Scores:

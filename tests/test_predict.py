@@ -1,0 +1,233 @@
+"""Predict: new pictures to the clusters of a finished run, with what the run saved and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gpu_cluster
+from gpu_cluster import vgg16
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import shipped_data
+from gpu_cluster.errors import DataError, WeightsError
+from gpu_cluster.model import load_model
+from gpu_cluster.reduce import apply
+
+from .conftest import gpu_cluster as command
+from .conftest import photos, write_pictures
+
+FLOWERS = shipped_data() / "flowers"
+TINY: dict[str, Any] = {"image_size": 32, "k": 3}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on twelve pictures that no test changes."""
+    place = tmp_path_factory.mktemp("trained")
+    write_pictures(place / "in", 12)
+    return gpu_cluster.run(place / "in", **TINY, out=place / "run").folder
+
+
+def predicted(run: Path, *images: Path, **options: Any) -> pd.DataFrame:
+    out = run.parent / "predictions.parquet"
+    gpu_cluster.predict(run, images, out=out, **options)
+    return pd.read_parquet(out)
+
+
+@pytest.mark.parametrize("preset", ["default", "notebook"])
+def test_the_training_pictures_get_their_clusters_and_distances_back(tmp_path, sample_run, preset):
+    folder = sample_run.folder
+    if preset == "notebook":
+        folder = gpu_cluster.run(preset=preset, image_size=64, out=tmp_path / "run").folder
+    done = command("predict", folder, FLOWERS, "--out", tmp_path / "p.csv")
+    assert done.code == 0, done.err
+    found, expected = pd.read_csv(tmp_path / "p.csv"), pd.read_csv(folder / "assignments.csv")
+    same = ["path", "cluster", "pc1", "pc2", "content_hash"]
+    pd.testing.assert_frame_equal(found[same], expected[same])
+    np.testing.assert_array_equal(found["distance"], expected["distance"])
+    # By the definition of far: 99% of each cluster's pictures are nearer.
+    assert 0 < found["far"].mean() <= 0.1
+
+
+def test_a_picture_alone_gets_what_it_gets_among_others(trained, sample_images):
+    together = predicted(trained, *sample_images[:6])
+    alone = [predicted(trained, image).iloc[0] for image in sample_images[:6]]
+    assert [one["cluster"] for one in alone] == together["cluster"].tolist()
+    # Products of other shapes are summed in another order.
+    np.testing.assert_allclose([one["distance"] for one in alone], together["distance"], rtol=1e-4)
+
+
+def test_only_what_the_store_lacks_is_embedded(tmp_path, trained, sample_images):
+    first = command("predict", trained, *sample_images[:5], "--out", tmp_path / "p.csv")
+    again = command("predict", trained, *sample_images[:7], "--out", tmp_path / "p.csv")
+    assert "in the store" not in first.out
+    assert "5 of 7 pictures are in the store of embeddings already" in again.out
+
+
+def test_pictures_unlike_those_that_were_clustered_are_far_more_often(sample_run, tmp_path):
+    write_pictures(tmp_path / "in", 40)
+    model = load_model(sample_run.folder / "model", CpuBackend())
+    found = {}
+    for name, images in (("unlike", tmp_path / "in"), ("clustered", FLOWERS)):
+        gpu_cluster.predict(sample_run.folder, images, out=tmp_path / "p.parquet")
+        table = pd.read_parquet(tmp_path / "p.parquet")
+        np.testing.assert_array_equal(table["far"], table["distance"] > model.far_distances[table["cluster"]])
+        found[name] = table["far"].mean()
+    # At 64 pixels a side, at which the sample set is clustered here, smooth colours are not so unlike flowers.
+    assert found["unlike"] > 3 * found["clustered"]
+    assert set(table["cluster_label"]) <= set(sample_run.table("assignments.csv")["label"])
+
+
+def test_without_labels_there_is_no_column_of_them(trained, sample_images):
+    columns = ["path", "cluster", "distance", "far", "pc1", "pc2", "content_hash"]
+    assert predicted(trained, *sample_images[:2]).columns.tolist() == columns
+
+
+def test_bad_files_are_in_a_table_of_their_own_and_too_many_are_3(tmp_path, trained):
+    write_pictures(tmp_path / "in", 2)
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "in" / name).write_text("no picture")
+    done = command("predict", trained, tmp_path / "in", "--out", tmp_path / "p.csv")
+    assert done.code == 3
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+    assert pd.read_csv(tmp_path / "p.bad_files.csv")["path"].tolist() == ["a.png", "b.png", "c.png"]
+
+
+def test_nothing_but_bad_files_is_a_table_without_rows(tmp_path, trained):
+    (tmp_path / "a.png").write_text("no picture")
+    done = command("predict", trained, tmp_path / "a.png", "--out", tmp_path / "p.csv")
+    assert done.code == 3
+    assert pd.read_csv(tmp_path / "p.csv").empty
+
+
+@pytest.mark.parametrize("out", ["p.txt", "nowhere/p.csv", "folder.csv"])
+def test_a_table_that_cannot_be_written_is_wrong_use_before_work_starts(tmp_path, trained, out):
+    (tmp_path / "folder.csv").mkdir()
+    done = command("predict", trained, FLOWERS, "--out", tmp_path / out)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: --out: ")
+
+
+def test_no_pictures_are_wrong_use(trained):
+    done = command("predict", trained)
+    assert done.code == 2
+    assert "name pictures to assign" in done.err
+
+
+# A model that cannot be trusted
+
+
+def changed(folder: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any]], None]) -> None:
+    """Write the arrays and the JSON of a model again, changed."""
+    with np.load(folder / "arrays.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    content = json.loads((folder / "model.json").read_text())
+    change(arrays, content)
+    np.savez(folder / "arrays.npz", **arrays)
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+CHANGES: dict[str, Callable[[dict[str, np.ndarray], dict[str, Any]], Any]] = {
+    "a shape": lambda arrays, _: arrays.update(centres=arrays["centres"][:, :-1]),
+    "a type": lambda arrays, _: arrays.update(mean=arrays["mean"].astype(np.float64)),
+    "an array missing": lambda arrays, _: arrays.pop("mean"),
+    "an array too many": lambda arrays, _: arrays.update(other=arrays["mean"]),
+    "an array of objects": lambda arrays, _: arrays.update(mean=np.array([object()] * 1024)),
+    "not finite": lambda arrays, _: arrays.update(centres=arrays["centres"] * np.float32(np.nan)),
+    "too many features": lambda _, content: content["embed"].update(pooling="average"),
+    "no scaling known": lambda _, content: content["reduction"].update(scaling="cube"),
+    "components beyond": lambda _, content: content["reduction"].update(kept=99),
+    "no embedding": lambda _, content: content.pop("embed"),
+    "labels of another k": lambda _, content: content.update(cluster_labels=["a"]),
+    "no list of labels": lambda _, content: content.update(cluster_labels=7),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_is_not_as_it_was_written_is_refused(tmp_path, trained, change):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    changed(tmp_path / "model", CHANGES[change])
+    with pytest.raises(DataError, match=r"model' is damaged \(.*run the clustering again"):
+        load_model(tmp_path / "model", CpuBackend())
+
+
+@pytest.mark.parametrize("name", ["model.json", "arrays.npz"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "noise"])
+def test_a_damaged_file_of_a_model_is_refused(tmp_path, trained, name, damage):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    file = tmp_path / "model" / name
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[: len(content) // 2], "noise": b"\0" * 99}.get(damage, b""))
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(DataError, match=f"no model at .*model/{name}" if damage == "gone" else "is damaged"):
+        load_model(tmp_path / "model", CpuBackend())
+
+
+def test_a_model_of_another_schema_is_refused_with_both(tmp_path, trained):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    changed(tmp_path / "model", lambda _, content: content.update(schema=99))
+    with pytest.raises(DataError, match="of schema 99, and this version reads 1"):
+        load_model(tmp_path / "model", CpuBackend())
+
+
+def test_other_weights_are_refused_with_both_sums(tmp_path, trained):
+    weights = tmp_path / "other.weights.h5"
+    shutil.copy(vgg16.find_weights().path, weights)
+    with weights.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(WeightsError, match=f"expected sha256 {vgg16.IMAGENET_SHA256}, found [0-9a-f]{{64}} in"):
+        gpu_cluster.predict(trained, FLOWERS, out=tmp_path / "p.csv", weights=weights)
+
+
+def test_a_folder_without_a_model_is_an_error_that_says_what_is_expected(tmp_path):
+    done = command("predict", tmp_path, FLOWERS, "--out", tmp_path / "p.csv")
+    assert done.code == 2
+    assert "expected the folder that `gpu-cluster run` left, which holds model/model.json" in done.err
+
+
+def test_a_model_read_back_is_the_model_that_was_saved(trained):
+    model = load_model(trained / "model", CpuBackend())
+    x = gpu_cluster.embed(sorted((trained.parent / "in").iterdir()), image_size=32)
+    _, plane = apply(model.reduction, x, CpuBackend())
+    expected = pd.read_csv(trained / "assignments.csv")[["pc1", "pc2"]]
+    np.testing.assert_array_equal(plane, expected.to_numpy(np.float32))
+
+
+# On photos that the model has not seen
+
+
+@pytest.mark.slow
+def test_species_are_told_about_as_well_on_photos_that_were_not_clustered(tmp_path):
+    for folder in sorted(photos("flowers12").iterdir()):
+        for number, file in enumerate(sorted(folder.iterdir())):
+            place = tmp_path / ("test" if number % 5 == 4 else "train") / folder.name
+            place.mkdir(parents=True, exist_ok=True)
+            (place / file.name).symlink_to(file)
+    run = gpu_cluster.run(tmp_path / "train", labels_from_folders=True, k=12, out=tmp_path / "run")
+    assert run.findings is not None
+    assert run.findings.scores.external is not None
+    gpu_cluster.predict(run.folder, tmp_path / "test", out=tmp_path / "p.csv")
+    found = pd.read_csv(tmp_path / "p.csv")
+    species = found["path"].str.split("/").str[0]
+    training = pd.read_csv(run.folder / "assignments.csv")
+    matched = matching(training["label"], training["cluster"])
+    accuracy = (found["cluster"].map(matched) == species).mean()
+    assert len(found) == 12 * 12
+    assert accuracy > run.findings.scores.external["accuracy"] - 0.05  # type: ignore[operator]
+
+
+def matching(labels: pd.Series, clusters: pd.Series) -> dict[int, str]:
+    """Return the class of each cluster under the best one-to-one matching."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts = pd.crosstab(clusters, labels)
+    rows, columns = linear_sum_assignment(counts.to_numpy(), maximize=True)
+    return dict(zip(counts.index[rows], counts.columns[columns], strict=True))
