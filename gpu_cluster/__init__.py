@@ -15,12 +15,13 @@ modules, in the order of the flow:
 - `sweep`: Projection -> Sweep (each k tried) -> the chosen k
 - `cluster`: Projection + k -> Clustering
 - `score`: everything known about a Clustering in numbers
-- `report`: results -> tables, records, plots
+- `similar`: Embeddings -> pictures that show nearly the same; `layout`: Projection -> a map to look at
+- `report`: results -> tables, records, plots; `page`: a run folder -> report.html
 
-They stand on `labels`, `decode`, `features` (what turns pictures into numbers: `vgg16` and others), `model` (what
-`predict` needs of a run), `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels), `store`
-(embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices differ),
-`config`, `events` and `errors`.
+They stand on `labels`, `decode`, `thumbnails`, `features` (what turns pictures into numbers: `vgg16` and others),
+`model` (what `predict` needs of a run), `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
+`store` (embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices
+differ), `config`, `events` and `errors`.
 """
 
 from gpu_cluster.api import compare, embed, predict, run

@@ -23,6 +23,7 @@ from gpu_cluster.config import build_config, describe
 from gpu_cluster.doctor import diagnose
 from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError, StoreError
 from gpu_cluster.events import Observer, Observers
+from gpu_cluster.page import write_page
 from gpu_cluster.predict import run_predict
 from gpu_cluster.results import Manifest, printable
 from gpu_cluster.selftest import run_selftest
@@ -103,6 +104,7 @@ def run(
     holdout: Annotated[float | None, _option("holdout", _CLUSTER)] = None,
     seed: Annotated[int | None, _option("seed", _CLUSTER)] = None,
     out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
+    layout_sample: Annotated[int | None, _option("layout_sample", _OUTPUT)] = None,
     thumbnails: Annotated[int | None, _option("thumbnails", _OUTPUT)] = None,
     config: Annotated[
         Path | None,
@@ -140,6 +142,15 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
         f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
     )
     return 3
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` left.")],
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Write report.html of a finished run again, in place of the one that is there."""
+    typer.echo(f"report: {printable(write_page(run_folder.absolute()).as_uri())}")
 
 
 @app.command()

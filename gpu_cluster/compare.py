@@ -6,6 +6,7 @@ space into the same number of groups (but HDBSCAN, which finds its own). Labels 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy as np
 from gpu_cluster import cluster as clusters
 from gpu_cluster import features, kmeans, picture, run_folder, vgg16
 from gpu_cluster.backend import Array, Backend, select
-from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig, ReduceConfig, build_config
+from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig, ReduceConfig, build_config, command_line
 from gpu_cluster.embed import check_precision, embed
 from gpu_cluster.errors import ConfigError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
@@ -134,7 +135,9 @@ def run_compare(
             stages_s=events.stages_s,
             notices=events.notices,
         )
-        write_run_record(stage.path, record, backend=backend)
+        chosen = ["--features", ",".join(named), "--algorithms", ",".join(algorithms)]
+        command = f"{command_line(config, 'compare')} {shlex.join(chosen)}"
+        write_run_record(stage.path, record, command=command, backend=backend)
     return replace(found, folder=stage.folder)
 
 

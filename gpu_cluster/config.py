@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -228,6 +229,9 @@ class ReportConfig(_Section):
     """Where the results go."""
 
     out: AbsolutePath | None = Field(None, description="Run folder; by default runs/<time>-<name>.")
+    layout_sample: int = Field(
+        5_000, ge=5, description="Above this many images the t-SNE of the report is of a fixed seeded sample."
+    )
     thumbnails: int = Field(60, ge=1, description="Most thumbnails on the contact sheet of a cluster.")
 
 
@@ -321,6 +325,26 @@ def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> 
         return JobConfig.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_first_problem(error, file)) from error
+
+
+def command_line(config: JobConfig, command: str = "run") -> str:
+    """Return a command of `gpu-cluster` with the options that differ from those of the preset."""
+    theirs = build_config(preset=config.preset)
+    words = ["gpu-cluster", command, *map(str, config.input.images)]
+    if config.preset != JobConfig().preset:
+        words += ["--preset", config.preset]
+    for name, section in SECTION_OF.items():
+        if name in ("images", "preset", "default_range"):
+            continue
+        value, usual = (
+            getattr(one if section is None else getattr(one, section), name) if name != section else None
+            for one in (config, theirs)
+        )
+        if value == usual:
+            continue
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def nearest(x: Array, centres: Array, backend: Backend) -> Array:
     # |x - c|^2 less |x|^2, which is the same for every centre.
     offsets = xp.sum(centres * centres, axis=1)
     axes = xp.matrix_transpose(centres)
-    found = [xp.argmin(offsets - 2 * (x[rows, :] @ axes), axis=1) for rows in _blocks(x.shape[0], centres.shape[0])]
+    found = [xp.argmin(offsets - 2 * (x[rows, :] @ axes), axis=1) for rows in blocks(x.shape[0], centres.shape[0])]
     return xp.concat(found)
 
 
@@ -105,7 +105,7 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
     """Return the squared Euclidean distance (n,) of each row to the centre of its label."""
     xp = backend.xp
     found = []
-    for rows in _blocks(*x.shape):
+    for rows in blocks(*x.shape):
         found.append(row_squares(x[rows, :] - xp.take(centres, labels[rows], axis=0), backend))
     return xp.concat(found)
 
@@ -113,7 +113,7 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
 def row_squares(x: Array, backend: Backend) -> Array:
     """Return the sum of squares (n,) of each row, without another matrix of the size of x."""
     xp = backend.xp
-    return xp.concat([xp.sum(x[rows, :] * x[rows, :], axis=1) for rows in _blocks(*x.shape)])
+    return xp.concat([xp.sum(x[rows, :] * x[rows, :], axis=1) for rows in blocks(*x.shape)])
 
 
 def one_hot(labels: Array, k: int, backend: Backend) -> Array:
@@ -126,7 +126,7 @@ def cluster_sums(values: Array, labels: Array, k: int, backend: Backend) -> Arra
     """Return the sum (k, d) float64 of the rows of `values` (n, d) in each cluster."""
     xp = backend.xp
     total = 0.0
-    for rows in _blocks(values.shape[0], k + values.shape[1]):
+    for rows in blocks(values.shape[0], k + values.shape[1]):
         members = xp.matrix_transpose(one_hot(labels[rows], k, backend))
         total = total + members @ xp.astype(values[rows, :], xp.float64)
     return total
@@ -150,7 +150,8 @@ def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
     return xp.where(sizes > 0, xp.astype(means, centres.dtype), centres)
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Yield slices of n rows such that each times `width` numbers is a temporary of bounded size."""
     size = max(1, _BLOCK_SIZE // max(1, width))
     for first in range(0, n, size):
         yield slice(first, min(first + size, n))

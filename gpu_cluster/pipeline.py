@@ -11,17 +11,20 @@ import numpy as np
 from gpu_cluster import features, picture, run_folder, vgg16
 from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
-from gpu_cluster.config import JobConfig
+from gpu_cluster.config import JobConfig, command_line
 from gpu_cluster.embed import check_precision, embed
 from gpu_cluster.errors import DeviceError, JobError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.features import Extractor
 from gpu_cluster.images import discover, scan
+from gpu_cluster.layout import lay_out
 from gpu_cluster.model import Model, save_model
+from gpu_cluster.page import write_page
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
 from gpu_cluster.score import score
+from gpu_cluster.similar import find_similar
 from gpu_cluster.store import Store, open_store
 from gpu_cluster.sweep import check_ks, sweep_k
 
@@ -76,7 +79,10 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
             with events.stage("report"):
                 write_report(stage.path, manifest, findings, config.report, backend=backend)
                 save_model(stage.path / "model", _model(findings, extractor, config, backend), backend)
-        write_run_record(stage.path, result, backend=backend)
+        write_run_record(stage.path, result, command=command_line(config), backend=backend)
+        if findings is not None:
+            with events.stage("page"):
+                write_page(stage.path)
     result = replace(result, folder=stage.folder)
     if findings is None:
         raise NothingReadableError(
@@ -131,7 +137,11 @@ def _find(
                 backend=backend,
                 observer=events,
             )
-    return manifest, Findings(embeddings, projection, sweep, clustering, scores)
+        with events.stage("similar"):
+            similar = find_similar(manifest, embeddings, backend=backend, observer=events)
+        with events.stage("layout"):
+            layout = lay_out(projection, config.report, seed=seed, backend=backend, observer=events)
+    return manifest, Findings(embeddings, projection, sweep, clustering, scores, similar, layout)
 
 
 # A picture is far from all that was clustered where this share of its cluster's pictures are nearer to the centre.

@@ -32,6 +32,7 @@ def write_report(
     assignments.to_csv(stage / "assignments.csv", index=False, lineterminator="\n")
     _write_parquet(stage / "assignments.parquet", assignments)
     _sweep_table(findings, backend).to_csv(stage / "sweep.csv", index=False, lineterminator="\n")
+    _similar_table(manifest, findings, backend).to_csv(stage / "near_duplicates.csv", index=False, lineterminator="\n")
     _write_json(stage / "metrics.json", _metrics(manifest, findings))
     plots.draw_all(stage / "plots", manifest, findings, backend=backend, most_thumbnails=config.thumbnails)
 
@@ -89,7 +90,7 @@ def write_bad_files(file: Path, manifest: Manifest) -> None:
         table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
 
 
-def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> None:
+def write_run_record(stage: Path, result: RunResult, *, command: str, backend: Backend) -> None:
     """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
     manifest, findings = result.manifest, result.findings
     _write_parquet(stage / "manifest.parquet", _manifest_table(manifest, backend))
@@ -101,6 +102,8 @@ def write_run_record(stage: Path, result: RunResult, *, backend: Backend) -> Non
         {
             "gpu_cluster": version("gpu-cluster"),
             "config": config,
+            "command": command,
+            "root": str(manifest.root),
             "files": manifest.counts(),
             "weights": {"path": str(path), "sha256": sha256},
             **result.device,
@@ -149,7 +152,20 @@ def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> An
             "is_medoid": is_medoid,
             "pc1": pcs[:, 0],
             "pc2": pcs[:, 1],
+            "tsne1": findings.layout[:, 0],
+            "tsne2": findings.layout[:, 1],
             "content_hash": [manifest.files[row].content_hash for row in rows],
+        }
+    )
+
+
+def _similar_table(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
+    pairs = findings.similar
+    return backend.frames.DataFrame(
+        {
+            "path": backend.frames.Series([printable(manifest.paths[pair.row]) for pair in pairs], dtype="str"),
+            "other": backend.frames.Series([printable(manifest.paths[pair.other]) for pair in pairs], dtype="str"),
+            "cosine": backend.frames.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
         }
     )
 

@@ -288,14 +288,31 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class SimilarPair:
+    """Two pictures that show nearly the same: their manifest rows, and the cosine of their embeddings."""
+
+    row: int
+    other: int
+    cosine: float
+
+
+@dataclass(frozen=True)
 class Findings:
-    """What the stages of a job found, in their order."""
+    """What the stages of a job found, in their order.
+
+    Attributes
+    ----------
+    similar : pictures that show nearly the same, most alike first
+    layout : (n, 2) float32, host; where each picture lies in the plane of t-SNE
+    """
 
     embeddings: Embeddings
     projection: Projection
     sweep: Sweep
     clustering: Clustering
     scores: Scores
+    similar: tuple[SimilarPair, ...]
+    layout: FloatArray
 
 
 @dataclass(frozen=True)

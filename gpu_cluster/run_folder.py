@@ -31,6 +31,8 @@ CONTENTS = _MARKS | {
     "manifest.parquet",
     "metrics.json",
     "model",
+    "near_duplicates.csv",
+    "report.html",
     "plots",
     "sweep.csv",
 }

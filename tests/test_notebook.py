@@ -73,9 +73,8 @@ def preset_steps(features: np.ndarray) -> Findings:
     projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
     sweep = sweep_k(projection, config.sweep, config.cluster, config.score, **given)
     clustering = cluster(projection, sweep.best_k, config.cluster, **given)
-    return Findings(
-        found, projection, sweep, clustering, score(manifest, found, projection, clustering, config.score, **given)
-    )
+    scores = score(manifest, found, projection, clustering, config.score, **given)
+    return Findings(found, projection, sweep, clustering, scores, similar=(), layout=np.empty((0, 2)))
 
 
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])

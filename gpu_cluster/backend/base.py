@@ -25,6 +25,11 @@ HostArray: TypeAlias = "npt.NDArray[Any]"
 N_NEIGHBOURS = 10
 
 
+def perplexity(n: int) -> float:
+    """Return the perplexity of a t-SNE of n rows: 30, as van der Maaten and Hinton 2008 mostly have it, or less."""
+    return min(30.0, (n - 1) / 3)
+
+
 def smallest_group(n: int) -> int:
     """Return the rows that HDBSCAN takes for a group at least."""
     return max(5, n // 100)
@@ -136,6 +141,10 @@ class Backend(ABC):
         `hdbscan` finds the number of groups itself: of at least 5 rows, and of a hundredth of them. Ward takes O(n^2)
         memory, the others O(n^2) time.
         """
+
+    @abstractmethod
+    def tsne(self, x: Array, *, seed: int) -> Array:
+        """Return a t-SNE (n, 2) of x (n, d) float32, from 5 rows up, that starts from its principal components."""
 
     @abstractmethod
     def silhouette_samples(self, x: Array, labels: Array) -> Array:

@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend.base import N_NEIGHBOURS, Array, Backend, HostArray, KMeansFit, PCAFit, smallest_group
+from gpu_cluster.backend.base import (
+    N_NEIGHBOURS,
+    Array,
+    Backend,
+    HostArray,
+    KMeansFit,
+    PCAFit,
+    perplexity,
+    smallest_group,
+)
 from gpu_cluster.config import Algorithm, Precision
 
 
@@ -132,6 +141,13 @@ class CpuBackend(Backend):
             return SpectralClustering(
                 n_clusters=k, affinity="nearest_neighbors", n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed
             ).fit_predict(x)
+
+    def tsne(self, x: Array, *, seed: int) -> Array:
+        from sklearn.manifold import TSNE
+
+        n = x.shape[0]
+        # Half of scikit-learn's iterations: from principal components the picture stands by then.
+        return TSNE(init="pca", perplexity=perplexity(n), max_iter=500, random_state=seed).fit_transform(x)
 
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
         from sklearn.metrics import silhouette_samples

@@ -12,7 +12,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpu_cluster.backend.base import N_NEIGHBOURS, Array, Backend, HostArray, KMeansFit, PCAFit, smallest_group
+from gpu_cluster.backend.base import (
+    N_NEIGHBOURS,
+    Array,
+    Backend,
+    HostArray,
+    KMeansFit,
+    PCAFit,
+    perplexity,
+    smallest_group,
+)
 from gpu_cluster.config import Algorithm, Precision
 
 _GIB = 1 << 30
@@ -158,6 +167,15 @@ class GpuBackend(Backend):
             n_clusters=k, n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed, output_type="cupy"
         ).fit_predict(x)
         return cupy.asarray(found, dtype=cupy.int64)
+
+    def tsne(self, x: Array, *, seed: int) -> Array:
+        from cuml.manifold import TSNE
+
+        n = x.shape[0]
+        neighbours = min(90, n - 1)
+        return TSNE(
+            init="pca", perplexity=perplexity(n), n_neighbors=neighbours, random_state=seed, output_type="cupy"
+        ).fit_transform(x)
 
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
         import cupy

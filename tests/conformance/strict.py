@@ -63,6 +63,9 @@ class StrictBackend(CpuBackend):
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
         return self.from_host(super().group(_inside(x), algorithm, k=k, seed=seed))
 
+    def tsne(self, x: Array, *, seed: int) -> Array:
+        return self.from_host(super().tsne(_inside(x), seed=seed))
+
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
         return self.from_host(super().silhouette_samples(_inside(x), _inside(labels)))
 

@@ -13,10 +13,12 @@ from gpu_cluster.cluster import cluster
 from gpu_cluster.config import build_config
 from gpu_cluster.events import Observer
 from gpu_cluster.kmeans import START_ROWS
+from gpu_cluster.layout import lay_out
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_report
 from gpu_cluster.results import Embeddings, FileFacts, Findings, Manifest
 from gpu_cluster.score import score
+from gpu_cluster.similar import find_similar
 from gpu_cluster.sweep import sweep_k
 
 from .strict import LeakError, StrictBackend, side_doors_closed
@@ -38,7 +40,9 @@ def embeddings(n: int, backend: StrictBackend) -> Embeddings:
 def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend, Array], object]) -> StrictBackend:
     """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
     backend, observer = StrictBackend(), Observer()
-    config = build_config(preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1)
+    config = build_config(
+        preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1, layout_sample=300
+    )
     labels = tuple(f"kind {row % 5}" for row in range(n))
     paths = tuple(f"{row:05d}.png" for row in range(n))
     manifest = Manifest(folder, paths, (FileFacts(size=1, content_hash="0"),) * n, labels=labels, label_source="test")
@@ -50,7 +54,9 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
         sweep = sweep_k(projection, config.sweep, config.cluster, config.score, seed=0, **given)  # type: ignore[arg-type]
         clustering = cluster(projection, sweep.best_k, config.cluster, seed=0, **given)  # type: ignore[arg-type]
         scores = score(manifest, found, projection, clustering, config.score, seed=0, **given)  # type: ignore[arg-type]
-        findings = Findings(found, projection, sweep, clustering, scores)
+        similar = find_similar(manifest, found, **given)  # type: ignore[arg-type]
+        layout = lay_out(projection, config.report, seed=0, **given)  # type: ignore[arg-type]
+        findings = Findings(found, projection, sweep, clustering, scores, similar, layout)
         write_report(folder, manifest, findings, config.report, backend=backend)
     return backend
 

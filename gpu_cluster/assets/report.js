@@ -1,0 +1,215 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const map = document.getElementById("map"), stage = document.getElementById("stage");
+  const tip = document.getElementById("tip"), tipPicture = document.getElementById("tip-picture");
+  const tipWords = document.getElementById("tip-words"), said = document.getElementById("said");
+  const sheets = document.querySelectorAll("img.sheet");
+  const decode = text => new Uint16Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
+  const places = { tsne: decode(data.tsne), pca: decode(data.pca) };
+  const n = data.names.length;
+  const okabe = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800", "#8c6bb1"];
+  const colourOf = group => group < 0 ? "#8a949c" : group < okabe.length ? okabe[group]
+    : `hsl(${Math.round(group * 137.508) % 360} ${55 + 25 * (group % 2)}% ${45 + 12 * (group % 3)}%)`;
+
+  let layout = "tsne", colour = "cluster", only = null, current = -1;
+  let scale = 1, left = 0, top = 0;
+  const groupOf = i => colour === "cluster" ? data.cluster[i] : data.label[i];
+  const nameOf = group => colour === "cluster" ? `${group}` : group < 0 ? "no label" : data.labels[group];
+  const shown = i => only === null || groupOf(i) === only;
+
+  const view = () => {
+    const { width, height } = stage.getBoundingClientRect(), margin = 14;
+    return { width, height, margin, w: width - 2 * margin, h: height - 2 * margin };
+  };
+  const at = (i, v) => {
+    const xy = places[layout];
+    return [v.margin + ((xy[2 * i] / 65535) * scale - left) * v.w, v.margin + ((1 - xy[2 * i + 1] / 65535) * scale - top) * v.h];
+  };
+
+  let asked = false;
+  const redraw = () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => { asked = false; draw(); });
+  };
+
+  function draw() {
+    const v = view(), ratio = window.devicePixelRatio || 1;
+    map.width = Math.round(v.width * ratio);
+    map.height = Math.round(v.height * ratio);
+    const pen = map.getContext("2d");
+    pen.scale(ratio, ratio);
+    const radius = Math.max(1.5, Math.min(6, 130 / Math.sqrt(n))) * Math.min(2.5, Math.sqrt(scale));
+    const groups = new Map();
+    for (let i = 0; i < n; i++) {
+      if (!shown(i)) continue;
+      const [x, y] = at(i, v);
+      if (x < -9 || y < -9 || x > v.width + 9 || y > v.height + 9) continue;
+      const group = groupOf(i);
+      if (!groups.has(group)) groups.set(group, []);
+      groups.get(group).push(x, y);
+    }
+    for (const [group, points] of groups) {
+      pen.fillStyle = colourOf(group);
+      pen.globalAlpha = 0.85;
+      pen.beginPath();
+      for (let j = 0; j < points.length; j += 2) {
+        if (n > 20000) pen.rect(points[j] - radius, points[j + 1] - radius, 2 * radius, 2 * radius);
+        else { pen.moveTo(points[j] + radius, points[j + 1]); pen.arc(points[j], points[j + 1], radius, 0, 2 * Math.PI); }
+      }
+      pen.fill();
+    }
+    pen.globalAlpha = 1;
+    if (current >= 0 && shown(current)) {
+      const [x, y] = at(current, v);
+      pen.strokeStyle = getComputedStyle(document.body).color;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      pen.arc(x, y, radius + 4, 0, 2 * Math.PI);
+      pen.stroke();
+    }
+    map.dataset.shown = [...groups.values()].reduce((sum, points) => sum + points.length / 2, 0);
+  }
+
+  const words = i => {
+    const lines = [data.names[i], `cluster ${data.cluster[i]}`];
+    if (data.labels) lines.push(data.label[i] < 0 ? "no label" : data.labels[data.label[i]]);
+    if (data.silhouette[i] !== null) lines.push(`silhouette ${data.silhouette[i]}`);
+    return lines;
+  };
+
+  function show(i, aloud) {
+    current = i;
+    redraw();
+    if (i < 0) { tip.hidden = true; return; }
+    const v = view(), [x, y] = at(i, v), number = data.thumb[i];
+    tipPicture.hidden = number < 0;
+    if (number >= 0) {
+      const per = data.columns * data.columns, size = data.size, inSheet = number % per;
+      const pen = tipPicture.getContext("2d");
+      pen.clearRect(0, 0, 64, 64);
+      pen.drawImage(sheets[Math.floor(number / per)], (inSheet % data.columns) * size, Math.floor(inSheet / data.columns) * size, size, size, 0, 0, 64, 64);
+    }
+    tipWords.textContent = words(i).join("\n");
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(0, Math.min(x + 12, v.width - box.width))}px`;
+    tip.style.top = `${Math.max(0, y + 12 + box.height > v.height ? y - box.height - 12 : y + 12)}px`;
+    if (aloud) said.textContent = words(i).join(", ");
+  }
+
+  function nearest(x, y) {
+    const v = view();
+    let best = -1, least = 18 * 18;
+    for (let i = 0; i < n; i++) {
+      if (!shown(i)) continue;
+      const [px, py] = at(i, v), far = (px - x) ** 2 + (py - y) ** 2;
+      if (far < least) { least = far; best = i; }
+    }
+    return best;
+  }
+
+  function zoom(factor, x = 0.5, y = 0.5) {
+    const next = Math.max(1, Math.min(60, scale * factor));
+    left = (left + x) * next / scale - x;
+    top = (top + y) * next / scale - y;
+    scale = next;
+    move(0, 0);
+  }
+  function move(x, y) {
+    left = Math.max(-0.3, Math.min(scale - 0.7, left + x));
+    top = Math.max(-0.3, Math.min(scale - 0.7, top + y));
+    if (scale === 1) left = top = 0;
+    if (current >= 0) show(current); else redraw();
+  }
+
+  const buttons = document.getElementById("groups");
+  function listGroups() {
+    const counts = new Map();
+    for (let i = 0; i < n; i++) counts.set(groupOf(i), (counts.get(groupOf(i)) || 0) + 1);
+    buttons.replaceChildren(...[...counts.keys()].sort((a, b) => a - b).map(group => {
+      const button = document.createElement("button"), dot = document.createElement("canvas");
+      dot.width = dot.height = 8;
+      const pen = dot.getContext("2d");
+      pen.fillStyle = colourOf(group);
+      pen.fillRect(0, 0, 8, 8);
+      const name = document.createElement("bdi");
+      name.textContent = nameOf(group);
+      button.type = "button";
+      button.dataset.group = group;
+      button.append(dot, name, ` (${counts.get(group)})`);
+      button.addEventListener("click", () => filter(only === group ? null : group));
+      return button;
+    }));
+    filter(null);
+  }
+  function filter(group) {
+    only = group;
+    for (const button of buttons.children) button.setAttribute("aria-pressed", String(Number(button.dataset.group) === only && only !== null));
+    said.textContent = only === null ? `${n} pictures` : `only ${colour} ${nameOf(only)}`;
+    if (current >= 0 && !shown(current)) show(-1);
+    redraw();
+  }
+
+  const place = event => { const box = map.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+  const pointers = new Map();
+  let moved = 0;
+  map.addEventListener("pointerdown", event => { pointers.set(event.pointerId, place(event)); moved = 0; map.setPointerCapture(event.pointerId); });
+  map.addEventListener("pointermove", event => {
+    const now = place(event), before = pointers.get(event.pointerId), v = view();
+    if (!before) { show(nearest(...now)); return; }
+    const others = [...pointers].filter(([id]) => id !== event.pointerId);
+    if (others.length) {
+      const other = others[0][1], apart = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
+      zoom(apart(now, other) / Math.max(1, apart(before, other)), (now[0] + other[0]) / 2 / v.width, (now[1] + other[1]) / 2 / v.height);
+    } else move((before[0] - now[0]) / v.w, (before[1] - now[1]) / v.h);
+    moved += Math.abs(before[0] - now[0]) + Math.abs(before[1] - now[1]);
+    pointers.set(event.pointerId, now);
+  });
+  const lift = event => {
+    const pressed = pointers.delete(event.pointerId);
+    if (!pressed || moved > 6 || event.type === "pointercancel") return;
+    const i = nearest(...place(event));
+    if (i < 0) { filter(null); return; }
+    show(i, true);
+    filter(only === groupOf(i) ? null : groupOf(i));
+  };
+  map.addEventListener("pointerup", lift);
+  map.addEventListener("pointercancel", lift);
+  map.addEventListener("pointerleave", () => { if (document.activeElement !== map) show(-1); });
+  map.addEventListener("wheel", event => {
+    event.preventDefault();
+    const [x, y] = place(event), v = view();
+    zoom(Math.exp(-event.deltaY / 300), x / v.width, y / v.height);
+  }, { passive: false });
+
+  const step = by => {
+    for (let tried = 0, i = current; tried < n; tried++) {
+      i = (i + by + n) % n;
+      if (shown(i)) { show(i, true); return; }
+    }
+  };
+  const keys = {
+    ArrowLeft: () => move(-0.1, 0), ArrowRight: () => move(0.1, 0), ArrowUp: () => move(0, -0.1), ArrowDown: () => move(0, 0.1),
+    "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: () => { scale = 1; move(0, 0); },
+    n: () => step(1), p: () => step(-1),
+    Enter: () => { if (current >= 0) filter(only === groupOf(current) ? null : groupOf(current)); },
+    Escape: () => { filter(null); show(-1); },
+  };
+  map.addEventListener("keydown", event => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  document.getElementById("zoom-in").addEventListener("click", () => zoom(1.4));
+  document.getElementById("zoom-out").addEventListener("click", () => zoom(1 / 1.4));
+  document.getElementById("zoom-all").addEventListener("click", keys[0]);
+  for (const input of document.querySelectorAll("input[name=layout]")) input.addEventListener("change", () => { layout = input.value; show(-1); });
+  for (const input of document.querySelectorAll("input[name=colour]")) input.addEventListener("change", () => { colour = input.value; listGroups(); });
+  window.addEventListener("resize", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  listGroups();
+  draw();
+  performance.mark("interactive");
+})();

@@ -1,0 +1,46 @@
+"""Projection -> a position in the plane for every picture, neighbours beside neighbours (t-SNE), to look at.
+
+Must not know clusters or labels: what the eye finds in the plane is not put there by them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpu_cluster import kmeans
+from gpu_cluster.backend import Backend
+from gpu_cluster.config import ReportConfig
+from gpu_cluster.events import Observer
+from gpu_cluster.results import FloatArray, Projection
+
+# Fewer have no neighbours to speak of.
+_FEWEST = 5
+
+
+def lay_out(
+    projection: Projection, config: ReportConfig, *, seed: int, backend: Backend, observer: Observer
+) -> FloatArray:
+    """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space.
+
+    Above `layout_sample` pictures t-SNE is of a fixed random sample of as many, and the others are put beside the
+    nearest picture of it. Fewer than 5 pictures keep their first two principal components.
+    """
+    x = projection.x
+    n = x.shape[0]
+    if n < _FEWEST:
+        return np.asarray(backend.to_host(projection.pcs), np.float32)
+    random = np.random.RandomState(seed)
+    if n <= config.layout_sample:
+        return np.asarray(backend.to_host(backend.tsne(x, seed=seed)), np.float32)
+    observer.notice(
+        f"t-SNE of a fixed random sample of {config.layout_sample:,} of {n:,} images; the others beside their nearest"
+    )
+    rows = np.sort(random.choice(n, config.layout_sample, replace=False))
+    sampled = backend.xp.take(x, backend.from_host(rows), axis=0)
+    plane = np.asarray(backend.to_host(backend.tsne(sampled, seed=seed)), np.float32)
+    nearest = backend.to_host(kmeans.nearest(x, sampled, backend))
+    # Not on top of it: a tenth of the distance that there is for each picture of the sample.
+    room = np.sqrt(np.prod(np.ptp(plane, axis=0)) / len(plane))
+    beside = random.normal(scale=0.1 * room, size=(n, 2))
+    beside[rows] = 0
+    return (plane[nearest] + beside).astype(np.float32)

@@ -1,0 +1,350 @@
+"""A finished run folder -> report.html: one file that needs nothing else.
+
+File names and labels are anybody's text: Jinja escapes them, the page's own script only ever sets them as text, and its
+Content-Security-Policy allows that script and style by their hashes and nothing from anywhere. Must not know arrays or
+devices.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.errors import DataError
+from gpu_cluster.results import FloatArray, IntArray, printable
+from gpu_cluster.thumbnails import COLUMNS, TILE, Thumbnails
+
+# The map shows as many pictures, above a fixed random sample of them; as many of these have a thumbnail.
+MOST_SHOWN = 50_000
+MOST_THUMBNAILS = 4_000
+
+_MOST_CARDS, _STRIP, _MOST_UNCERTAIN, _MOST_PAIRS, _MOST_ROWS = 100, 8, 24, 40, 500
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report.html` into a finished run folder, in place of an earlier one; return its path.
+
+    Raises
+    ------
+    DataError
+        When the folder is no finished run of this version.
+    """
+    try:
+        page = _render(_Run(folder))
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
+            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    partial = folder / f".report.html.{os.getpid()}.tmp"
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, folder / "report.html")
+    finally:
+        partial.unlink(missing_ok=True)
+    return folder / "report.html"
+
+
+class _Run:
+    """What a run folder holds."""
+
+    def __init__(self, folder: Path) -> None:
+        # Tables of results are read where no device is: pandas, whichever library wrote them.
+        import pandas as pd
+
+        self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        self.sweep = pd.read_csv(folder / "sweep.csv")
+        self.pictures = pd.read_parquet(folder / "assignments.parquet")
+        self.manifest = pd.read_parquet(folder / "manifest.parquet", columns=["path", "status", "reason"])
+        self.similar = pd.read_csv(folder / "near_duplicates.csv", dtype={"path": str, "other": str}, na_filter=False)
+        self.elbow = (folder / "plots" / "elbow.png").read_bytes()
+        self.root = Path(self.record["root"])
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """The classes, in order; None without labels."""
+        table = self.metrics["class_by_cluster"]
+        return None if table is None else list(table["classes"])
+
+    @cached_property
+    def shown(self) -> IntArray:
+        """Rows of the pictures on the map."""
+        n = len(self.pictures)
+        if n <= MOST_SHOWN:
+            return np.arange(n)
+        return np.sort(np.random.RandomState(0).choice(n, MOST_SHOWN, replace=False))
+
+
+def visible(text: str) -> str:
+    r"""Return a name as it can be shown: what does not print (control characters, marks of direction) as `\uNNNN`."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _render(run: _Run) -> str:
+    import jinja2
+    import markupsafe
+
+    assets = resources.files("gpu_cluster") / "assets"
+    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string((assets / "report.html").read_text(encoding="utf-8"))
+    thumbnails = Thumbnails(run.root, run.pictures["path"])
+    cards = list(_cards(run))
+    certain = run.pictures["silhouette"].to_numpy(np.float64)
+    uncertain = [int(row) for row in np.argsort(np.where(np.isnan(certain), np.inf, certain), kind="stable")]
+    uncertain = [row for row in uncertain[:_MOST_UNCERTAIN] if not np.isnan(certain[row])]
+    row_of = {path: row for row, path in enumerate(run.pictures["path"])}
+    pairs = [
+        ((row_of[one], row_of[other]), cosine)
+        for one, other, cosine in run.similar.itertuples(index=False)
+        if one in row_of and other in row_of
+    ][:_MOST_PAIRS]
+    named = [row for card in cards for strip in card["strips"] for row in strip["rows"]]
+    named += [*uncertain, *(row for pair, _ in pairs for row in pair)]
+    on_sheets = _chosen_thumbnails(run, named)
+    thumbnails.make([*named, *on_sheets])
+    data, data_json = _data(run, on_sheets)
+
+    def picture(row: int) -> dict[str, Any]:
+        one = run.pictures.iloc[row]
+        return {
+            "source": thumbnails.source(row),
+            "name": visible(one["path"]),
+            "cluster": int(one["cluster"]),
+            "silhouette": _number(one["silhouette"], "silhouette {:.2f}"),
+        }
+
+    for card in cards:
+        for strip in card["strips"]:
+            strip["pictures"] = [picture(row) for row in strip["rows"]]
+    copies = run.manifest[run.manifest["status"] == "duplicate"]
+    bad = run.manifest[run.manifest["status"] == "bad"]
+    return template.render(
+        style=markupsafe.Markup(style),
+        script=markupsafe.Markup(script),
+        style_sha256=_sha256(style),
+        script_sha256=_sha256(script),
+        title=f"What is in {visible(run.root.name or str(run.root))}",
+        answer=_answer(run),
+        facts=_facts(run),
+        map_words=_map_words(run, len(on_sheets)),
+        k_words=_k_words(run),
+        elbow=f"data:image/png;base64,{base64.b64encode(run.elbow).decode()}",
+        sweep=[
+            {
+                "k": int(row.k),
+                "inertia": _number(row.inertia, "{:.4g}"),
+                "silhouette": _number(row.silhouette, "{:.3f}"),
+                "agreement": _number(row.agreement, "{:.3f}"),
+                "chosen": bool(row.chosen),
+            }
+            for _, row in run.sweep.iterrows()
+        ],
+        cards=cards,
+        n_cards_left_out=max(0, int(run.metrics["k"]) - len(cards)),
+        crosstab=_crosstab(run),
+        label_words=_label_words(run),
+        uncertain=[picture(row) for row in uncertain],
+        n_exact=len(copies),
+        exact=_rows(copies),
+        n_similar=len(run.similar),
+        similar=[
+            {"pictures": [picture(row) for row in pair], "cosine": f"cosine {cosine:.3f}"} for pair, cosine in pairs
+        ],
+        n_bad=len(bad),
+        bad=_rows(bad),
+        command=visible(run.record["command"]),
+        notices=[visible(notice) for notice in run.record["notices"]],
+        record=list(_record(run)),
+        data=data,
+        data_json=markupsafe.Markup(data_json),
+        sheets=list(thumbnails.sheets(on_sheets)),
+    )
+
+
+def _chosen_thumbnails(run: _Run, named: Sequence[int]) -> list[int]:
+    """Return the rows on the map that get a thumbnail: all, or those shown elsewhere too and a random sample."""
+    rows = [int(row) for row in run.shown]
+    if len(rows) <= MOST_THUMBNAILS:
+        return rows
+    on_map = set(rows)
+    first = [row for row in dict.fromkeys(named) if row in on_map][:MOST_THUMBNAILS]
+    others = np.random.RandomState(0).permutation(sorted(on_map - set(first)))[: MOST_THUMBNAILS - len(first)]
+    return sorted([*first, *map(int, others)])
+
+
+def _data(run: _Run, on_sheets: Sequence[int]) -> tuple[dict[str, Any], str]:
+    """Return what the map's script works on, and the same as JSON that ends no script element."""
+    pictures = run.pictures.iloc[run.shown]
+    number = {row: at for at, row in enumerate(on_sheets)}
+    labels = run.labels
+    code = {name: at for at, name in enumerate(labels or ())}
+    data = {
+        "names": [visible(path) for path in pictures["path"]],
+        "cluster": pictures["cluster"].tolist(),
+        "labels": None if labels is None else [visible(name) for name in labels],
+        "label": None if labels is None else [code.get(label, -1) for label in pictures["label"]],
+        "silhouette": [None if np.isnan(value) else round(float(value), 2) for value in pictures["silhouette"]],
+        "thumb": [number.get(int(row), -1) for row in run.shown],
+        "tsne": _quantised(pictures[["tsne1", "tsne2"]].to_numpy(np.float64)),
+        "pca": _quantised(pictures[["pc1", "pc2"]].to_numpy(np.float64)),
+        "size": TILE,
+        "columns": COLUMNS,
+    }
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    # `<` is all that could end the element or open a comment in it.
+    return data, text.replace("<", "\\u003c")
+
+
+def _quantised(places: FloatArray) -> str:
+    """Return places (n, 2) as little-endian 16-bit shares of their range, x and y in turn, base64."""
+    low, span = places.min(axis=0), np.ptp(places, axis=0)
+    shares = (places - low) / np.where(span > 0, span, 1)
+    return base64.b64encode(np.round(shares * 65535).astype("<u2").tobytes()).decode()
+
+
+def _cards(run: _Run) -> Iterator[dict[str, Any]]:
+    table = run.metrics["class_by_cluster"]
+    for number in range(min(int(run.metrics["k"]), _MOST_CARDS)):
+        members = np.flatnonzero(run.pictures["cluster"].to_numpy() == number)
+        nearest = members[np.argsort(run.pictures["distance"].to_numpy()[members], kind="stable")]
+        silhouettes = run.pictures["silhouette"].to_numpy(np.float64)[members]
+        known = silhouettes[~np.isnan(silhouettes)]
+        labels = []
+        if table is not None:
+            counts = np.array(table["counts"])[:, number]
+            for row in np.argsort(-counts, kind="stable")[:4]:
+                if counts[row]:
+                    share = counts[row] / len(members)
+                    labels.append(
+                        {
+                            "name": visible(table["classes"][row]),
+                            "count": int(counts[row]),
+                            "share": round(float(share), 3),
+                            "percent": f"{share:.0%}",
+                        }
+                    )
+        strips = [{"title": "medoid, and the nearest to the centre", "rows": nearest[:_STRIP].tolist()}]
+        if len(nearest) > _STRIP:
+            farthest = nearest[_STRIP:][::-1][:_STRIP]
+            strips.append({"title": "farthest from the centre", "rows": farthest.tolist()})
+        yield {
+            "number": number,
+            "size": _count(len(members), "picture"),
+            "silhouette": f"{known.mean():.2f}" if len(known) else "not taken",
+            "labels": labels,
+            "strips": strips,
+        }
+
+
+def _answer(run: _Run) -> str:
+    metrics = run.metrics
+    n, k = metrics["n_images"], metrics["k"]
+    words = [f"{_count(n, 'picture')} in {_count(k, 'group')}."]
+    agreement = metrics["k_agreement"]
+    how = {
+        "given": "The number of groups was given",
+        "agreement": "The number of groups is the one at which restarts of k-means agree most",
+        "silhouette": "The number of groups is the one with the highest silhouette",
+        "knee": "The number of groups is at the knee of the inertia curve",
+        "farthest from the chord": "There was no clear knee; the number of groups is the one farthest from the chord",
+        "only k tried": "No other number of groups was tried",
+    }[metrics["k_chosen_by"]]
+    sure = "" if agreement is None else f", with an adjusted Rand index of {agreement:.2f} between restarts"
+    words.append(f"{how}{sure}.")
+    silhouette = metrics["internal"]["silhouette"]
+    if silhouette is not None:
+        words.append(f"Mean silhouette {silhouette:.2f}.")
+    if metrics["external"] is not None:
+        external = metrics["external"]
+        words.append(
+            f"Against the labels: adjusted Rand index {external['adjusted_rand']:.2f}, homogeneity "
+            f"{external['homogeneity']:.2f}."
+        )
+    return " ".join(words)
+
+
+def _facts(run: _Run) -> str:
+    record, files = run.record, run.record["files"]
+    seconds = sum(record["stages_s"].values())
+    found = (
+        f"{files['found']:,} files found: {files['ok']:,} ok, {files['bad']:,} bad, {files['duplicate']:,} duplicates"
+    )
+    return f"{found}. On the {record['device']} ({record['processor']}), {seconds:.1f} s."
+
+
+def _map_words(run: _Run, n_thumbnails: int) -> str:
+    n = len(run.pictures)
+    words = (
+        "Pictures that look alike lie side by side. Hover, tap or step through them; click one to see its group alone."
+    )
+    if len(run.shown) < n:
+        words += f" Shown are {len(run.shown):,} of {n:,} pictures, drawn at random."
+    if n_thumbnails < len(run.shown):
+        words += f" {n_thumbnails:,} of them have a thumbnail."
+    sample = run.record["config"]["report"]["layout_sample"]
+    if n > sample:
+        words += f" t-SNE is of {sample:,} of them; the others lie beside the nearest of these."
+    return words
+
+
+def _k_words(run: _Run) -> str:
+    unclear = [notice for notice in run.record["notices"] if notice.startswith("No clear")]
+    words = f"Swept in the space: {run.metrics['sweep_space']}."
+    return f"{unclear[0]}. {words}" if unclear else words
+
+
+def _label_words(run: _Run) -> str:
+    labels = run.metrics["labels"]
+    if labels is None:
+        return ""
+    return f"{_count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
+
+
+def _crosstab(run: _Run) -> dict[str, Any] | None:
+    table = run.metrics["class_by_cluster"]
+    if table is None:
+        return None
+    rows = [
+        {"name": visible(name), "counts": counts[:_MOST_CARDS], "most": max(counts)}
+        for name, counts in zip(table["classes"], table["counts"], strict=True)
+    ]
+    return {"clusters": range(min(int(run.metrics["k"]), _MOST_CARDS)), "rows": rows[:_MOST_ROWS]}
+
+
+def _rows(table: Any) -> list[dict[str, str]]:
+    rows = zip(table["path"][:_MOST_ROWS], table["reason"][:_MOST_ROWS], strict=True)
+    return [{"name": visible(path), "reason": visible(reason)} for path, reason in rows]
+
+
+def _record(run: _Run) -> Iterator[tuple[str, str]]:
+    record = run.record
+    yield "gpu-cluster", record["gpu_cluster"]
+    yield "space", run.metrics["space"]
+    yield "device", f"{record['device']}: {record['device_reason']}"
+    yield "weights", f"{visible(record['weights']['path'])}, sha256 {record['weights']['sha256']}"
+    yield from record["versions"].items()
+    for stage, seconds in record["stages_s"].items():
+        yield f"{stage}, s", f"{seconds:.1f}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if np.isnan(value) else form.format(value)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
