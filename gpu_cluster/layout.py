@@ -23,12 +23,14 @@ def lay_out(
     """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space.
 
     Above `layout_sample` pictures t-SNE is of a fixed random sample of as many, and the others are put beside the
-    nearest picture of it. Fewer than 5 pictures keep their first two principal components.
+    nearest picture of it. Fewer than 5 pictures, and pictures that differ in no more than one direction, keep their
+    first two principal components.
     """
     x = projection.x
     n = x.shape[0]
-    if n < _FEWEST:
-        return np.asarray(backend.to_host(projection.pcs), np.float32)
+    plain = np.asarray(backend.to_host(projection.pcs), np.float32)
+    if n < _FEWEST or x.shape[1] < 2 or not plain.std(axis=0).all():
+        return plain
     random = np.random.RandomState(seed)
     if n <= config.layout_sample:
         return np.asarray(backend.to_host(backend.tsne(x, seed=seed)), np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig, command_line
 from gpu_cluster.embed import check_precision, embed
-from gpu_cluster.errors import DeviceError, JobError, NothingReadableError
+from gpu_cluster.errors import DataError, DeviceError, JobError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.features import Extractor
 from gpu_cluster.images import discover, scan
@@ -82,7 +83,7 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         write_run_record(stage.path, result, command=command_line(config), backend=backend)
         if findings is not None:
             with events.stage("page"):
-                write_page(stage.path)
+                _try_page(stage.path, events)
     result = replace(result, folder=stage.folder)
     if findings is None:
         raise NothingReadableError(
@@ -142,6 +143,14 @@ def _find(
         with events.stage("layout"):
             layout = lay_out(projection, config.report, seed=seed, backend=backend, observer=events)
     return manifest, Findings(embeddings, projection, sweep, clustering, scores, similar, layout)
+
+
+def _try_page(folder: Path, events: Recorder) -> None:
+    """Write the page; hours of work are not lost where that fails, as `gpu-cluster report` can write it later."""
+    try:
+        write_page(folder)
+    except DataError as error:
+        events.notice(f"No report.html: {error}")
 
 
 # A picture is far from all that was clustered where this share of its cluster's pictures are nearer to the centre.
