@@ -43,8 +43,8 @@ _BYTES_A_PIXEL, _ROOM_BYTES = 16, 64 << 20
 _TICK_NS, _WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
 
 
-def discover(config: InputConfig, observer: Observer) -> Manifest:
-    """Find the images and their labels.
+def discover(config: InputConfig, observer: Observer, *, with_labels: bool = True) -> Manifest:
+    """Find the images and, unless told otherwise, their labels.
 
     Without images named, the sample set that comes with the package is taken.
 
@@ -61,7 +61,7 @@ def discover(config: InputConfig, observer: Observer) -> Manifest:
             "For your own pictures: gpu-cluster run FOLDER"
         )
     manifest = _manifest(named, config.input_list)
-    return labelled(manifest, named, config, observer)
+    return labelled(manifest, named, config, observer) if with_labels else manifest
 
 
 @dataclass

@@ -70,7 +70,7 @@ def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | No
         model = load_model(run / "model", backend)
         weights = vgg16.find_weights(config.embed.weights)
         _check_weights(model, weights)
-        manifest = discover(config.input, events)
+        manifest = discover(config.input, events, with_labels=False)
         store = open_store(config.store, events)
         manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
     how = model.embed.model_copy(update={"batch_size": config.embed.batch_size, "precision": config.embed.precision})

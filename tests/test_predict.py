@@ -90,6 +90,14 @@ def test_without_labels_there_is_no_column_of_them(trained, sample_images):
     assert predicted(trained, *sample_images[:2]).columns.tolist() == columns
 
 
+def test_tables_beside_the_pictures_are_not_taken_for_labels(tmp_path, trained):
+    write_pictures(tmp_path / "in", 2)
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / "in" / name).write_text("file,label\n000.png,x\n")
+    gpu_cluster.predict(trained, tmp_path / "in", out=tmp_path / "p.csv")
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+
+
 def test_bad_files_are_in_a_table_of_their_own_and_too_many_are_3(tmp_path, trained):
     write_pictures(tmp_path / "in", 2)
     for name in ("a.png", "b.png", "c.png"):
