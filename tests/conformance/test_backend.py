@@ -89,6 +89,18 @@ def test_groups_far_apart_are_found_by_every_algorithm(backend: Backend, algorit
     assert sk.adjusted_rand_score(truth, found) > 0.9
 
 
+# Of five rows in four groups most have no neighbour of their own.
+@pytest.mark.parametrize(("n", "least"), [(5, 0), (400, 0.98)])
+def test_neighbours_in_a_tsne_are_of_one_group(backend: Backend, n, least):
+    points, truth = make_blobs(n, 8, centers=4, cluster_std=0.3, random_state=3)
+    plane = backend.to_host(backend.tsne(backend.from_host(points.astype(np.float32)), seed=0))
+    assert plane.shape == (n, 2)
+    assert np.isfinite(plane).all()
+    apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (truth[apart.argmin(axis=1)] == truth).mean() >= least
+
+
 def test_silhouettes_are_scikit_learns(backend: Backend, x, labels):
     found = backend.silhouette_samples(backend.from_host(x), backend.from_host(labels))
     np.testing.assert_allclose(backend.to_host(found), sk.silhouette_samples(x, labels), atol=ROUNDING)
