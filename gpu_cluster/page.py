@@ -95,81 +95,101 @@ def _render(run: _Run) -> str:
     import markupsafe
 
     assets = resources.files("gpu_cluster") / "assets"
-    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string((assets / "report.html").read_text(encoding="utf-8"))
+    page, style, script = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     thumbnails = Thumbnails(run.root, run.pictures["path"])
-    cards = list(_cards(run))
-    certain = run.pictures["silhouette"].to_numpy(np.float64)
-    uncertain = [int(row) for row in np.argsort(np.where(np.isnan(certain), np.inf, certain), kind="stable")]
-    uncertain = [row for row in uncertain[:_MOST_UNCERTAIN] if not np.isnan(certain[row])]
-    row_of = {path: row for row, path in enumerate(run.pictures["path"])}
-    pairs = [
-        ((row_of[one], row_of[other]), cosine)
-        for one, other, cosine in run.similar.itertuples(index=False)
-        if one in row_of and other in row_of
-    ][:_MOST_PAIRS]
+    cards, uncertain, pairs = list(_cards(run)), _least_certain(run), _pairs(run)
     named = [row for card in cards for strip in card["strips"] for row in strip["rows"]]
     named += [*uncertain, *(row for pair, _ in pairs for row in pair)]
     on_sheets = _chosen_thumbnails(run, named)
     thumbnails.make([*named, *on_sheets])
-    data, data_json = _data(run, on_sheets)
-
-    def picture(row: int) -> dict[str, Any]:
-        one = run.pictures.iloc[row]
-        return {
-            "source": thumbnails.source(row),
-            "name": visible(one["path"]),
-            "cluster": int(one["cluster"]),
-            "silhouette": _number(one["silhouette"], "silhouette {:.2f}"),
-        }
-
     for card in cards:
         for strip in card["strips"]:
-            strip["pictures"] = [picture(row) for row in strip["rows"]]
-    copies = run.manifest[run.manifest["status"] == "duplicate"]
-    bad = run.manifest[run.manifest["status"] == "bad"]
-    return template.render(
+            strip["pictures"] = [_picture(run, row, thumbnails) for row in strip["rows"]]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(page).render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         style_sha256=_sha256(style),
         script_sha256=_sha256(script),
-        title=f"What is in {visible(run.root.name or str(run.root))}",
-        answer=_answer(run),
-        facts=_facts(run),
-        map_words=_map_words(run, len(on_sheets)),
-        k_words=_k_words(run),
-        elbow=f"data:image/png;base64,{base64.b64encode(run.elbow).decode()}",
-        sweep=[
-            {
-                "k": int(row.k),
-                "inertia": _number(row.inertia, "{:.4g}"),
-                "silhouette": _number(row.silhouette, "{:.3f}"),
-                "agreement": _number(row.agreement, "{:.3f}"),
-                "chosen": bool(row.chosen),
-            }
-            for _, row in run.sweep.iterrows()
-        ],
-        cards=cards,
-        n_cards_left_out=max(0, int(run.metrics["k"]) - len(cards)),
-        crosstab=_crosstab(run),
-        label_words=_label_words(run),
-        uncertain=[picture(row) for row in uncertain],
-        n_exact=len(copies),
-        exact=_rows(copies),
-        n_similar=len(run.similar),
-        similar=[
-            {"pictures": [picture(row) for row in pair], "cosine": f"cosine {cosine:.3f}"} for pair, cosine in pairs
-        ],
-        n_bad=len(bad),
-        bad=_rows(bad),
-        command=visible(run.record["command"]),
-        notices=[visible(notice) for notice in run.record["notices"]],
-        record=list(_record(run)),
-        data=data,
-        data_json=markupsafe.Markup(data_json),
+        data_json=markupsafe.Markup(_data(run, on_sheets)),
         sheets=list(thumbnails.sheets(on_sheets)),
+        cards=cards,
+        uncertain=[_picture(run, row, thumbnails) for row in uncertain],
+        similar=[
+            {"pictures": [_picture(run, row, thumbnails) for row in pair], "cosine": f"cosine {cosine:.3f}"}
+            for pair, cosine in pairs
+        ],
+        **_words(run, len(on_sheets)),
+        **_tables(run),
     )
+
+
+def _words(run: _Run, n_thumbnails: int) -> dict[str, Any]:
+    """Return the page's sentences by their names in the template."""
+    return {
+        "title": f"What is in {visible(run.root.name or str(run.root))}",
+        "answer": _answer(run),
+        "facts": _facts(run),
+        "map_words": _map_words(run, n_thumbnails),
+        "k_words": _k_words(run),
+        "label_words": _label_words(run),
+        "command": visible(run.record["command"]),
+        "notices": [visible(notice) for notice in run.record["notices"]],
+    }
+
+
+def _tables(run: _Run) -> dict[str, Any]:
+    """Return the page's tables, their lengths and its one plot by their names in the template."""
+    copies = run.manifest[run.manifest["status"] == "duplicate"]
+    bad = run.manifest[run.manifest["status"] == "bad"]
+    sweep = [
+        {
+            "k": int(row.k),
+            "inertia": _number(row.inertia, "{:.4g}"),
+            "silhouette": _number(row.silhouette, "{:.3f}"),
+            "agreement": _number(row.agreement, "{:.3f}"),
+            "chosen": bool(row.chosen),
+        }
+        for _, row in run.sweep.iterrows()
+    ]
+    return {
+        "elbow": f"data:image/png;base64,{base64.b64encode(run.elbow).decode()}",
+        "sweep": sweep,
+        "n_cards_left_out": max(0, int(run.metrics["k"]) - _MOST_CARDS),
+        "has_labels": run.labels is not None,
+        "crosstab": _crosstab(run),
+        "n_exact": len(copies),
+        "exact": _rows(copies),
+        "n_similar": len(run.similar),
+        "n_bad": len(bad),
+        "bad": _rows(bad),
+        "record": list(_record(run)),
+    }
+
+
+def _picture(run: _Run, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
+    one = run.pictures.iloc[row]
+    return {
+        "source": thumbnails.source(row),
+        "name": visible(one["path"]),
+        "cluster": int(one["cluster"]),
+        "silhouette": _number(one["silhouette"], "silhouette {:.2f}"),
+    }
+
+
+def _least_certain(run: _Run) -> list[int]:
+    """Return the rows with the lowest silhouettes, lowest first."""
+    silhouettes = run.pictures["silhouette"].to_numpy(np.float64)
+    # NaN sorts last.
+    lowest = np.argsort(silhouettes, kind="stable")[:_MOST_UNCERTAIN]
+    return [int(row) for row in lowest if not np.isnan(silhouettes[row])]
+
+
+def _pairs(run: _Run) -> list[tuple[tuple[int, int], float]]:
+    """Return the rows of the pictures that are most nearly the same, and their cosines."""
+    row_of = {path: row for row, path in enumerate(run.pictures["path"])}
+    named = run.similar[:_MOST_PAIRS].itertuples(index=False)
+    return [((row_of[one], row_of[other]), float(cosine)) for one, other, cosine in named]
 
 
 def _chosen_thumbnails(run: _Run, named: Sequence[int]) -> list[int]:
@@ -183,8 +203,8 @@ def _chosen_thumbnails(run: _Run, named: Sequence[int]) -> list[int]:
     return sorted([*first, *map(int, others)])
 
 
-def _data(run: _Run, on_sheets: Sequence[int]) -> tuple[dict[str, Any], str]:
-    """Return what the map's script works on, and the same as JSON that ends no script element."""
+def _data(run: _Run, on_sheets: Sequence[int]) -> str:
+    """Return what the map's script works on, as JSON that ends no script element."""
     pictures = run.pictures.iloc[run.shown]
     number = {row: at for at, row in enumerate(on_sheets)}
     labels = run.labels
@@ -203,7 +223,7 @@ def _data(run: _Run, on_sheets: Sequence[int]) -> tuple[dict[str, Any], str]:
     }
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     # `<` is all that could end the element or open a comment in it.
-    return data, text.replace("<", "\\u003c")
+    return text.replace("<", "\\u003c")
 
 
 def _quantised(places: FloatArray) -> str:
@@ -220,20 +240,7 @@ def _cards(run: _Run) -> Iterator[dict[str, Any]]:
         nearest = members[np.argsort(run.pictures["distance"].to_numpy()[members], kind="stable")]
         silhouettes = run.pictures["silhouette"].to_numpy(np.float64)[members]
         known = silhouettes[~np.isnan(silhouettes)]
-        labels = []
-        if table is not None:
-            counts = np.array(table["counts"])[:, number]
-            for row in np.argsort(-counts, kind="stable")[:4]:
-                if counts[row]:
-                    share = counts[row] / len(members)
-                    labels.append(
-                        {
-                            "name": visible(table["classes"][row]),
-                            "count": int(counts[row]),
-                            "share": round(float(share), 3),
-                            "percent": f"{share:.0%}",
-                        }
-                    )
+        counts = None if table is None else np.array(table["counts"])[:, number]
         strips = [{"title": "medoid, and the nearest to the centre", "rows": nearest[:_STRIP].tolist()}]
         if len(nearest) > _STRIP:
             farthest = nearest[_STRIP:][::-1][:_STRIP]
@@ -242,9 +249,24 @@ def _cards(run: _Run) -> Iterator[dict[str, Any]]:
             "number": number,
             "size": _count(len(members), "picture"),
             "silhouette": f"{known.mean():.2f}" if len(known) else "not taken",
-            "labels": labels,
+            "labels": [] if counts is None else _most_frequent(table["classes"], counts),
             "strips": strips,
         }
+
+
+def _most_frequent(classes: Sequence[str], counts: IntArray) -> list[dict[str, Any]]:
+    """Return the four most frequent labels of a cluster, with their share of its labelled pictures."""
+    shares = counts / max(1, counts.sum())
+    return [
+        {
+            "name": visible(classes[row]),
+            "count": int(counts[row]),
+            "share": round(float(shares[row]), 3),
+            "percent": f"{shares[row]:.0%}",
+        }
+        for row in np.argsort(-counts, kind="stable")[:4]
+        if counts[row]
+    ]
 
 
 def _answer(run: _Run) -> str:
