@@ -158,6 +158,28 @@ def decode(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.asarray(_upright(flat, orientation))
 
 
+def shrunk(path: Path, side: int) -> Image:
+    """Return a file's picture as `decode` does, but no side longer than `side`.
+
+    Raises
+    ------
+    Exception
+        As `decode`.
+    """
+    from PIL import Image
+
+    with Image.open(path, formats=_formats(path.suffix.lower())) as image:
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            orientation = _orientation(image)
+            # libjpeg then leaves out what a small copy does not show: most of the time of a large photo.
+            image.draft(image.mode, (2 * side, 2 * side))
+            small = _upright(image.convert("RGB"), orientation)
+        else:
+            small = Image.fromarray(decode(path))
+    small.thumbnail((side, side))
+    return small
+
+
 def _eight_bits(image: Image) -> Image:
     """Return an image of a mode whose conversion to RGB or RGBA keeps its colours."""
     from PIL import Image, ImageChops

@@ -6,15 +6,17 @@ Must not know where the files go beyond the folder given.
 
 from __future__ import annotations
 
+import itertools
+import os
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpu_cluster.backend import Backend
-from gpu_cluster.picture import decode
 from gpu_cluster.results import (
     Clustering,
     Comparison,
@@ -26,6 +28,7 @@ from gpu_cluster.results import (
     Scores,
     Sweep,
 )
+from gpu_cluster.thumbnails import GREY, small
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "os^Dv*PX<>h"
 _INK = "#333333"
-_GREY = "#BBBBBB"
 
 # More points than this say no more in a plot of this size.
 _MOST_POINTS = 20_000
@@ -115,7 +117,7 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
     size = float(np.clip(9000 / max(len(pcs), 1), 4, 46))
     other = (groups < 0) | (groups >= _MOST_NAMED)
     if other.any():
-        axes.scatter(pcs[other, 0], pcs[other, 1], s=size * 0.6, color=_GREY, marker=".", label="others")
+        axes.scatter(pcs[other, 0], pcs[other, 1], s=size * 0.6, color=GREY, marker=".", label="others")
     numbers_only = all(name.isdecimal() for name in names)
     for group, name in enumerate(names[:_MOST_NAMED]):
         own = pcs[groups == group]
@@ -203,26 +205,14 @@ def contact_sheet(files: Sequence[Path], title: str) -> Image:
     width = max(columns * _TILE, int(font.getlength(title)) + 12)
     sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
     ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
-    for position, file in enumerate(files):
-        tile = _thumbnail(file)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tiles = list(pool.map(small, files, itertools.repeat(_TILE - 6)))
+    for position, tile in enumerate(tiles):
         line, column = divmod(position, columns)
         left = column * _TILE + (_TILE - tile.width) // 2
         top = _HEAD + line * _TILE + (_TILE - tile.height) // 2
         sheet.paste(tile, (left, top))
     return sheet
-
-
-def _thumbnail(file: Path) -> Image:
-    from PIL import Image
-
-    inner = _TILE - 6
-    try:
-        tile = Image.fromarray(decode(file))
-    # TensorFlow decoded this file, or it changed since; a sheet with a grey tile is better than none.
-    except Exception:  # noqa: BLE001
-        return Image.new("RGB", (inner, inner), _GREY)
-    tile.thumbnail((inner, inner))
-    return tile
 
 
 def _sheet_title(cluster: int, n_members: int, n_shown: int, scores: Scores) -> str:

@@ -14,13 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpu_cluster.picture import decode
+from gpu_cluster.picture import shrunk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Pixels a side at most, and thumbnails a line and lines of a sheet.
 TILE, COLUMNS = 64, 32
+
+# For what is not there, on paper and in the dark.
+GREY = "#BBBBBB"
 
 
 class Thumbnails:
@@ -60,15 +63,18 @@ class Thumbnails:
             yield _as_uri(sheet)
 
     def _tile(self, row: int) -> Image:
-        from PIL import Image
+        return small(_find(self._root, self._paths[row]), TILE)
 
-        try:
-            tile = Image.fromarray(decode(_find(self._root, self._paths[row])))
-        # Moved, edited, or only TensorFlow could read it: a page with a grey tile is better than none.
-        except Exception:  # noqa: BLE001
-            return Image.new("RGB", (TILE, TILE), "#8a949c")
-        tile.thumbnail((TILE, TILE))
-        return tile
+
+def small(path: Path, side: int) -> Image:
+    """Return a picture with no side longer than this; grey where it cannot be read any more."""
+    from PIL import Image
+
+    try:
+        return shrunk(path, side)
+    # Moved, edited, or only TensorFlow could read it: a grey tile is better than no page.
+    except Exception:  # noqa: BLE001
+        return Image.new("RGB", (side, side), GREY)
 
 
 def _find(root: Path, shown: str) -> Path:

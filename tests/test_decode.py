@@ -364,3 +364,34 @@ def test_what_a_list_names_is_never_waited_for(tmp_path, monkeypatch):
     assert reasons["good.png"] is None
     assert reasons["pipe.jpg"] == reasons["zero"] == "a pipe, a socket or a device, not a file"
     assert "cannot be opened" in (reasons["socket.jpg"] or "")
+
+
+# Small copies
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_small_copy_of_a_jpeg_is_the_whole_picture_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    draw(3, (400, 260)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    whole = Image.fromarray(pictures.decode(tmp_path / "a.jpg"))
+    found = pictures.shrunk(tmp_path / "a.jpg", 50)
+    assert max(found.size) == 50
+    # By libjpeg's transform and Pillow's filter, instead of the filter alone: a level in a hundred.
+    assert mean_difference(np.asarray(found), np.asarray(whole.resize(found.size, Image.Resampling.BICUBIC))) < 2.5
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "grey.jpg", "cmyk.jpg"])
+def test_small_copies_of_other_files_have_their_colours(tmp_path, name):
+    image = draw(4, (90, 60)).convert({"grey.jpg": "L", "cmyk.jpg": "CMYK"}.get(name, "RGB"))
+    image.save(tmp_path / name)
+    whole = Image.fromarray(pictures.decode(tmp_path / name))
+    whole.thumbnail((30, 30))
+    found = pictures.shrunk(tmp_path / name, 30)
+    assert found.mode == "RGB"
+    assert mean_difference(np.asarray(found), np.asarray(whole)) < 2.5
+
+
+def test_a_picture_that_is_small_already_is_not_blown_up(tmp_path):
+    draw(5, (20, 10)).save(tmp_path / "a.jpg")
+    assert pictures.shrunk(tmp_path / "a.jpg", 64).size == (20, 10)
