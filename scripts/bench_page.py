@@ -47,7 +47,7 @@ def multiply(folder: Path, n: int) -> None:
 def until_interactive(file: Path) -> tuple[float, float]:
     """Return milliseconds from opening the page to its script's end, and to the next frame after a step of the map."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))

@@ -30,7 +30,8 @@ from gpu_cluster.page import visible, write_page
 from .conftest import Finished, picture, write_pictures
 from .conftest import gpu_cluster as command
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 TINY: dict[str, Any] = {"image_size": 32, "k": 3}
 N_FLOWERS = 210
 
