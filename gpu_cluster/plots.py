@@ -6,7 +6,6 @@ Must not know where the files go beyond the folder given.
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 from collections.abc import Sequence
@@ -67,13 +66,18 @@ def draw_all(folder: Path, manifest: Manifest, findings: Findings, *, backend: B
     _save(silhouette(labels, findings.clustering, findings.scores), folder / "silhouette.png")
     distances = backend.to_host(findings.clustering.distances)
     digits = max(2, len(str(findings.clustering.k - 1)))
-    for cluster in range(findings.clustering.k):
+
+    def draw_sheet(cluster: int) -> None:
         members = np.flatnonzero(labels == cluster)
         nearest_first = members[np.argsort(distances[members], kind="stable")]
         files = [manifest.file(rows[member]) for member in nearest_first[:most_thumbnails]]
         title = _sheet_title(cluster, len(members), len(files), findings.scores)
         # Photos hardly compress: half the time of Pillow's default level for a twentieth more bytes.
         contact_sheet(files, title).save(folder / f"cluster_{cluster:0{digits}d}.png", compress_level=2)
+
+    # Pillow decodes and encodes without Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(draw_sheet, range(findings.clustering.k)))
 
 
 def elbow(sweep: Sweep) -> Figure:
@@ -205,9 +209,8 @@ def contact_sheet(files: Sequence[Path], title: str) -> Image:
     width = max(columns * _TILE, int(font.getlength(title)) + 12)
     sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
     ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tiles = list(pool.map(small, files, itertools.repeat(_TILE - 6)))
-    for position, tile in enumerate(tiles):
+    for position, file in enumerate(files):
+        tile = small(file, _TILE - 6)
         line, column = divmod(position, columns)
         left = column * _TILE + (_TILE - tile.width) // 2
         top = _HEAD + line * _TILE + (_TILE - tile.height) // 2

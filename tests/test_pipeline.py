@@ -28,8 +28,10 @@ def test_the_job_succeeds_and_says_first_that_it_took_the_sample_set(sample_run)
 
 def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
     found = {path.name for path in sample_run.folder.iterdir()}
-    expected = {"assignments.csv", "assignments.parquet", "bad_files.csv", "events.jsonl", "manifest.parquet"}
-    assert found == expected | {"metrics.json", "plots", "run.json", "sweep.csv"}
+    expected = {"assignments.csv", "assignments.parquet", "bad_files.csv", "events.jsonl", "manifest.parquet", "model"}
+    assert found == expected | {
+        *("metrics.json", "near_duplicates.csv", "plots", "report.html", "run.json", "sweep.csv")
+    }
     plots = {path.name for path in (sample_run.folder / "plots").iterdir()}
     sheets = {f"cluster_{number:02d}.png" for number in range(sample_run.json("metrics.json")["k"])}
     assert plots == {"elbow.png", "scatter.png", "scatter_labels.png", "silhouette.png"} | sheets
@@ -37,8 +39,8 @@ def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
 
 
 def test_assignments_have_a_row_an_image_in_order_with_its_own_label(table):
-    columns = ["path", "cluster", "label", "distance", "silhouette", "is_medoid", "pc1", "pc2", "content_hash"]
-    assert list(table.columns) == columns
+    columns = ["path", "cluster", "label", "distance", "silhouette", "is_medoid", "pc1", "pc2", "tsne1", "tsne2"]
+    assert list(table.columns) == [*columns, "content_hash"]
     assert list(table["path"]) == [f"{number:04d}.png" for number in range(1, 211)]
     truth = pd.read_csv(shipped_data() / "flowers" / "flower_labels.csv")
     assert list(table["label"]) == list(truth["label"])
@@ -102,14 +104,15 @@ def test_run_record_names_device_weights_versions_and_times(sample_run):
     assert record["weights"]["sha256"].startswith("fb89143d")
     assert record["files"] == {"found": 210, "ok": 210, "bad": 0, "duplicate": 0}
     assert record["images_per_s"] > 0
-    assert list(record["stages_s"]) == ["scan", "embed", "reduce", "sweep", "cluster", "score", "report"]
+    stages = ["scan", "embed", "reduce", "sweep", "cluster", "score", "similar", "layout", "report"]
+    assert list(record["stages_s"]) == stages
     assert record["versions"]["tensorflow"].startswith("2.21")
 
 
 def test_events_tell_the_job_from_start_to_end(sample_run):
     events = [json.loads(line) for line in (sample_run.folder / "events.jsonl").read_text().splitlines()]
     finished = [event["stage"] for event in events if event["event"] == "stage_finished"]
-    assert finished == ["embed", "reduce", "sweep", "cluster", "score", "report"]
+    assert finished == ["embed", "reduce", "sweep", "cluster", "score", "similar", "layout", "report", "page"]
     embedded = [
         (event["done"], event["total"]) for event in events if event.get("stage") == "embed" and "done" in event
     ]

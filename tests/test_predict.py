@@ -49,9 +49,11 @@ def test_the_training_pictures_get_their_clusters_and_distances_back(tmp_path, s
     done = command("predict", folder, FLOWERS, "--out", tmp_path / "p.csv")
     assert done.code == 0, done.err
     found, expected = pd.read_csv(tmp_path / "p.csv"), pd.read_csv(folder / "assignments.csv")
-    same = ["path", "cluster", "pc1", "pc2", "content_hash"]
+    same = ["path", "cluster", "content_hash"]
     pd.testing.assert_frame_equal(found[same], expected[same])
-    np.testing.assert_array_equal(found["distance"], expected["distance"])
+    near = ["distance", "pc1", "pc2"]
+    # BLAS sums in an order that depends on where in memory the arrays lie: a last digit of float32 may differ.
+    np.testing.assert_allclose(found[near], expected[near], rtol=1e-4, atol=1e-6)
     # By the definition of far: 99% of each cluster's pictures are nearer.
     assert 0 < found["far"].mean() <= 0.1
 
@@ -206,7 +208,7 @@ def test_a_model_read_back_is_the_model_that_was_saved(trained):
     x = gpu_cluster.embed(sorted((trained.parent / "in").iterdir()), image_size=32)
     _, plane = apply(model.reduction, x, CpuBackend())
     expected = pd.read_csv(trained / "assignments.csv")[["pc1", "pc2"]]
-    np.testing.assert_array_equal(plane, expected.to_numpy(np.float32))
+    np.testing.assert_allclose(plane, expected.to_numpy(np.float32), rtol=1e-4, atol=1e-6)
 
 
 # On photos that the model has not seen
