@@ -301,6 +301,7 @@ def test_sigterm_ends_with_143_and_leaves_nothing(tmp_path):
     assert listing(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")

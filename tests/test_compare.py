@@ -42,6 +42,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory):
     )
 
 
+@pytest.mark.slow
 def test_every_pair_is_a_row_with_its_scores(compared):
     assert compared.code == 0, compared.err
     table = compared.table("compare.csv")
@@ -53,12 +54,14 @@ def test_every_pair_is_a_row_with_its_scores(compared):
     assert (table.loc[table["algorithm"] != "hdbscan", "k"] == 10).all()
 
 
+@pytest.mark.slow
 def test_the_network_beats_colours_and_the_published_recipe(compared):
     table = compared.table("compare.csv").query("algorithm == 'kmeans'").set_index("features")
     assert table.loc["vgg16-average", "adjusted_rand"] > 2 * table.loc["notebook", "adjusted_rand"]
     assert table.loc["vgg16-average", "adjusted_rand"] > 2 * table.loc["colours", "adjusted_rand"]
 
 
+@pytest.mark.slow
 def test_what_is_printed_is_the_table_that_is_left(compared):
     lines = (compared.folder / "compare.md").read_text().splitlines()
     assert len(lines) == 2 + 12

@@ -57,6 +57,7 @@ def largest_difference(one: Pixels, other: Pixels) -> float:
 # All of PngSuite, and the Exif examples
 
 
+@pytest.mark.slow
 def test_every_file_of_pngsuite_is_ok_or_bad_and_the_broken_ones_are_bad(tmp_path):
     done = gpu_cluster("run", photos("pngsuite"), "--image-size", "32", "--k", "3", "--quiet", out=tmp_path / "run")
     counts = done.json("run.json")["files"]
@@ -250,6 +251,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
 # Bad, and why
 
 
+@pytest.mark.slow
 def test_files_cut_short_are_bad_and_said_to_be(tmp_path):
     folder = tmp_path / "in"
     write_pictures(folder, 2)

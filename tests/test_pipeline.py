@@ -137,6 +137,7 @@ def test_two_runs_with_the_same_seed_give_byte_identical_assignments(tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_starts(sample_run, tmp_path):
     other = api.run(image_size=64, k_range="2:15", seed=1, out=tmp_path / "run", n_init=1)
     assert other.findings is not None
@@ -144,6 +145,7 @@ def test_another_seed_gives_other_starts(sample_run, tmp_path):
     assert inertias != list(sample_run.table("sweep.csv")["inertia"])
 
 
+@pytest.mark.slow
 def test_a_run_folder_given_again_is_replaced_whole(tmp_path):
     out = tmp_path / "run"
     api.run(image_size=32, k=3, out=out)

@@ -66,6 +66,7 @@ def test_a_picture_alone_gets_what_it_gets_among_others(trained, sample_images):
     np.testing.assert_allclose([one["distance"] for one in alone], together["distance"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_what_the_store_lacks_is_embedded(tmp_path, trained, sample_images):
     first = command("predict", trained, *sample_images[:5], "--out", tmp_path / "p.csv")
     again = command("predict", trained, *sample_images[:7], "--out", tmp_path / "p.csv")

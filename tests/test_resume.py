@@ -301,6 +301,7 @@ def _stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Stopped(code, line, folder / "store", everything(folder / "out")), expected
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_a_job_that_is_signalled_tells_the_signal(stopped):
     job, expected = stopped
     assert job.code == expected
@@ -339,6 +340,7 @@ def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(
     assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_loses_the_shard(tmp_path):
     # One shard of everything, which takes many seconds: it would be kept if it were finished.
     out = tmp_path / "run"
@@ -357,6 +359,7 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_the_shard(tmp_path):
     assert kept(tmp_path / "store") == []
 
 
+@pytest.mark.slow
 def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
     options = ("--image-size", "64", "--batch-size", "4", "--no-cache")
     code, line = stopped_while_embedding(tmp_path / "run", *options)
@@ -394,6 +397,7 @@ def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_pa
     assert everything(tmp_path) == ["in"]
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_sweep_ends_with_143_and_keeps_the_embeddings(tmp_path, cache):
     write_pictures(tmp_path / "in", 40)
     out = tmp_path / "run"

@@ -322,6 +322,7 @@ print(len(result.manifest.bad))
 """
 
 
+@pytest.mark.slow
 def test_a_picture_that_could_not_be_read_once_is_read_again_by_the_next_job(tmp_path):
     write_pictures(tmp_path / "in", 4)
     arguments = [sys.executable, "-c", AWAY_WHILE_EMBEDDING, tmp_path / "in", tmp_path / "first"]
@@ -785,6 +786,7 @@ def test_a_full_disk_ends_the_job_and_with_room_the_next_goes_on_from_what_was_k
     assert len(kept_in(disk / "store")) == 48
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_end_the_job_and_what_was_kept_stays(tmp_path, root):
     files = write_pictures(tmp_path / "in", 24)
     embedded(files[:2], root)
