@@ -389,7 +389,7 @@ def main() -> None:
         _print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
         code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
     except (KeyboardInterrupt, typer.Abort, _Terminated):
-        _print_error("interrupted; no run folder was written: run the same command again to go on")
+        _print_error("interrupted; no results were written: run the same command again to go on")
         code = 128 + (_signals.number or signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
         if debug:

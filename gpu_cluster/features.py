@@ -7,7 +7,6 @@ from networks with other activations. Must not know where pictures come from or 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -135,8 +134,7 @@ KERAS_MODELS: Mapping[str, _KerasModel] = {
 
 def keras_weights(name: str) -> Path:
     """Return where Keras keeps the ImageNet weights of a network that it has downloaded."""
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    return home / "models" / KERAS_MODELS[name].file
+    return vgg16.downloaded(KERAS_MODELS[name].file)
 
 
 def of_keras(name: str, image_size: int) -> Extractor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpu_cluster import kmeans
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Array, Backend
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.results import FloatArray, Projection
@@ -23,26 +23,35 @@ def lay_out(
     """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space.
 
     Above `layout_sample` pictures t-SNE is of a fixed random sample of as many, and the others are put beside the
-    nearest picture of it. Fewer than 5 pictures, and pictures that differ in no more than one direction, keep their
-    first two principal components.
+    nearest picture of it. Fewer than 5 pictures, and pictures or a sample that differ in no more than one direction,
+    keep their first two principal components.
     """
     x = projection.x
     n = x.shape[0]
     plain = np.asarray(backend.to_host(projection.pcs), np.float32)
-    if n < _FEWEST or x.shape[1] < 2 or not plain.std(axis=0).all():
-        return plain
     random = np.random.RandomState(seed)
-    if n <= config.layout_sample:
-        return np.asarray(backend.to_host(backend.tsne(x, seed=seed)), np.float32)
-    observer.notice(
-        f"t-SNE of a fixed random sample of {config.layout_sample:,} of {n:,} images; the others beside their nearest"
-    )
-    rows = np.sort(random.choice(n, config.layout_sample, replace=False))
-    sampled = backend.xp.take(x, backend.from_host(rows), axis=0)
+    rows, sampled = np.arange(n), x
+    if n > config.layout_sample:
+        rows = np.sort(random.choice(n, config.layout_sample, replace=False))
+        sampled = backend.xp.take(x, backend.from_host(rows), axis=0)
+    if not _spans(sampled, plain[rows], backend):
+        return plain
     plane = np.asarray(backend.to_host(backend.tsne(sampled, seed=seed)), np.float32)
+    if len(rows) == n:
+        return plane
+    observer.notice(f"t-SNE of a fixed random sample of {len(rows):,} of {n:,} images; the others beside their nearest")
     nearest = backend.to_host(kmeans.nearest(x, sampled, backend))
     # Not on top of it: a tenth of the distance that there is for each picture of the sample.
     room = np.sqrt(np.prod(np.ptp(plane, axis=0)) / len(plane))
     beside = random.normal(scale=0.1 * room, size=(n, 2))
     beside[rows] = 0
     return (plane[nearest] + beside).astype(np.float32)
+
+
+def _spans(x: Array, plain: FloatArray, backend: Backend) -> bool:
+    """Tell whether there is a plane to lay out: t-SNE divides by the spread of what it starts from."""
+    xp = backend.xp
+    if len(plain) < _FEWEST or x.shape[1] < 2 or not np.ptp(plain, axis=0).all():
+        return False
+    # Rows of unit length may be equal where the components, taken before, are not.
+    return bool(np.any(backend.to_host(xp.max(x, axis=0) - xp.min(x, axis=0))))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import resources
@@ -19,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.errors import DataError
+from gpu_cluster import picture
+from gpu_cluster.errors import DataError, JobError
+from gpu_cluster.files import write_whole
 from gpu_cluster.results import FloatArray, IntArray, printable
 from gpu_cluster.thumbnails import COLUMNS, TILE, Thumbnails
 
@@ -37,21 +38,29 @@ def write_page(folder: Path) -> Path:
     ------
     DataError
         When the folder is no finished run of this version.
+    JobError
+        When the page cannot be written; an earlier one stays.
     """
     try:
-        page = _render(_Run(folder))
-    except (OSError, KeyError, ValueError) as error:
+        run = _Run(folder)
+        with picture.limited(run.record["config"]["input"]["max_pixels"]):
+            content = _render(run).encode()
+    except MemoryError:
+        raise
+    # What is in the folder may be anything.
+    except Exception as error:
         raise DataError(
             f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
             f"found {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-    partial = folder / f".report.html.{os.getpid()}.tmp"
+    path = folder / "report.html"
     try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, folder / "report.html")
-    finally:
-        partial.unlink(missing_ok=True)
-    return folder / "report.html"
+        write_whole(path, content)
+    except OSError as error:
+        raise JobError(
+            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
+        ) from error
+    return path
 
 
 class _Run:

@@ -14,7 +14,7 @@ from gpu_cluster.backend import Backend, select
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig, command_line
 from gpu_cluster.embed import check_precision, embed
-from gpu_cluster.errors import DataError, DeviceError, JobError, NothingReadableError
+from gpu_cluster.errors import DeviceError, GpuClusterError, JobError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.features import Extractor
 from gpu_cluster.images import discover, scan
@@ -146,11 +146,12 @@ def _find(
 
 
 def _try_page(folder: Path, events: Recorder) -> None:
-    """Write the page; hours of work are not lost where that fails, as `gpu-cluster report` can write it later."""
+    """Write the page; hours of work are not lost where that fails, whatever the reason is."""
     try:
         write_page(folder)
-    except DataError as error:
-        events.notice(f"No report.html: {error}")
+    except Exception as error:  # noqa: BLE001
+        why = str(error) if isinstance(error, GpuClusterError) else f"{type(error).__name__} {error}"
+        events.notice(f"No report.html, which `gpu-cluster report` can write later: {why}")
 
 
 # A picture is far from all that was clustered where this share of its cluster's pictures are nearer to the centre.

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ _INK = "#333333"
 _MOST_POINTS = 20_000
 # More classes than this do not fit a legend; the rest are drawn grey.
 _MOST_NAMED = 30
+
+# Characters of a label.
+_LONGEST = 60
 
 _TILE = 112
 _COLUMNS = 10
@@ -142,7 +146,7 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
         # Set here and not as the label of the points: matplotlib hides labels that begin with an underscore. And a
         # label is not a formula, whatever dollar signs it holds.
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(_short(name))
     return figure
 
 
@@ -208,7 +212,9 @@ def contact_sheet(files: Sequence[Path], title: str) -> Image:
     font = ImageFont.load_default(16)
     width = max(columns * _TILE, int(font.getlength(title)) + 12)
     sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
-    ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
+    # Pillow holds the pixels of a text, too, to what --max-pixels allows: a sheet can do without.
+    with suppress(Image.DecompressionBombError):
+        ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
     for position, file in enumerate(files):
         tile = small(file, _TILE - 6)
         line, column = divmod(position, columns)
@@ -218,6 +224,11 @@ def contact_sheet(files: Sequence[Path], title: str) -> Image:
     return sheet
 
 
+def _short(label: str) -> str:
+    """Return a label that a plot has room for: it may be as long as a field of a CSV may be."""
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
+
+
 def _sheet_title(cluster: int, n_members: int, n_shown: int, scores: Scores) -> str:
     shown = f"{n_members:,} images" if n_shown == n_members else f"{n_shown} of {n_members:,} images"
     title = f"Cluster {cluster}: {shown}, nearest to the centre first"
@@ -225,7 +236,7 @@ def _sheet_title(cluster: int, n_members: int, n_shown: int, scores: Scores) -> 
         return title
     counts = scores.contingency.counts[:, cluster]
     most = int(np.argmax(counts))
-    return f"{title}; {counts[most]} are {scores.contingency.classes[most]}" if counts[most] else title
+    return f"{title}; {counts[most]} are {_short(scores.contingency.classes[most])}" if counts[most] else title
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -38,9 +38,18 @@ CONTENTS = _MARKS | {
 }
 
 
+# A page half written, as a kill leaves it.
+_PARTIAL = re.compile(r"\.report\.html\..*\.tmp")
+
+
 def is_run_folder(names: Iterable[str]) -> bool:
     """Tell from the names in a folder whether it is the run folder of an earlier job."""
     return _MARKS.issubset(names)
+
+
+def _foreign(names: Iterable[str]) -> list[str]:
+    """Return the names, in order, of what no run leaves."""
+    return sorted(name for name in names if name not in CONTENTS and not _PARTIAL.fullmatch(name))
 
 
 def choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
@@ -75,7 +84,7 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
             f"give a folder in it, such as {str(folder / 'run')!r}"
         )
     names = os.listdir(folder) if folder.is_dir() else []
-    foreign = sorted(set(names) - CONTENTS)
+    foreign = _foreign(names)
     if names and (foreign or not is_run_folder(names)):
         what = f", such as {foreign[0]!r}," if foreign else ""
         raise ConfigError(
@@ -169,7 +178,7 @@ def _clear_dead(folder: Path) -> None:
     name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[a-z0-9_]{{8}}")
     for path in sorted(folder.parent.iterdir()):
         found = name.fullmatch(path.name)
-        if not found or not path.is_dir() or not set(os.listdir(path)) <= CONTENTS:
+        if not found or not path.is_dir() or _foreign(os.listdir(path)):
             continue
         lock = _lock(path)
         if lock is None:
@@ -182,7 +191,7 @@ def _clear_dead(folder: Path) -> None:
 
 
 def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
-    if replaces and folder.is_dir() and set(os.listdir(folder)) <= CONTENTS:
+    if replaces and folder.is_dir() and not _foreign(os.listdir(folder)):
         _swap(stage, folder)
         return folder
     target = folder

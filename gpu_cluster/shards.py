@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer
+from gpu_cluster.files import write_whole
 from gpu_cluster.results import printable
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class Shards:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / KEY_FILE
             if not key_file.exists():
-                _write(key_file, _as_json({"schema": _SCHEMA, **self._key}))
-            _write(self.folder / f"{_PREFIX}{_digest(content)}{_SUFFIX}", content)
+                write_whole(key_file, _as_json({"schema": _SCHEMA, **self._key}))
+            write_whole(self.folder / f"{_PREFIX}{_digest(content)}{_SUFFIX}", content)
 
     def names(self) -> list[str]:
         """Return the names of the shards, the newest first: what was written last counts."""
@@ -165,25 +165,6 @@ def _digest(content: Any) -> str:
 
 def _as_json(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write a file that is whole and on the disk, or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

@@ -80,7 +80,8 @@ def small(path: Path, side: int) -> Image:
 def _find(root: Path, shown: str) -> Path:
     r"""Return the file that a table shows, in which `\xNN` may stand for a byte that is not UTF-8."""
     plain = root / shown
-    if plain.exists():
+    # Path.exists raises where the name is too long, as it is with an escape for every byte.
+    if os.path.exists(plain):
         return plain
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), os.fsencode(shown))
     return root / os.fsdecode(raw)

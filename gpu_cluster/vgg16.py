@@ -70,8 +70,7 @@ def find_weights(named: Path | None = None) -> Weights:
         from a file that is there and wrong.
     """
     shipped = shipped_data() / "weights" / "vgg16_imagenet_notop.weights.h5"
-    keras_home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    places = [named] if named is not None else [shipped, keras_home / "models" / _LEGACY_NAME]
+    places = [named] if named is not None else [shipped, downloaded(_LEGACY_NAME)]
     path = next((place for place in places if os.path.isfile(place)), None)
     if path is None:
         looked = ", ".join(repr(str(place)) for place in places)
@@ -86,6 +85,13 @@ def find_weights(named: Path | None = None) -> Weights:
             f"{IMAGENET_SHA256}, found {weights.sha256}; install it again"
         )
     return weights
+
+
+def downloaded(name: str) -> Path:
+    """Return where Keras keeps a weights file that it has downloaded."""
+    # Without a HOME, and for a user that the system does not know, the tilde stays, and nothing is there.
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    return Path(home) / "models" / name
 
 
 def read_weights(path: Path) -> Weights:

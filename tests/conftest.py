@@ -56,12 +56,14 @@ class Finished:
         return content
 
 
-def gpu_cluster(*arguments: str | Path, out: Path | None = None, cwd: Path | None = None) -> Finished:
-    """Run the real command in a process of its own; `out` becomes `--out`."""
+def gpu_cluster(
+    *arguments: str | Path, out: Path | None = None, cwd: Path | None = None, before: Callable[[], None] | None = None
+) -> Finished:
+    """Run the real command in a process of its own, that does `before` first; `out` becomes `--out`."""
     given = [os.fspath(argument) for argument in arguments]
     if out is not None:
         given += ["--out", os.fspath(out)]
-    done = subprocess.run([COMMAND, *given], capture_output=True, cwd=cwd, timeout=600, check=False)
+    done = subprocess.run([COMMAND, *given], capture_output=True, cwd=cwd, timeout=600, check=False, preexec_fn=before)
     return Finished(
         code=done.returncode,
         out=done.stdout.decode("utf-8", "replace"),

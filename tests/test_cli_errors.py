@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -374,3 +375,34 @@ def test_fewer_readable_files_than_k_cut_it_and_say_so(tmp_path):
     assert result.findings.clustering.k == 4
     assert any(notice.startswith("k cut from 5 to 4") for notice in result.notices)
     assert "junk.png" in (tmp_path / "run" / "bad_files.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
+    def no_file_above_180_kib() -> None:
+        # Every table and plot of so few pictures fits; the page, which holds the plot of the sweep and more, does not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (180 << 10, 180 << 10))
+
+    write_pictures(tmp_path / "in", 60)
+    done = gpu_cluster(
+        "run", tmp_path / "in", *SMALL, "--k", "3", "--no-cache", out=tmp_path / "run", before=no_file_above_180_kib
+    )
+    assert done.code == 0, done.err
+    assert re.search(
+        "No report.html, which `gpu-cluster report` can write later: cannot write '.*': File too large", done.out
+    )
+    assert len(done.table("assignments.csv")) == 60
+    assert not any("report" in path.name for path in done.folder.iterdir())
+    assert gpu_cluster("report", done.folder).code == 0
+    assert (done.folder / "report.html").stat().st_size > 180 << 10
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that the system does not know")
+def test_a_user_without_a_home_needs_none():
+    code = (
+        "import os; from gpu_cluster import vgg16; os.setuid(54321); os.environ.pop('HOME', None); "
+        "os.environ.pop('KERAS_HOME', None); print(vgg16.downloaded('file.h5'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("models/file.h5")

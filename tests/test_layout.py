@@ -64,6 +64,12 @@ def test_what_has_no_plane_keeps_its_components(x):
     np.testing.assert_array_equal(laid_out(x)[:, 0], x[:, 0])
 
 
+def test_a_sample_of_copies_keeps_its_components():
+    # Of 97 copies and 3 others the sample of this seed holds copies only: t-SNE would end the process.
+    x = np.vstack([np.full((97, 3), 0.25), np.eye(3)]).astype(np.float32)
+    np.testing.assert_array_equal(laid_out(x, layout_sample=5), x[:, [0, -1]])
+
+
 @pytest.mark.parametrize("n_distinct", [1, 2, 3])
 def test_a_folder_of_copies_gets_through_with_its_page(tmp_path, n_distinct):
     first = write_pictures(tmp_path / "in", n_distinct)

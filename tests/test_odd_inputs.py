@@ -359,3 +359,15 @@ def test_bad_files_shift_no_other_file(tmp_path):
     pd.testing.assert_frame_equal(tables[0], tables[1])
     hashes = pd.read_parquet(mixed.folder / "manifest.parquet").set_index("path")["content_hash"]
     assert tables[1]["content_hash"].tolist() == hashes[tables[1]["path"]].tolist()
+
+
+def test_labels_of_any_length_fit_the_plots(tmp_path):
+    write_pictures(tmp_path / "in", 6)
+    # As long as a field of a CSV may be for Python.
+    rows = "".join(f"{number:03d}.png,{'x' * 131_000 if number < 3 else 'y'}\n" for number in range(6))
+    (tmp_path / "in" / "labels.csv").write_text(f"file,label\n{rows}")
+    result = small_run(tmp_path / "in", k=2)
+    assert_complete(result, 6)
+    for plot in (result.folder / "plots").iterdir():
+        with Image.open(plot) as image:
+            assert max(image.size) < 3_000

@@ -26,6 +26,8 @@ from gpu_cluster import page
 from gpu_cluster.config import build_config, command_line, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.page import visible, write_page
+from gpu_cluster.results import printable
+from gpu_cluster.thumbnails import Thumbnails
 
 from .conftest import Finished, picture, write_pictures
 from .conftest import gpu_cluster as command
@@ -216,6 +218,11 @@ def test_all_of_the_map_works_by_keyboard(browser):
     assert browser.n_shown() == N_FLOWERS
 
 
+def test_before_the_first_picture_comes_the_last(browser):
+    browser.find("#map").send_keys("p")
+    assert browser.find("#said").text.startswith(data(browser)["names"][-1])
+
+
 def test_every_control_can_be_reached_by_tab(browser):
     reached = []
     for _ in range(16):
@@ -323,6 +330,14 @@ def test_what_does_not_print_is_shown_as_an_escape(text, shown):
 # Written again
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on six pictures that no test changes."""
+    place = tmp_path_factory.mktemp("tiny")
+    write_pictures(place / "in", 6)
+    return gpu_cluster.run(place / "in", **TINY, out=place / "run").folder
+
+
 def test_the_page_is_written_again_from_the_folder(tmp_path, sample_run):
     shutil.copytree(sample_run.folder, tmp_path / "run")
     first = (tmp_path / "run" / "report.html").read_bytes()
@@ -345,6 +360,47 @@ def test_a_folder_that_is_no_run_is_an_error_that_says_what_is_expected(tmp_path
     with pytest.raises(DataError, match="expected the folder that `gpu-cluster run` left, found FileNotFoundError"):
         write_page(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "sweep.csv", "near_duplicates.csv", "manifest.parquet"])
+def test_a_file_that_holds_something_else_is_an_error_that_names_the_folder(tmp_path, tiny, name):
+    shutil.copytree(tiny, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("[]" if name.endswith(".json") else "a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"cannot make a report of '.*run': expected the folder that"):
+        write_page(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").read_bytes() == (tiny / "report.html").read_bytes()
+
+
+def test_a_page_that_cannot_be_written_is_a_failure_that_says_where(tmp_path, tiny):
+    shutil.copytree(tiny, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "report.html").mkdir()
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    done = command("report", tmp_path / "run")
+    assert done.code == 1
+    assert done.err.startswith("error: cannot write '")
+    assert "report.html': Is a directory" in done.err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_the_limit_of_the_run_on_pixels_holds_for_its_page(tmp_path):
+    files = write_pictures(tmp_path / "in", 6)
+    run = gpu_cluster.run(tmp_path / "in", **TINY, max_pixels=48 * 40, out=tmp_path / "run").folder
+    picture(0, (49, 40)).save(files[0])
+    write_page(run)
+    too_large = (run / "report.html").read_bytes()
+    files[0].unlink()
+    write_page(run)
+    assert (run / "report.html").read_bytes() == too_large
+
+
+def test_a_name_longer_than_names_may_be_where_each_byte_is_an_escape_has_its_thumbnail(tmp_path):
+    raw = tmp_path / os.fsdecode(b"\xff" * 100 + b".png")
+    picture(0).save(raw, "png")
+    shown = printable(raw.name)
+    picture(0).save(tmp_path / "plain.png")
+    assert len(shown) > 255
+    assert Thumbnails(tmp_path, [shown]).source(0) == Thumbnails(tmp_path, ["plain.png"]).source(0)
 
 
 def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, chromium):

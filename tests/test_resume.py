@@ -391,9 +391,7 @@ def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_pa
         process.send_signal(signal.SIGTERM)
         _, found = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert (
-        found.splitlines()[-1] == "error: interrupted; no run folder was written: run the same command again to go on"
-    )
+    assert found.splitlines()[-1] == "error: interrupted; no results were written: run the same command again to go on"
     assert everything(tmp_path) == ["in"]
 
 
@@ -407,9 +405,7 @@ def test_sigterm_in_the_sweep_ends_with_143_and_keeps_the_embeddings(tmp_path, c
         process.send_signal(signal.SIGTERM)
         _, found = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert (
-        found.splitlines()[-1] == "error: interrupted; no run folder was written: run the same command again to go on"
-    )
+    assert found.splitlines()[-1] == "error: interrupted; no results were written: run the same command again to go on"
     assert everything(tmp_path) == ["in"]
     assert len(kept(cache)) == 40
 

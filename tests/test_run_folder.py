@@ -80,6 +80,14 @@ def test_an_earlier_run_that_holds_other_files_is_refused(tmp_path):
         choose(out, name="run", inputs=())
 
 
+def test_a_page_half_written_by_a_kill_does_not_make_a_run_somebodys_work(tmp_path):
+    out = run_folder(tmp_path / "run")
+    (out / ".report.html.77-12ab34cd.tmp").write_text("<!doctype")
+    with staged(choose(out, name="run", inputs=())) as stage:
+        (stage.path / "run.json").write_text("new")
+    assert contents(out) == {"run.json": "new"}
+
+
 def test_the_list_of_contents_is_what_a_run_and_a_comparison_leave(sample_run, tmp_path):
     write_pictures(tmp_path / "in", 6)
     given: dict[str, Any] = {"features": ["colours"], "algorithms": ["kmeans"], "k": 2, "image_size": 32}

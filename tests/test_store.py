@@ -141,15 +141,6 @@ def without_override() -> None:
     prctl(drop, read_and_search, 0, 0, 0)
 
 
-def limited_command(*arguments: str | Path, out: Path, before: Callable[[], None]) -> Finished:
-    """Run the real command in a process that does something else first."""
-    given = ["run", *(os.fspath(argument) for argument in arguments), "--out", os.fspath(out)]
-    done = subprocess.run(
-        [COMMAND, *given], capture_output=True, text=True, timeout=600, check=False, preexec_fn=before
-    )
-    return Finished(code=done.returncode, out=done.stdout, err=done.stderr, folder=out)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "store"
@@ -797,7 +788,7 @@ def test_files_that_may_not_grow_end_the_job_and_what_was_kept_stays(tmp_path, r
         resource.setrlimit(resource.RLIMIT_FSIZE, (20 << 10, 20 << 10))
 
     given = (tmp_path / "in", *SMALL, "--cache", root)
-    done = limited_command(*given, out=tmp_path / "run", before=no_file_above_20_kib)
+    done = command("run", *given, out=tmp_path / "run", before=no_file_above_20_kib)
     assert_says_what_to_do(done, root, "File too large")
     assert listing(root / "embeddings") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
@@ -872,7 +863,7 @@ def test_a_store_without_permission_to_write_ends_the_job(tmp_path, root):
     for folder in ("embeddings", "scans"):
         (root / folder).mkdir(parents=True)
         (root / folder).chmod(0o555)
-    done = limited_command(tmp_path / "in", *SMALL, "--cache", root, out=tmp_path / "run", before=without_override)
+    done = command("run", tmp_path / "in", *SMALL, "--cache", root, out=tmp_path / "run", before=without_override)
     assert_says_what_to_do(done, root, "Permission denied")
 
 

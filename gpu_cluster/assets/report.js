@@ -185,7 +185,8 @@
   }, { passive: false });
 
   const step = by => {
-    for (let tried = 0, i = current; tried < n; tried++) {
+    // With none chosen the first comes next, and the last before.
+    for (let tried = 0, i = current < 0 && by < 0 ? 0 : current; tried < n; tried++) {
       i = (i + by + n) % n;
       if (shown(i)) { show(i, true); return; }
     }

@@ -1,0 +1,35 @@
+"""Files that are whole or not there. Must not know what is in them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write bytes to a file that is then whole and on the disk; if that fails, what was there before stays.
+
+    Raises
+    ------
+    OSError
+        Whatever the file system refuses.
+    """
+    # Not by `tempfile`, whose files are the owner's alone; and other jobs, with other numbers in other containers,
+    # may write a file of this name too.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
