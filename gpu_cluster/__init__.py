@@ -8,7 +8,7 @@ modules, in the order of the flow:
 - `compare`: features times algorithms on the same pictures
 - `predict`: new pictures to the clusters of a finished run
 - `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
-- `pipeline`: the job, from the folder to the run folder
+- `pipeline`: the job, from the folder to the run folder; `job`: what it and `compare` begin and end with
 - `images`: folder and labels -> Manifest, one look at each file
 - `embed`: Manifest -> Embeddings (n, d), from the store or through the network
 - `reduce`: Embeddings -> Projection (scale, PCA, whiten, normalise)
@@ -21,7 +21,7 @@ modules, in the order of the flow:
 They stand on `labels`, `decode`, `thumbnails`, `features` (what turns pictures into numbers: `vgg16` and others),
 `model` (what `predict` needs of a run), `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
 `store` (embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices
-differ), `config`, `events` and `errors`.
+differ), `config`, `events`, `files` and `errors`.
 """
 
 from gpu_cluster.api import compare, embed, predict, run

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gpu_cluster import features, picture, vgg16
 from gpu_cluster.backend import select
 from gpu_cluster.compare import run_compare
-from gpu_cluster.config import EmbedConfig, StoreConfig, build_config
+from gpu_cluster.config import EmbedConfig, StoreConfig, build_config, check_options
 from gpu_cluster.embed import check_precision
 from gpu_cluster.embed import embed as embed_manifest
 from gpu_cluster.errors import ConfigError, DataError
@@ -57,6 +57,7 @@ def run(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
+    check_options("run", options)
     given = tuple(_paths(images)) or None
     return run_job(build_config(config, images=given, **options), observer)
 
@@ -74,8 +75,10 @@ def compare(
 
     Parameters
     ----------
-    images, config, observer, **options
+    images, config, observer
         As of `run`.
+    **options
+        The options of the command line by their names with underscores.
     features
         Of `gpu_cluster.compare.FEATURES`; without any, those that this machine has what it takes for.
     algorithms
@@ -91,8 +94,15 @@ def compare(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    job = build_config(config, images=tuple(_paths(images)) or None, **options)
-    return run_compare(job, feature_names=tuple(features), algorithms=tuple(algorithms), observer=observer)
+    check_options("compare", options)
+    job = build_config(
+        config,
+        images=tuple(_paths(images)) or None,
+        features=tuple(features) or None,
+        algorithms=tuple(algorithms) or None,
+        **options,
+    )
+    return run_compare(job, observer)
 
 
 def predict(

@@ -224,9 +224,12 @@ def compare(
     labels_from_folders: Annotated[bool | None, _option("labels_from_folders", _INPUT, "--labels-from-folders")] = None,
     input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
     max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
+    max_bad_fraction: Annotated[float | None, _option("max_bad_fraction", _INPUT)] = None,
     weights: Annotated[Path | None, _option("weights", _EMBED)] = None,
     image_size: Annotated[int | None, _option("image_size", _EMBED)] = None,
     batch_size: Annotated[int | None, _option("batch_size", _EMBED)] = None,
+    resize: Annotated[str | None, _option("resize", _EMBED)] = None,
+    fit: Annotated[str | None, _option("fit", _EMBED)] = None,
     device: Annotated[str | None, _option("device", _EMBED)] = None,
     precision: Annotated[str | None, _option("precision", _EMBED)] = None,
     cache: Annotated[Path | None, _option("cache", _STORE)] = None,
@@ -236,11 +239,20 @@ def compare(
     shard_size: Annotated[int | None, _option("shard_size", _STORE)] = None,
     k: Annotated[int | None, _option("k", _CLUSTER)] = None,
     k_range: Annotated[str | None, _option("k_range", _CLUSTER)] = None,
+    select: Annotated[str | None, _option("select", _CLUSTER)] = None,
+    scaling: Annotated[str | None, _option("scaling", _CLUSTER)] = None,
+    pca: Annotated[str | None, _option("pca", _CLUSTER)] = None,
+    whitening: Annotated[float | None, _option("whitening", _CLUSTER)] = None,
+    normalize: Annotated[bool | None, _option("normalize", _CLUSTER, "--normalize/--no-normalize")] = None,
     n_init: Annotated[int | None, _option("n_init", _CLUSTER)] = None,
+    max_iter: Annotated[int | None, _option("max_iter", _CLUSTER)] = None,
+    tol: Annotated[float | None, _option("tol", _CLUSTER)] = None,
+    silhouette_sample: Annotated[int | None, _option("silhouette_sample", _CLUSTER)] = None,
     seed: Annotated[int | None, _option("seed", _CLUSTER)] = None,
     out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of options, or the run.json of a run.", rich_help_panel=_OUTPUT)
+        Path | None,
+        typer.Option(help="TOML file of options, or the run.json of a comparison to repeat.", rich_help_panel=_OUTPUT),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)] = False,
     debug: Annotated[
@@ -249,9 +261,10 @@ def compare(
 ) -> None:
     """Compare features and algorithms on the same pictures: one table and one plot.
 
-    The same k for all: --k, or the one chosen in the space of the first features. Features are kept between runs as the
-    embeddings are. Scores within a space (silhouette) compare algorithms, not features; stability is the adjusted Rand
-    index of the groups with those of five random subsamples of 80%.
+    The same k for all: --k, or the one chosen in the space of the first features. Options of clustering hold for all
+    features but the notebook's. Features are kept between runs as the embeddings are. Scores within a space
+    (silhouette) compare algorithms, not features; stability is the adjusted Rand index of the groups with those of five
+    random subsamples of 80%.
 
     Exit codes: as of run.
     """
@@ -269,6 +282,7 @@ def compare(
     )
     if not quiet:
         print_comparison(found)
+    raise typer.Exit(_bad_exit(found.manifest, found.config.max_bad_fraction, found.folder / "bad_files.csv"))
 
 
 def _names(given: str | None) -> list[str]:

@@ -6,7 +6,6 @@ space into the same number of groups (but HDBSCAN, which finds its own). Labels 
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,24 +14,34 @@ from typing import cast, get_args
 import numpy as np
 
 from gpu_cluster import cluster as clusters
-from gpu_cluster import features, kmeans, picture, run_folder, vgg16
-from gpu_cluster.backend import Array, Backend, select
-from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig, ReduceConfig, build_config, command_line
-from gpu_cluster.embed import check_precision, embed
-from gpu_cluster.errors import ConfigError, NothingReadableError
-from gpu_cluster.events import EventLog, Observer, Recorder
+from gpu_cluster import features, kmeans, vgg16
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.config import (
+    Algorithm,
+    CompareConfig,
+    EmbedConfig,
+    JobConfig,
+    ReduceConfig,
+    build_config,
+    command_line,
+)
+from gpu_cluster.embed import embed
+from gpu_cluster.errors import ConfigError
+from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.features import Extractor
-from gpu_cluster.images import discover, scan
+from gpu_cluster.job import Job, filled, memory_error_explained, nothing_readable, prepare
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_comparison, write_run_record
-from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection, RunResult
+from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection
 from gpu_cluster.score import score
-from gpu_cluster.store import Store, open_store
-from gpu_cluster.sweep import check_ks, sweep_k
+from gpu_cluster.sweep import sweep_k
 
 # Above this many images all but k-means are left out: Ward holds n (n - 1) / 2 distances, 1.6 GB here, and the others
 # compare every image with every other.
 MOST_IMAGES = 20_000
+
+# Of the features taken without being named above that: 25,088 numbers each would be 2 GB and more.
+_MOST_FEATURES = 10_000
 
 # Of the stability; the share is Ben-Hur, Elisseeff and Guyon's (2002).
 _N_SUBSAMPLES, _SUBSAMPLE = 5, 0.8
@@ -61,13 +70,7 @@ class _Recipe:
     reduce: ReduceConfig
 
 
-def run_compare(
-    config: JobConfig,
-    *,
-    feature_names: Sequence[str] = (),
-    algorithms: Sequence[str] = (),
-    observer: Observer | None = None,
-) -> Comparison:
+def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
     """Compare features and algorithms, and leave a folder with the table and the plot.
 
     Raises
@@ -77,68 +80,96 @@ def run_compare(
     WeightsError
         When the weights of a network asked for are not on this machine.
     NothingReadableError
-        When no file could be decoded.
+        When no file could be decoded; the folder then holds the reasons.
     GpuClusterError
         For everything else that stops a job (see `gpu_cluster.errors`); then no folder is left.
     """
     events = Recorder(observer or Observer())
     with events.stage("scan"):
+        names = _known(config.compare.features, FEATURES, "--features") or default_features()
+        algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
         weights = vgg16.find_weights(config.embed.weights)
-        named = _known(feature_names, FEATURES, "--features") or default_features()
-        recipes = [_recipe(name, weights, config) for name in named]
-        algorithms = _known(algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
-        choice = select(config.device)
-        backend = choice.backend
-        check_precision(config.embed, backend)
-        manifest = discover(config.input, events)
-        check_ks(config.sweep, len(manifest))
-        folder = run_folder.choose(config.report.out, name=f"compare-{manifest.root.name}", inputs=config.input.named())
-        store = open_store(config.store, events)
-        manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
-    with (
-        picture.limited(config.input.max_pixels),
-        run_folder.staged(folder) as stage,
-        (stage.path / "events.jsonl").open("w", encoding="utf-8") as log,
-    ):
-        events.add(EventLog(log))
-        spaces = (_space(recipe, manifest, config, store, backend, events) for recipe in recipes)
-        rows: list[Compared] = []
-        k = config.sweep.k
-        for space in spaces:
-            if k is None:
-                with events.stage("sweep"):
-                    k = sweep_k(
-                        space.projection,
-                        config.sweep,
-                        config.cluster,
-                        config.score,
-                        seed=config.seed,
-                        backend=backend,
-                        observer=events,
-                    ).best_k
-                events.notice(f"k is {k}, chosen in the space of {space.recipe.name}")
-            with events.stage("cluster"):
-                rows += [_compare(space, algorithm, k, config, backend, events) for algorithm in algorithms]
-            manifest = space.manifest
-        found = Comparison(folder=folder, manifest=manifest, rows=tuple(rows))
-        with events.stage("report"):
-            write_bad_files(stage.path / "bad_files.csv", manifest)
-            write_comparison(stage.path, found, backend=backend)
-        record = RunResult(
-            folder=folder,
-            config=config,
-            manifest=manifest,
-            findings=None,
-            weights=(weights.path, weights.sha256),
-            device=backend.describe(),
-            device_reason=choice.reason,
-            stages_s=events.stages_s,
-            notices=events.notices,
+        recipes = [_recipe(name, weights, config) for name in names]
+        job = prepare(config, weights, events, prefix="compare-")
+    if not config.compare.features and len(job.manifest) > MOST_IMAGES:
+        recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
+        events.notice(
+            f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
         )
-        chosen = ["--features", ",".join(named), "--algorithms", ",".join(algorithms)]
-        command = f"{command_line(config, 'compare')} {shlex.join(chosen)}"
-        write_run_record(stage.path, record, command=command, backend=backend)
+    # What the record repeats: on another machine other features may be there.
+    compared = CompareConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
+    job = replace(job, config=config.model_copy(update={"compare": compared}))
+    with filled(job) as stage:
+        rows, manifest = _fill(job, recipes)
+        write_bad_files(stage.path / "bad_files.csv", manifest)
+        found = Comparison(folder=job.folder, config=job.config, manifest=manifest, rows=rows)
+        if rows:
+            with events.stage("report"):
+                write_comparison(stage.path, found, backend=job.backend)
+        command = command_line(job.config, "compare")
+        write_run_record(stage.path, job.result(manifest), command=command, backend=job.backend)
+    if not rows:
+        raise nothing_readable(manifest, stage.folder)
     return replace(found, folder=stage.folder)
+
+
+def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
+    """Return every row of the table, none where no file could be decoded, and the manifest with what is bad."""
+    rows: list[Compared] = []
+    manifest, k = job.manifest, job.config.sweep.k
+    for recipe in recipes:
+        more, manifest, k = _of_recipe(job, recipe, k)
+        if not more:
+            break
+        rows += more
+    return tuple(rows), manifest
+
+
+def _of_recipe(job: Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
+    """Return the rows of one kind of features, and k: when this returns, the space has left the memory."""
+    events, backend = job.events, job.backend
+    start = time.perf_counter()
+    with events.stage("embed"):
+        events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
+        embeddings = embed(
+            job.manifest,
+            recipe.extractor,
+            recipe.embed,
+            store=job.store,
+            store_config=job.config.store,
+            backend=backend,
+            observer=events,
+        )
+    manifest = job.manifest.with_bad(embeddings.bad)
+    n, d = embeddings.x.shape
+    if not n:
+        return [], manifest, k
+    with memory_error_explained(n, d, backend):
+        with events.stage("reduce"):
+            projection = reduce(embeddings, recipe.reduce, sweep_space="projection", backend=backend)
+        elapsed_s = time.perf_counter() - start if embeddings.n_computed >= n - len(manifest.duplicates) else None
+        space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
+        if k is None:
+            k = _choose_k(job, space)
+        with events.stage("cluster"):
+            rows = [_compare(job, space, algorithm, k) for algorithm in job.config.compare.algorithms]
+    return rows, manifest, k
+
+
+def _choose_k(job: Job, space: _Space) -> int:
+    config = job.config
+    with job.events.stage("sweep"):
+        k = sweep_k(
+            space.projection,
+            config.sweep,
+            config.cluster,
+            config.score,
+            seed=config.seed,
+            backend=job.backend,
+            observer=job.events,
+        ).best_k
+    job.events.notice(f"k is {k}, chosen in the space of {space.recipe.name}")
+    return k
 
 
 def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
@@ -154,7 +185,7 @@ def _recipe(name: str, weights: vgg16.Weights, config: JobConfig) -> _Recipe:
     if name == NOTEBOOK:
         theirs = build_config(preset=NOTEBOOK)
         embedding = theirs.embed.model_copy(
-            update={"batch_size": embedding.batch_size, "precision": embedding.precision}
+            update=embedding.model_dump(include={"batch_size", "precision", "image_size"})
         )
         return _Recipe(name, features.of_vgg16(weights, embedding), embedding, theirs.reduce)
     if name in _POOLINGS:
@@ -164,6 +195,8 @@ def _recipe(name: str, weights: vgg16.Weights, config: JobConfig) -> _Recipe:
         return _Recipe(name, features.colour_histogram(), embedding, reduction)
     if name == "hog":
         return _Recipe(name, features.oriented_gradients(embedding.image_size), embedding, reduction)
+    if reduction.scaling == "sqrt-l2" and features.KERAS_MODELS[name].below_0:
+        raise ConfigError(f"--scaling sqrt-l2 needs features none of which is below 0; found {name}: leave it out")
     return _Recipe(name, features.of_keras(name, embedding.image_size), embedding, reduction)
 
 
@@ -178,34 +211,9 @@ class _Space:
     elapsed_s: float | None
 
 
-def _space(
-    recipe: _Recipe, manifest: Manifest, config: JobConfig, store: Store | None, backend: Backend, events: Recorder
-) -> _Space:
-    start = time.perf_counter()
-    with events.stage("embed"):
-        events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
-        embeddings = embed(
-            manifest,
-            recipe.extractor,
-            recipe.embed,
-            store=store,
-            store_config=config.store,
-            backend=backend,
-            observer=events,
-        )
-    manifest = manifest.with_bad(embeddings.bad)
-    if not len(embeddings.rows):
-        first = next(iter(manifest.bad.values()))
-        raise NothingReadableError(f"none of the {len(manifest)} files found could be decoded; the first: {first}")
-    with events.stage("reduce"):
-        projection = reduce(embeddings, recipe.reduce, sweep_space="projection", backend=backend)
-    n_contents = len(embeddings.rows) - len(manifest.duplicates)
-    elapsed_s = time.perf_counter() - start if embeddings.n_computed >= n_contents else None
-    return _Space(recipe, manifest, embeddings, projection, elapsed_s)
-
-
-def _compare(space: _Space, algorithm: str, k: int, config: JobConfig, backend: Backend, events: Recorder) -> Compared:
+def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
     """Group one space by one algorithm, and judge what comes out."""
+    config, backend = job.config, job.backend
     x, n = space.projection.x, len(space.embeddings.rows)
     k = min(k, n)
     row = Compared(space.recipe.name, algorithm, space.projection.space, space.elapsed_s)
@@ -215,8 +223,15 @@ def _compare(space: _Space, algorithm: str, k: int, config: JobConfig, backend: 
         return replace(row, reason=f"left out: {n} images are too few")
     group = _grouper(algorithm, config, backend)
     start = time.perf_counter()
-    found = backend.to_host(group(x, k))
-    elapsed_s = time.perf_counter() - start
+    try:
+        found = backend.to_host(group(x, k))
+        elapsed_s = time.perf_counter() - start
+        stability = _stability(x, found, lambda part: group(part, min(k, part.shape[0])), config.seed, backend)
+    # One algorithm's library that fails on one space costs its row, not what the others took hours for.
+    except Exception as error:  # noqa: BLE001
+        why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
+        job.events.notice(f"{space.recipe.name}, {algorithm} {why}")
+        return replace(row, reason=why)
     clustering = clusters.of_labels(space.projection, found, backend=backend)
     scores = score(
         space.manifest,
@@ -226,7 +241,7 @@ def _compare(space: _Space, algorithm: str, k: int, config: JobConfig, backend: 
         config.score,
         seed=config.seed,
         backend=backend,
-        observer=events,
+        observer=job.events,
     )
     external = scores.external or {}
     return replace(
@@ -235,7 +250,7 @@ def _compare(space: _Space, algorithm: str, k: int, config: JobConfig, backend: 
         noise=float(np.mean(found < 0)),
         silhouette=scores.internal["silhouette"],
         davies_bouldin=scores.internal["davies_bouldin"],
-        stability=_stability(x, found, lambda part: group(part, min(k, part.shape[0])), config.seed, backend),
+        stability=stability,
         homogeneity=external.get("homogeneity"),
         adjusted_rand=external.get("adjusted_rand"),
         normalized_mutual_info=external.get("normalized_mutual_info"),
@@ -246,7 +261,17 @@ def _compare(space: _Space, algorithm: str, k: int, config: JobConfig, backend: 
 def _grouper(algorithm: str, config: JobConfig, backend: Backend) -> Callable[[Array, int], Array]:
     if algorithm == "kmeans":
         return lambda x, k: kmeans.fit(x, k, config.cluster, seed=config.seed, backend=backend).labels
-    return lambda x, k: backend.group(x, cast(Algorithm, algorithm), k=k, seed=config.seed)
+    if algorithm == "hdbscan":
+        return lambda x, k: backend.group(x, "hdbscan", k=k, seed=config.seed)
+
+    def group(x: Array, k: int) -> Array:
+        # As many groups as rows, which the subsamples of the stability may have: spectral knows no such number.
+        n = x.shape[0]
+        if k >= n:
+            return backend.from_host(np.arange(n))
+        return backend.group(x, cast(Algorithm, algorithm), k=k, seed=config.seed)
+
+    return group
 
 
 def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed: int, backend: Backend) -> float:

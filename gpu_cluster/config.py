@@ -235,6 +235,13 @@ class ReportConfig(_Section):
     thumbnails: int = Field(60, ge=1, description="Most thumbnails on the contact sheet of a cluster.")
 
 
+class CompareConfig(_Section):
+    """What `compare` compares; nothing is everything that it can."""
+
+    features: tuple[str, ...] = Field((), description="Kinds of features, separated by commas.")
+    algorithms: tuple[str, ...] = Field((), description="Algorithms, separated by commas.")
+
+
 class JobConfig(_Section):
     """A whole job. `JobConfig()` is the default preset on the sample set."""
 
@@ -254,6 +261,7 @@ class JobConfig(_Section):
     cluster: ClusterConfig = ClusterConfig()
     score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()
+    compare: CompareConfig = CompareConfig()
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -281,6 +289,31 @@ def _section_of_fields() -> dict[str, str | None]:
 
 
 SECTION_OF = _section_of_fields()
+
+_MEANINGLESS: Mapping[str, frozenset[str]] = {
+    "run": frozenset(CompareConfig.model_fields),
+    # Its features are poolings, and their recipes; it sweeps in the space that it groups, and draws no pictures.
+    "compare": frozenset({"preset", "pooling", "sweep_space", "holdout", "layout_sample", "thumbnails"}),
+}
+
+
+def options_of(command: str) -> list[str]:
+    """Return the names of the options that mean something to `run` or `compare`."""
+    return [name for name in SECTION_OF if name not in _MEANINGLESS[command]]
+
+
+def check_options(command: str, options: Mapping[str, Any]) -> None:
+    """Refuse options by names that mean nothing to a command.
+
+    Raises
+    ------
+    ConfigError
+        For the first of them.
+    """
+    known = options_of(command)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r} of {command}; known are {', '.join(sorted(known))}")
 
 
 def describe(option: str) -> tuple[str, Any]:
@@ -328,14 +361,16 @@ def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> 
 
 
 def command_line(config: JobConfig, command: str = "run") -> str:
-    """Return a command of `gpu-cluster` with the options that differ from those of the preset."""
-    theirs = build_config(preset=config.preset)
+    """Return a command of `gpu-cluster` with the options that differ from those of the preset, where it has presets."""
+    options = options_of(command)
+    theirs = build_config(preset=config.preset if "preset" in options else None)
     words = ["gpu-cluster", command, *map(str, config.input.images)]
-    if config.preset != JobConfig().preset:
+    if config.preset != JobConfig().preset and "preset" in options:
         words += ["--preset", config.preset]
-    for name, section in SECTION_OF.items():
+    for name in options:
         if name in ("images", "preset", "default_range"):
             continue
+        section = SECTION_OF[name]
         value, usual = (
             getattr(one if section is None else getattr(one, section), name) if name != section else None
             for one in (config, theirs)
@@ -343,7 +378,10 @@ def command_line(config: JobConfig, command: str = "run") -> str:
         if value == usual:
             continue
         flag = name.replace("_", "-")
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
 
 

@@ -111,12 +111,17 @@ def _count_gradients(pictures: tf.Tensor) -> Any:
 
 @dataclass(frozen=True)
 class _KerasModel:
-    """A network of keras.applications: its class, its module, its features, and the file that Keras downloads."""
+    """A network of keras.applications: its class, its module, its features, and the file that Keras downloads.
+
+    Not EfficientNet of the first version: built with ImageNet's weights it has a layer more than built without, so that
+    weights that are loaded into it would meet pictures of another scale.
+    """
 
     name: str
     module: str
     n_features: int
     file: str
+    below_0: bool = False
 
 
 KERAS_MODELS: Mapping[str, _KerasModel] = {
@@ -127,8 +132,10 @@ KERAS_MODELS: Mapping[str, _KerasModel] = {
     "mobilenetv2": _KerasModel(
         "MobileNetV2", "mobilenet_v2", 1280, "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
     ),
-    "efficientnetb0": _KerasModel("EfficientNetB0", "efficientnet", 1280, "efficientnetb0_notop.h5"),
-    "convnexttiny": _KerasModel("ConvNeXtTiny", "convnext", 768, "convnext_tiny_notop.h5"),
+    "efficientnetv2b0": _KerasModel(
+        "EfficientNetV2B0", "efficientnet_v2", 1280, "efficientnetv2-b0_notop.h5", below_0=True
+    ),
+    "convnexttiny": _KerasModel("ConvNeXtTiny", "convnext", 768, "convnext_tiny_notop.h5", below_0=True),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpu_cluster import kmeans
 from gpu_cluster.backend import Array, Backend
 
 HostFloats = npt.NDArray[np.floating[Any]]
@@ -21,14 +22,18 @@ HostInts = npt.NDArray[np.integer[Any]]
 def davies_bouldin(xp: ModuleType, centres: Array, spreads: Array) -> Array:
     """Return the Davies-Bouldin index (Davies and Bouldin 1979): lower is better, 0 is best.
 
-    `spreads` (k,) is the mean distance of a cluster's rows to their centre. Memory is O(k^2 d).
+    `spreads` (k,) is the mean distance of a cluster's rows to their centre.
     """
-    difference = centres[:, None, :] - centres[None, :, :]
-    apart = xp.sqrt(xp.sum(difference * difference, axis=2))
-    together = spreads[:, None] + spreads[None, :]
-    # Two clusters with one centre are as bad as can be, but a cluster is not compared with itself.
-    ratio = xp.where(apart > 0, together / xp.where(apart > 0, apart, xp.ones_like(apart)), xp.zeros_like(apart))
-    return xp.mean(xp.max(ratio, axis=1))
+    k, d = centres.shape
+    worst = []
+    for rows in kmeans.blocks(k, k * d):
+        difference = centres[rows, None, :] - centres[None, :, :]
+        apart = xp.sqrt(xp.sum(difference * difference, axis=2))
+        together = spreads[rows, None] + spreads[None, :]
+        # Two clusters with one centre are as bad as can be, but a cluster is not compared with itself.
+        ratio = xp.where(apart > 0, together / xp.where(apart > 0, apart, xp.ones_like(apart)), xp.zeros_like(apart))
+        worst.append(xp.max(ratio, axis=1))
+    return xp.mean(xp.concat(worst))
 
 
 def calinski_harabasz(xp: ModuleType, centres: Array, sizes: Array, mean: Array, inertia: float) -> Array:

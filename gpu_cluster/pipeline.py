@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from gpu_cluster import features, picture, run_folder, vgg16
-from gpu_cluster.backend import Backend, select
+from gpu_cluster import features, vgg16
+from gpu_cluster.backend import Backend
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig, command_line
-from gpu_cluster.embed import check_precision, embed
-from gpu_cluster.errors import DeviceError, GpuClusterError, JobError, NothingReadableError
-from gpu_cluster.events import EventLog, Observer, Recorder
+from gpu_cluster.embed import embed
+from gpu_cluster.errors import GpuClusterError, JobError
+from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.features import Extractor
-from gpu_cluster.images import discover, scan
+from gpu_cluster.job import Job, filled, memory_error_explained, nothing_readable, prepare
 from gpu_cluster.layout import lay_out
 from gpu_cluster.model import Model, save_model
 from gpu_cluster.page import write_page
@@ -26,8 +24,7 @@ from gpu_cluster.report import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
 from gpu_cluster.score import score
 from gpu_cluster.similar import find_similar
-from gpu_cluster.store import Store, open_store
-from gpu_cluster.sweep import check_ks, sweep_k
+from gpu_cluster.sweep import sweep_k
 
 
 def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
@@ -45,74 +42,46 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
     """
     events = Recorder(observer or Observer())
     with events.stage("scan"):
-        choice = select(config.device)
-        backend = choice.backend
-        check_precision(config.embed, backend)
-        manifest = discover(config.input, events)
-        check_ks(config.sweep, len(manifest))
         weights = vgg16.find_weights(config.embed.weights)
         extractor = features.of_vgg16(weights, config.embed)
-        folder = run_folder.choose(config.report.out, name=manifest.root.name, inputs=config.input.named())
-        store = open_store(config.store, events)
-        manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
-
-    with (
-        picture.limited(config.input.max_pixels),
-        run_folder.staged(folder) as stage,
-        (stage.path / "events.jsonl").open("w", encoding="utf-8") as log,
-    ):
-        events.add(EventLog(log))
-        manifest, findings = _find(manifest, extractor, config, store=store, backend=backend, events=events)
-        result = RunResult(
-            folder=folder,
-            config=config,
-            manifest=manifest,
-            findings=findings,
-            weights=(weights.path, weights.sha256),
-            device=backend.describe(),
-            device_reason=choice.reason,
-            stages_s=events.stages_s,
-            notices=events.notices,
-        )
+        job = prepare(config, weights, events)
+    with filled(job) as stage:
+        manifest, findings = _find(job, extractor)
+        result = job.result(manifest, findings)
         if findings is None:
             write_bad_files(stage.path / "bad_files.csv", manifest)
         else:
             with events.stage("report"):
-                write_report(stage.path, manifest, findings, config.report, backend=backend)
-                save_model(stage.path / "model", _model(findings, extractor, config, backend), backend)
-        write_run_record(stage.path, result, command=command_line(config), backend=backend)
+                write_report(stage.path, manifest, findings, config.report, backend=job.backend)
+                save_model(stage.path / "model", _model(findings, extractor, config, job.backend), job.backend)
+        write_run_record(stage.path, result, command=command_line(config), backend=job.backend)
         if findings is not None:
             with events.stage("page"):
                 _try_page(stage.path, events)
-    result = replace(result, folder=stage.folder)
     if findings is None:
-        raise NothingReadableError(
-            f"none of the {len(manifest)} files found could be decoded; the reasons are in "
-            f"{str(result.folder / 'bad_files.csv')!r}"
-        )
-    return result
+        raise nothing_readable(manifest, stage.folder)
+    return replace(result, folder=stage.folder)
 
 
-def _find(
-    manifest: Manifest,
-    extractor: Extractor,
-    config: JobConfig,
-    *,
-    store: Store | None,
-    backend: Backend,
-    events: Recorder,
-) -> tuple[Manifest, Findings | None]:
+def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
     """Run the stages; nothing is found where no file could be decoded."""
-    seed = config.seed
+    config, backend, events, seed = job.config, job.backend, job.events, job.config.seed
     with events.stage("embed"):
         embeddings = embed(
-            manifest, extractor, config.embed, store=store, store_config=config.store, backend=backend, observer=events
+            job.manifest,
+            extractor,
+            config.embed,
+            store=job.store,
+            store_config=config.store,
+            backend=backend,
+            observer=events,
         )
-    manifest = manifest.with_bad(embeddings.bad)
+    manifest = job.manifest.with_bad(embeddings.bad)
     _add_up(manifest, embeddings)
-    if not len(embeddings.rows):
+    n, d = embeddings.x.shape
+    if not n:
         return manifest, None
-    with _memory_error_explained(embeddings, backend):
+    with memory_error_explained(n, d, backend):
         with events.stage("reduce"):
             projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
         with events.stage("sweep"):
@@ -178,18 +147,3 @@ def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
     n = counts["ok"] + counts["duplicate"]
     if counts["found"] != n + counts["bad"] or not n == len(embeddings.rows) == len(embeddings.x):
         raise JobError(f"the files do not add up: {counts}, {len(embeddings.rows)} embeddings; please report it")
-
-
-@contextmanager
-def _memory_error_explained(embeddings: Embeddings, backend: Backend) -> Iterator[None]:
-    """Say what did not fit where, and what helps; NumPy, CuPy and RMM all raise a MemoryError."""
-    try:
-        yield
-    except MemoryError as error:
-        n, d = embeddings.x.shape
-        size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
-        raise DeviceError(
-            f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
-            f"{free:.2f} GB free: a smaller --silhouette-sample, --sweep-space projection or fewer --pca components "
-            "need less; or use a device with more memory"
-        ) from error

@@ -66,7 +66,7 @@ def comparison_lines(found: Comparison) -> list[str]:
     shown = {
         name: (title, form)
         for name, (title, form) in _COMPARED.items()
-        if any(getattr(row, name) is not None for row in found.rows)
+        if name == "k" or any(getattr(row, name) is not None for row in found.rows)
     }
     titles = ["features", "algorithm", *(title for title, _ in shown.values())]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
@@ -76,9 +76,9 @@ def comparison_lines(found: Comparison) -> list[str]:
             "" if value is None else format(value, form)
             for value, (_, form) in zip(values, shown.values(), strict=True)
         ]
-        lines.append(
-            f"| {' | '.join([row.features, row.algorithm, *(cells if row.reason is None else [row.reason])])} |"
-        )
+        if row.reason is not None:
+            cells = [row.reason.replace("|", "\\|"), *[""] * (len(shown) - 1)]
+        lines.append(f"| {' | '.join([row.features, row.algorithm, *cells])} |")
     return lines
 
 

@@ -330,7 +330,7 @@ class Compared:
     stability : mean adjusted Rand index with the groups of random subsamples
     homogeneity, adjusted_rand, normalized_mutual_info : against the labels
     cluster_s : seconds to group all images once
-    reason : why it was left out
+    reason : why it was left out, or how it failed
     """
 
     features: str
@@ -354,6 +354,7 @@ class Comparison:
     """What `compare` found, one row a pair of features and algorithm, and the folder it left behind."""
 
     folder: Path
+    config: JobConfig
     manifest: Manifest
     rows: tuple[Compared, ...]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
+from importlib import import_module
 from typing import Any
 
 import h5py
@@ -18,12 +20,15 @@ from keras.src.legacy.saving import legacy_h5_format
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, SpectralClustering
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
+from typer.main import get_command
 
 import gpu_cluster
 from gpu_cluster import features, plots, vgg16
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.cli import app
 from gpu_cluster.cluster import of_labels
-from gpu_cluster.errors import WeightsError
+from gpu_cluster.config import JobConfig, options_of
+from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.report import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
 
@@ -96,6 +101,99 @@ def test_bad_files_are_told_and_left_out(tmp_path):
     assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == ["broken.png"]
 
 
+def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
+    write_pictures(tmp_path / "in", 6)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_text("no picture")
+    given = ("compare", tmp_path / "in", "--features", "colours", "--algorithms", "ward", "--k", "2")
+    allowed = command(*given, out=tmp_path / "run")
+    assert allowed.code == 0, allowed.err
+    done = command(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
+    assert done.code == 3
+    assert done.err.splitlines()[-1].startswith(
+        "error: 2 of 8 files could not be decoded, more than --max-bad-fraction"
+    )
+    assert len(done.table("compare.csv")) == 1
+
+
+def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no picture")
+    done = command("compare", tmp_path / "in", "--features", "colours,hog", out=tmp_path / "run")
+    assert done.code == 3
+    assert "none of the 1 files found could be decoded; the reasons are in" in done.err
+    assert done.table("bad_files.csv")["path"].tolist() == ["a.png"]
+    assert not (done.folder / "compare.csv").exists()
+
+
+def test_a_comparison_is_repeated_by_its_record_and_by_its_command(tmp_path):
+    write_pictures(tmp_path / "in", 12)
+    given: dict[str, Any] = {"features": ["hog", "colours"], "algorithms": ["ward", "kmeans"], "image_size": 32, "k": 3}
+    first = gpu_cluster.compare(tmp_path / "in", **given, seed=7, pca=4, normalize=False, out=tmp_path / "first")
+    record = json.loads((first.folder / "run.json").read_text())
+    assert record["command"].startswith(f"gpu-cluster compare {tmp_path / 'in'} ")
+    by_command = command(*shlex.split(record["command"])[1:], out=tmp_path / "by command")
+    assert by_command.code == 0, by_command.err
+    by_record = gpu_cluster.compare(config=first.folder / "run.json", out=tmp_path / "by record")
+    timeless = [column for column in by_command.table("compare.csv").columns if not column.endswith("_s")]
+    tables = [pd.read_csv(folder / "compare.csv")[timeless] for folder in (first.folder, by_record.folder)]
+    assert tables[0]["features"].tolist() == ["hog", "hog", "colours", "colours"]
+    pd.testing.assert_frame_equal(tables[1], tables[0])
+    pd.testing.assert_frame_equal(by_command.table("compare.csv")[timeless], tables[0])
+
+
+@pytest.mark.parametrize("option", ["pooling", "thumbnails", "nothing"])
+def test_an_option_that_means_nothing_to_a_comparison_is_refused(option):
+    with pytest.raises(ConfigError, match=f"unknown option '{option}' of compare; known are algorithms, "):
+        gpu_cluster.compare("pictures", **{option: "max"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown option 'features' of run"):
+        gpu_cluster.run(features=["hog"])
+
+
+@pytest.mark.parametrize("name", ["run", "compare"])
+def test_every_option_that_means_something_is_on_the_command_line(name):
+    click = get_command(app).commands[name]  # type: ignore[attr-defined]
+    of_all = {"config", "quiet", "verbose", "debug", "help"}
+    assert {parameter.name for parameter in click.params} - of_all == {*options_of(name)} - {"default_range"}
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8])
+def test_as_many_groups_as_pictures_go_through_every_algorithm(tmp_path, n):
+    write_pictures(tmp_path / "in", n)
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], image_size=32, k=n, out=tmp_path / "run")
+    assert [row.reason for row in result.rows] == [None] * 4
+    assert [row.k for row in result.rows[:3]] == [n] * 3
+
+
+def test_an_algorithm_that_fails_costs_its_row_and_nothing_else(tmp_path, monkeypatch):
+    def out_of_memory(*_args: Any, **_options: Any) -> None:
+        np.empty((1 << 50, 512), np.float32)
+
+    # Spectral's own library, which on a larger matrix would say the same.
+    monkeypatch.setattr(SpectralClustering, "fit_predict", out_of_memory)
+    write_pictures(tmp_path / "in", 12)
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
+    reasons = [row.reason for row in result.rows]
+    assert [reason is None for reason in reasons] == [True, True, False, True]
+    assert "failed: MemoryError Unable to allocate" in (reasons[2] or "")
+
+
+def test_features_below_0_have_no_square_root(tmp_path):
+    with pytest.raises(ConfigError, match="sqrt-l2 needs features none of which is below 0; found convnexttiny"):
+        gpu_cluster.compare(features=["convnexttiny"], scaling="sqrt-l2", out=tmp_path / "run")
+
+
+def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["gpu_cluster.compare"], "MOST_IMAGES", 5)
+    write_pictures(tmp_path / "in", 6)
+    given: dict[str, Any] = {"algorithms": ["kmeans"], "k": 2, "out": tmp_path / "run"}
+    result = gpu_cluster.compare(tmp_path / "in", **given)
+    assert "vgg16-flatten" not in {row.features for row in result.rows}
+    assert "hog" in {row.features for row in result.rows}
+    named = gpu_cluster.compare(tmp_path / "in", features=["vgg16-flatten"], **given)
+    assert [row.features for row in named.rows] == ["vgg16-flatten"]
+
+
 def test_too_many_images_leave_an_algorithm_out_and_say_so(tmp_path, monkeypatch):
     # The package has a function of the module's name.
     monkeypatch.setattr(sys.modules["gpu_cluster.compare"], "MOST_IMAGES", 10)
@@ -103,7 +201,7 @@ def test_too_many_images_leave_an_algorithm_out_and_say_so(tmp_path, monkeypatch
     result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
     assert [row.reason for row in result.rows] == [None, *["left out: 12 images are more than 10"] * 3]
     assert result.rows[0].k == 3
-    assert "| colours | ward | left out: 12 images are more than 10 |" in (result.folder / "compare.md").read_text()
+    assert "| colours | ward | left out: 12 images are more than 10 |  |" in (result.folder / "compare.md").read_text()
 
 
 @pytest.mark.parametrize(("option", "names"), [("--features", "vgg16-gem-4-5,vgg19"), ("--algorithms", "kmeans,vgg19")])
@@ -132,24 +230,35 @@ def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", features.KERAS_MODELS)
-def test_another_network_gives_what_keras_gives(tmp_path, monkeypatch, name):
-    # Weights drawn at random: the real ones are nowhere in the registries that tests may ask.
+def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloads(tmp_path, monkeypatch, name):
+    # Weights drawn at random: the real ones are nowhere in the registries that tests may ask. Keras builds some
+    # networks otherwise where the weights are ImageNet's, so it is told that, and finds this file as downloaded.
     model = features.KERAS_MODELS[name]
-    own = getattr(keras.applications, model.name)(
-        include_top=False, weights=None, pooling="avg", input_shape=(64, 64, 3)
-    )
+    build = getattr(keras.applications, model.name)
+    given: dict[str, Any] = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     path = features.keras_weights(name)
     path.parent.mkdir()
     # The format of Keras's own downloads.
     with h5py.File(path, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, own)
+        legacy_h5_format.save_weights_to_hdf5_group(file, build(weights=None, **given))
+    asked = []
+
+    def downloaded(file: str, *_args: Any, **_options: Any) -> str:
+        asked.append(file)
+        return str(path)
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", downloaded)
+    own = build(weights="imagenet", **given)
+    assert asked == [path.name]
     pictures = np.stack([np.asarray(picture(seed, (64, 64)), np.float32) for seed in range(2)])
     extractor = features.of_keras(name, 64)
     found = extractor.build("float32")(pictures).numpy()
-    expected = own.predict(getattr(keras.applications, model.module).preprocess_input(pictures.copy()), verbose=0)
+    preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
+    expected = own.predict(preprocess(pictures.copy()), verbose=0)
     assert found.shape == (2, extractor.n_features)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert model.below_0 or (found >= 0).all()
 
 
 def test_a_histogram_of_colours_counts_them():
@@ -206,8 +315,14 @@ def test_groups_of_any_labels_are_described_by_their_means():
 
 def test_a_comparison_without_labels_shows_silhouettes(tmp_path):
     rows = tuple(Compared("a", algorithm, "", 1.0, k=2, silhouette=0.1, stability=1.0) for algorithm in ("x", "y"))
-    found = Comparison(tmp_path, Manifest(tmp_path, ()), rows)
+    found = Comparison(tmp_path, JobConfig(), Manifest(tmp_path, ()), rows)
     plots.draw_comparison(tmp_path / "plot.png", found)
     assert "ARI" not in comparison_lines(found)[0]
+    only_left_out = dataclasses.replace(found, rows=(Compared("a", "x", "", reason="left out: 1 | 2"),))
+    assert comparison_lines(only_left_out) == [
+        "| features | algorithm | groups |",
+        "|---|---|---|",
+        "| a | x | left out: 1 \\| 2 |",
+    ]
     labelled = tuple(dataclasses.replace(row, adjusted_rand=0.0) for row in rows)
     assert "ARI" in comparison_lines(dataclasses.replace(found, rows=labelled))[0]

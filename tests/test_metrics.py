@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -29,6 +31,22 @@ def test_davies_bouldin_equals_scikit_learns(clustered):
     score = metrics.davies_bouldin(np, found.centres.astype(np.float64), spreads)
     # float32 distances on both sides.
     assert float(score) == pytest.approx(sk.davies_bouldin_score(x, found.labels), rel=1e-5)
+
+
+def test_davies_bouldin_of_many_clusters_is_that_of_scikit_learn_and_takes_bounded_memory():
+    random = np.random.default_rng(0)
+    k, d = 1_500, 64
+    labels = np.repeat(np.arange(k), 2)
+    x = random.normal(size=(2 * k, d))
+    centres = (x[::2] + x[1::2]) / 2
+    spreads = np.linalg.norm(x[::2] - centres, axis=1)
+    tracemalloc.start()
+    score = metrics.davies_bouldin(np, centres, spreads)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert float(score) == pytest.approx(sk.davies_bouldin_score(x, labels), rel=1e-9)
+    # All differences at once are k x k x d float64.
+    assert peak < k * k * d * 8 / 2
 
 
 def test_calinski_harabasz_equals_scikit_learns(clustered):

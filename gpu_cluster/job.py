@@ -1,0 +1,104 @@
+"""What the jobs that leave a folder have in common: what is looked at before work starts, and the folder they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpu_cluster import picture, run_folder, vgg16
+from gpu_cluster.backend import Backend, Choice, select
+from gpu_cluster.config import JobConfig
+from gpu_cluster.embed import check_precision
+from gpu_cluster.errors import DeviceError, NothingReadableError
+from gpu_cluster.events import EventLog, Recorder
+from gpu_cluster.images import discover, scan
+from gpu_cluster.results import Findings, Manifest, RunResult, printable
+from gpu_cluster.store import Store, open_store
+from gpu_cluster.sweep import check_ks
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that can start: its device, its pictures, its store, and the folder that it will leave."""
+
+    config: JobConfig
+    events: Recorder
+    weights: vgg16.Weights
+    choice: Choice
+    manifest: Manifest
+    store: Store | None
+    folder: Path
+
+    @property
+    def backend(self) -> Backend:
+        return self.choice.backend
+
+    def result(self, manifest: Manifest, findings: Findings | None = None) -> RunResult:
+        """Return what is known when the job is done."""
+        return RunResult(
+            folder=self.folder,
+            config=self.config,
+            manifest=manifest,
+            findings=findings,
+            weights=(self.weights.path, self.weights.sha256),
+            device=self.backend.describe(),
+            device_reason=self.choice.reason,
+            stages_s=self.events.stages_s,
+            notices=self.events.notices,
+        )
+
+
+def prepare(config: JobConfig, weights: vgg16.Weights, events: Recorder, *, prefix: str = "") -> Job:
+    """Look at the device, the options, the folder and every picture: what is wrong with them is found here.
+
+    `prefix` comes before the name of the run folder where none is given.
+
+    Raises
+    ------
+    GpuClusterError
+        For whatever is wrong (see `gpu_cluster.errors`); nothing is written then.
+    """
+    choice = select(config.device)
+    check_precision(config.embed, choice.backend)
+    manifest = discover(config.input, events)
+    check_ks(config.sweep, len(manifest))
+    folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
+    store = open_store(config.store, events)
+    manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
+    return Job(config, events, weights, choice, manifest, store, folder)
+
+
+@contextmanager
+def filled(job: Job) -> Iterator[run_folder.Staged]:
+    """Give the folder of a job to fill, with the log of its events in it; it is there when the block ends."""
+    with (
+        picture.limited(job.config.input.max_pixels),
+        run_folder.staged(job.folder) as stage,
+        (stage.path / "events.jsonl").open("w", encoding="utf-8") as log,
+    ):
+        job.events.add(EventLog(log))
+        yield stage
+
+
+@contextmanager
+def memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
+    """Say what did not fit where, and what helps; NumPy, CuPy and RMM all raise a MemoryError."""
+    try:
+        yield
+    except MemoryError as error:
+        size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
+        raise DeviceError(
+            f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
+            f"{free:.2f} GB free: a smaller --silhouette-sample, --sweep-space projection or fewer --pca components "
+            "need less; or use a device with more memory"
+        ) from error
+
+
+def nothing_readable(manifest: Manifest, folder: Path) -> NothingReadableError:
+    """Return the error of a job none of whose files could be decoded."""
+    return NothingReadableError(
+        f"none of the {len(manifest)} files found could be decoded; the reasons are in "
+        f"{printable(str(folder / 'bad_files.csv'))!r}"
+    )
