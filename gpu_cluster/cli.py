@@ -21,7 +21,7 @@ from gpu_cluster.cache import inspect, prune, verify
 from gpu_cluster.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 from gpu_cluster.config import build_config, describe
 from gpu_cluster.doctor import diagnose
-from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError, StoreError
+from gpu_cluster.errors import GpuClusterError, InterruptedJobError, StoreError
 from gpu_cluster.events import Observer, Observers
 from gpu_cluster.page import write_page
 from gpu_cluster.predict import run_predict
@@ -159,7 +159,9 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Folders and image files.")] = None,
     out: Annotated[
         Path,
-        typer.Option(help="Table to write, .csv or .parquet; an earlier one is replaced.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            help="Table to write, .csv or .parquet; an earlier one of predictions is replaced.", rich_help_panel=_OUTPUT
+        ),
     ] = Path("predictions.csv"),
     input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
     max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
@@ -187,8 +189,6 @@ def predict(
     """
     options = {name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "run_folder", "out"}}
     config = build_config(images=tuple(images or ()) or None, **options)
-    if not config.input.images and config.input.input_list is None:
-        raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
     observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
     found = run_predict(run_folder, config, out, observer)
     if not quiet:

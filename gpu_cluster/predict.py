@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
-import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import check_precision, embed
 from gpu_cluster.errors import ConfigError, JobError, WeightsError
 from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.files import write_whole
 from gpu_cluster.images import discover, scan
 from gpu_cluster.model import Model, load_model
 from gpu_cluster.reduce import apply
-from gpu_cluster.report import write_bad_files
+from gpu_cluster.report import BAD_FILES_COLUMNS, write_bad_files
 from gpu_cluster.results import Embeddings, FloatArray, IntArray, Manifest, printable
 from gpu_cluster.store import open_store
 
@@ -51,10 +54,13 @@ class Prediction:
 def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | None = None) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
-    Embeds what the store lacks, as the run did: its options of embedding hold, not those of the config.
+    Embeds what the store lacks, as the run did: its options of embedding hold, not those of the config. An earlier
+    table of predictions of that name is replaced, and nothing else is.
 
     Raises
     ------
+    ConfigError
+        When no pictures are named, or `out` cannot be written or is something else.
     DataError
         When the run holds no model that can be used, or there are no pictures.
     WeightsError
@@ -63,6 +69,10 @@ def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | No
         For everything else that stops a job (see `gpu_cluster.errors`).
     """
     events = Recorder(observer or Observer())
+    if not config.input.images and config.input.input_list is None:
+        raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
+    # Written where a link points, as a run folder is.
+    out = out.resolve() if out.is_symlink() else out
     with events.stage("scan"):
         _check_out(out)
         backend = select(config.device).backend
@@ -83,13 +93,44 @@ def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | No
     return found
 
 
+# What tells a table of predictions, whose other columns depend on the labels there were, from any other.
+_COLUMNS = ("path", "cluster", "distance", "far", "pc1", "pc2", "content_hash")
+
+
 def _check_out(out: Path) -> None:
-    """Refuse, before work starts, a file that cannot be written."""
+    """Refuse, before work starts, a file that cannot be written, and one that holds something else."""
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out: expected a .csv or a .parquet file; found {printable(str(out))!r}")
     folder = out.absolute().parent
     if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a folder that can be")
+    for path, columns in ((out, _COLUMNS), (_bad_files(out), BAD_FILES_COLUMNS)):
+        if os.path.lexists(path) and not set(columns) <= set(_columns_of(path, columns)):
+            raise ConfigError(
+                f"--out: {printable(str(path))!r} would be replaced: expected a new file, or what an earlier "
+                "`gpu-cluster predict` wrote; found something else"
+            )
+
+
+def _bad_files(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.bad_files.csv")
+
+
+def _columns_of(path: Path, of_an_empty_file: Sequence[str]) -> Sequence[str]:
+    """Return the columns of a table; none where it is no table, and any where nothing at all is in the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if not path.stat().st_size:
+            return of_an_empty_file
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        with path.open(encoding="utf-8", newline="") as stream:
+            # No table of ours has a longer header.
+            return next(csv.reader([stream.readline(1_000)]), [])
+    except (OSError, ValueError, csv.Error, pa.ArrowException):
+        return []
 
 
 def _check_weights(model: Model, weights: vgg16.Weights) -> None:
@@ -111,7 +152,7 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
     else:
         labels, plane, distances = np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty(0, np.float32)
     far = distances > model.far_distances[labels]
-    bad_files = out.with_name(f"{out.stem}.bad_files.csv") if manifest.bad else None
+    bad_files = _bad_files(out) if manifest.bad else None
     found = Prediction(out, bad_files, manifest, embeddings.rows, labels, distances, far)
     columns: dict[str, Any] = {
         "path": [printable(manifest.paths[row]) for row in embeddings.rows],
@@ -127,26 +168,27 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         columns = {"path": columns.pop("path"), "cluster": columns.pop("cluster"), "cluster_label": names, **columns}
     table = backend.frames.DataFrame(columns)
     if out.suffix == ".csv":
-        _write(out, table.to_csv(index=False, lineterminator="\n").encode())
+        content = table.to_csv(index=False, lineterminator="\n").encode()
     else:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
-        _write(out, buffer.getvalue())
-    if bad_files is not None:
-        write_bad_files(bad_files, manifest)
+        content = buffer.getvalue()
+    with _explained(out):
+        write_whole(out, content)
+    with _explained(_bad_files(out)):
+        if bad_files is None:
+            # Of an earlier prediction: what is in it is no longer so.
+            _bad_files(out).unlink(missing_ok=True)
+        else:
+            write_bad_files(bad_files, manifest)
     return found
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is whole, or the earlier one."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        yield
     except OSError as error:
-        raise JobError(f"cannot write {printable(str(path))!r}: {error.strerror}; nothing was left") from error
+        raise JobError(
+            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
+        ) from error

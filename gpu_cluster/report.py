@@ -19,6 +19,7 @@ import numpy as np
 from gpu_cluster import plots
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ReportConfig
+from gpu_cluster.files import write_whole
 from gpu_cluster.results import Compared, Comparison, Findings, Manifest, RunResult, Scores, printable
 
 
@@ -82,12 +83,16 @@ def comparison_lines(found: Comparison) -> list[str]:
     return lines
 
 
+BAD_FILES_COLUMNS = ("path", "reason")
+
+
 def write_bad_files(file: Path, manifest: Manifest) -> None:
-    """Write the table (path, reason) of the files that cannot be used; just its header where every file was read."""
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["path", "reason"])
-        table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
+    """Write the table of the files that cannot be used; just its header where every file was read."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(BAD_FILES_COLUMNS)
+    table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
+    write_whole(file, stream.getvalue().encode())
 
 
 def write_run_record(stage: Path, result: RunResult, *, command: str, backend: Backend) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,8 @@ import gpu_cluster
 from gpu_cluster import vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import shipped_data
-from gpu_cluster.errors import DataError, WeightsError
-from gpu_cluster.model import load_model
+from gpu_cluster.errors import ConfigError, DataError, WeightsError
+from gpu_cluster.model import checksum, load_model
 from gpu_cluster.reduce import apply
 
 from .conftest import gpu_cluster as command
@@ -126,10 +129,78 @@ def test_a_table_that_cannot_be_written_is_wrong_use_before_work_starts(tmp_path
     assert done.err.splitlines()[-1].startswith("error: --out: ")
 
 
-def test_no_pictures_are_wrong_use(trained):
+def test_no_pictures_are_wrong_use(tmp_path, trained):
     done = command("predict", trained)
     assert done.code == 2
     assert "name pictures to assign" in done.err
+    with pytest.raises(ConfigError, match="name pictures to assign"):
+        gpu_cluster.predict(trained, [], out=tmp_path / "p.csv")
+
+
+def test_a_table_is_anybodys_to_read_as_other_files_are(tmp_path, trained, sample_images):
+    earlier = os.umask(0o022)
+    try:
+        gpu_cluster.predict(trained, sample_images[:1], out=tmp_path / "p.csv")
+    finally:
+        os.umask(earlier)
+    assert stat.S_IMODE((tmp_path / "p.csv").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("content", ["file,label\n000.png,rose\n", "000.png\n", "\0\xff\n", "assignments"])
+def test_a_file_that_holds_something_else_is_refused_and_stays(tmp_path, trained, sample_images, suffix, content):
+    out = tmp_path / f"mine{suffix}"
+    if content == "assignments":
+        # A table of the run itself.
+        shutil.copy(trained / f"assignments{suffix}", out)
+    else:
+        out.write_text(content)
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=r"mine\..*' would be replaced: expected a new file, or what an earlier"):
+        gpu_cluster.predict(trained, sample_images[:1], out=out)
+    assert out.read_bytes() == before
+
+
+def test_a_list_of_bad_files_replaces_only_one_of_its_own_and_does_not_outlive_them(tmp_path, trained, sample_images):
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    out, listed = tmp_path / "p.csv", tmp_path / "p.bad_files.csv"
+    listed.write_text("mine")
+    with pytest.raises(ConfigError, match=r"p\.bad_files\.csv' would be replaced"):
+        gpu_cluster.predict(trained, [bad], out=out)
+    assert listed.read_text() == "mine"
+    listed.unlink()
+    for _ in range(2):
+        gpu_cluster.predict(trained, [bad], out=out)
+        assert len(pd.read_csv(listed)) == 1
+    gpu_cluster.predict(trained, sample_images[:1], out=out)
+    assert not listed.exists()
+
+
+def test_an_empty_file_and_earlier_predictions_are_replaced_and_a_link_stays_one(tmp_path, trained, sample_images):
+    (tmp_path / "real.csv").touch()
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    for n in (1, 2):
+        gpu_cluster.predict(trained, sample_images[:n], out=tmp_path / "link.csv")
+        assert len(pd.read_csv(tmp_path / "real.csv")) == n
+        assert (tmp_path / "link.csv").is_symlink()
+
+
+@pytest.mark.slow
+def test_a_table_for_which_there_is_no_room_leaves_the_earlier_one(tmp_path, trained):
+    out = tmp_path / "p.csv"
+    assert command("predict", trained, FLOWERS / "0001.png", "--out", out).code == 0
+    before = out.read_bytes()
+
+    def no_file_above_8_kib() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, 8 << 10))
+
+    given = ("predict", trained, FLOWERS, "--out", out)
+    done = command(*given, "--no-cache", before=no_file_above_8_kib)
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == f"error: cannot write '{out}': File too large; an earlier one stays as it is"
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv"]
 
 
 # A model that cannot be trusted
@@ -142,6 +213,8 @@ def changed(folder: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any
     content = json.loads((folder / "model.json").read_text())
     change(arrays, content)
     np.savez(folder / "arrays.npz", **arrays)
+    # As somebody would who makes a model of his own.
+    content["sha256"] = checksum(content, (folder / "arrays.npz").read_bytes())
     (folder / "model.json").write_text(json.dumps(content))
 
 
@@ -158,6 +231,8 @@ CHANGES: dict[str, Callable[[dict[str, np.ndarray], dict[str, Any]], Any]] = {
     "no embedding": lambda _, content: content.pop("embed"),
     "labels of another k": lambda _, content: content.update(cluster_labels=["a"]),
     "no list of labels": lambda _, content: content.update(cluster_labels=7),
+    "an array without a dimension": lambda arrays, _: arrays.update(components=np.array(1, np.float32)),
+    "no object of options": lambda _, content: content.update(embed=[]),
 }
 
 
@@ -166,6 +241,16 @@ def test_a_model_that_is_not_as_it_was_written_is_refused(tmp_path, trained, cha
     shutil.copytree(trained / "model", tmp_path / "model")
     changed(tmp_path / "model", CHANGES[change])
     with pytest.raises(DataError, match=r"model' is damaged \(.*run the clustering again"):
+        load_model(tmp_path / "model", CpuBackend())
+
+
+@pytest.mark.parametrize(("one", "other"), [('"scaling": "l2"', '"scaling": "none"'), ('"kept": 8', '"kept": 7')])
+def test_a_fact_that_was_changed_is_noticed(tmp_path, trained, one, other):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    text = (tmp_path / "model" / "model.json").read_text()
+    assert one in text
+    (tmp_path / "model" / "model.json").write_text(text.replace(one, other))
+    with pytest.raises(DataError, match=r"model' is damaged \(its sha256 is not [0-9a-f]{64}\)"):
         load_model(tmp_path / "model", CpuBackend())
 
 
@@ -185,7 +270,7 @@ def test_a_damaged_file_of_a_model_is_refused(tmp_path, trained, name, damage):
 def test_a_model_of_another_schema_is_refused_with_both(tmp_path, trained):
     shutil.copytree(trained / "model", tmp_path / "model")
     changed(tmp_path / "model", lambda _, content: content.update(schema=99))
-    with pytest.raises(DataError, match="of schema 99, and this version reads 1"):
+    with pytest.raises(DataError, match="of schema 99, and this version reads 2"):
         load_model(tmp_path / "model", CpuBackend())
 
 
