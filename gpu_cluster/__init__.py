@@ -3,7 +3,8 @@
 `run` does a whole job, `embed` only turns pictures into embeddings, `compare` shows what other ways would give. The
 modules, in the order of the flow:
 
-- `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `api`: the same from Python
+- `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `signals`: Ctrl-C and
+  SIGTERM; `api`: the same from Python
 - `cache`: what is kept between runs: looked at, verified, pruned
 - `compare`: features times algorithms on the same pictures
 - `predict`: new pictures to the clusters of a finished run
@@ -21,7 +22,7 @@ modules, in the order of the flow:
 They stand on `labels`, `decode`, `thumbnails`, `features` (what turns pictures into numbers: `vgg16` and others),
 `model` (what `predict` needs of a run), `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
 `store` (embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices
-differ), `config`, `events`, `files` and `errors`.
+differ), `options` (by name, to `config`, the options of each stage), `events`, `files` and `errors`.
 """
 
 from gpu_cluster.api import compare, embed, predict, run

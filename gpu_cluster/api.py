@@ -13,12 +13,13 @@ import numpy.typing as npt
 from gpu_cluster import features, picture, vgg16
 from gpu_cluster.backend import select
 from gpu_cluster.compare import run_compare
-from gpu_cluster.config import EmbedConfig, StoreConfig, build_config, check_options
+from gpu_cluster.config import EmbedConfig, StoreConfig
 from gpu_cluster.embed import check_precision
 from gpu_cluster.embed import embed as embed_manifest
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import scan
+from gpu_cluster.options import build_config, check_options
 from gpu_cluster.pipeline import run_job
 from gpu_cluster.predict import Prediction, run_predict
 from gpu_cluster.results import Comparison, Manifest, RunResult, printable

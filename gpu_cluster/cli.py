@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import signal
 import sys
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,14 +17,15 @@ import typer
 import gpu_cluster
 from gpu_cluster.cache import inspect, prune, verify
 from gpu_cluster.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
-from gpu_cluster.config import build_config, describe
 from gpu_cluster.doctor import diagnose
 from gpu_cluster.errors import GpuClusterError, InterruptedJobError, StoreError
-from gpu_cluster.events import Observer, Observers
+from gpu_cluster.events import Observers
+from gpu_cluster.options import build_config, describe
 from gpu_cluster.page import write_page
 from gpu_cluster.predict import run_predict
 from gpu_cluster.results import Manifest, printable
 from gpu_cluster.selftest import run_selftest
+from gpu_cluster.signals import Signals, Terminated
 from gpu_cluster.store import default_root
 from gpu_cluster.terminal import (
     TerminalObserver,
@@ -402,7 +401,7 @@ def main() -> None:
             traceback.print_exc()
         _print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
         code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
-    except (KeyboardInterrupt, typer.Abort, _Terminated):
+    except (KeyboardInterrupt, typer.Abort, Terminated):
         _print_error("interrupted; no results were written: run the same command again to go on")
         code = 128 + (_signals.number or signal.SIGINT)
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
@@ -414,49 +413,7 @@ def main() -> None:
     sys.exit(code)
 
 
-class _Terminated(BaseException):
-    """SIGTERM came; raised where the job is, so that what it staged is cleared away."""
-
-
-class _Signals(Observer):
-    """Ends the job on Ctrl-C and SIGTERM: at once, or, while it embeds, when the current shard is kept."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._stage: str | None = None
-
-    def listen(self) -> None:
-        """Take the signals; SIGINT not where it is ignored, as in the background of a shell."""
-        signal.signal(signal.SIGTERM, self._handle)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._handle)
-
-    def stage_started(self, stage: str) -> None:
-        self._stage = stage
-
-    def stage_finished(self, stage: str, elapsed_s: float) -> None:
-        self._stage = None
-
-    def stage_failed(self, stage: str) -> None:
-        self._stage = None
-
-    def stopping(self) -> bool:
-        return self.number is not None
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        first = self.number is None
-        self.number = number if first else self.number
-        # Schedulers signal more than once, so a second TERM says nothing new; a second Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if first and self._stage == "embed":
-            os.write(2, b"interrupted: finishing the current shard; Ctrl-C ends at once, and loses it\n")
-            return
-        # Nothing may break into the clearing away.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
-
-
-_signals = _Signals()
+_signals = Signals()
 
 
 def _print_error(message: str) -> None:

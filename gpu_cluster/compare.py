@@ -16,20 +16,13 @@ import numpy as np
 from gpu_cluster import cluster as clusters
 from gpu_cluster import features, kmeans, vgg16
 from gpu_cluster.backend import Array, Backend
-from gpu_cluster.config import (
-    Algorithm,
-    CompareConfig,
-    EmbedConfig,
-    JobConfig,
-    ReduceConfig,
-    build_config,
-    command_line,
-)
+from gpu_cluster.config import Algorithm, CompareConfig, EmbedConfig, JobConfig, ReduceConfig
 from gpu_cluster.embed import embed
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.features import Extractor
 from gpu_cluster.job import Job, filled, memory_error_explained, nothing_readable, prepare
+from gpu_cluster.options import build_config, command_line
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_comparison, write_run_record
 from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection
@@ -88,9 +81,9 @@ def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparis
     with events.stage("scan"):
         names = _known(config.compare.features, FEATURES, "--features") or default_features()
         algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
-        weights = vgg16.find_weights(config.embed.weights)
-        recipes = [_recipe(name, weights, config) for name in names]
-        job = prepare(config, weights, events, prefix="compare-")
+        job, recipes = prepare(
+            config, events, lambda weights: [_recipe(name, weights, config) for name in names], prefix="compare-"
+        )
     if not config.compare.features and len(job.manifest) > MOST_IMAGES:
         recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
         events.notice(

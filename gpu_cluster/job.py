@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gpu_cluster import picture, run_folder, vgg16
 from gpu_cluster.backend import Backend, Choice, select
@@ -17,6 +18,8 @@ from gpu_cluster.images import discover, scan
 from gpu_cluster.results import Findings, Manifest, RunResult, printable
 from gpu_cluster.store import Store, open_store
 from gpu_cluster.sweep import check_ks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,13 @@ class Job:
         )
 
 
-def prepare(config: JobConfig, weights: vgg16.Weights, events: Recorder, *, prefix: str = "") -> Job:
-    """Look at the device, the options, the folder and every picture: what is wrong with them is found here.
+def prepare(
+    config: JobConfig, events: Recorder, make: Callable[[vgg16.Weights], T], *, prefix: str = ""
+) -> tuple[Job, T]:
+    """Look at the device, the options, the weights, the folder and every picture, the dearest last.
 
-    `prefix` comes before the name of the run folder where none is given.
+    Also makes of the weights what the job embeds with. `prefix` comes before the name of the run folder where none is
+    given.
 
     Raises
     ------
@@ -64,10 +70,12 @@ def prepare(config: JobConfig, weights: vgg16.Weights, events: Recorder, *, pref
     check_precision(config.embed, choice.backend)
     manifest = discover(config.input, events)
     check_ks(config.sweep, len(manifest))
+    weights = vgg16.find_weights(config.embed.weights)
+    made = make(weights)
     folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
     store = open_store(config.store, events)
     manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
-    return Job(config, events, weights, choice, manifest, store, folder)
+    return Job(config, events, weights, choice, manifest, store, folder), made
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_cluster import features, vgg16
+from gpu_cluster import features
 from gpu_cluster.backend import Backend
 from gpu_cluster.cluster import cluster
-from gpu_cluster.config import JobConfig, command_line
+from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import embed
 from gpu_cluster.errors import GpuClusterError, JobError
 from gpu_cluster.events import Observer, Recorder
@@ -18,6 +18,7 @@ from gpu_cluster.features import Extractor
 from gpu_cluster.job import Job, filled, memory_error_explained, nothing_readable, prepare
 from gpu_cluster.layout import lay_out
 from gpu_cluster.model import Model, save_model
+from gpu_cluster.options import command_line
 from gpu_cluster.page import write_page
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_report, write_run_record
@@ -42,9 +43,7 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
     """
     events = Recorder(observer or Observer())
     with events.stage("scan"):
-        weights = vgg16.find_weights(config.embed.weights)
-        extractor = features.of_vgg16(weights, config.embed)
-        job = prepare(config, weights, events)
+        job, extractor = prepare(config, events, lambda weights: features.of_vgg16(weights, config.embed))
     with filled(job) as stage:
         manifest, findings = _find(job, extractor)
         result = job.result(manifest, findings)

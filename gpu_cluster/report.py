@@ -20,6 +20,7 @@ from gpu_cluster import plots
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.files import write_whole
+from gpu_cluster.options import NOT_RECORDED
 from gpu_cluster.results import Compared, Comparison, Findings, Manifest, RunResult, Scores, printable
 
 
@@ -99,8 +100,7 @@ def write_run_record(stage: Path, result: RunResult, *, command: str, backend: B
     """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
     manifest, findings = result.manifest, result.findings
     _write_parquet(stage / "manifest.parquet", _manifest_table(manifest, backend))
-    # The output of a run is not part of its recipe: repeating a run must not overwrite it, nor do over what is kept.
-    config = result.config.model_dump(mode="json", exclude={"report": {"out"}, "store": {"force", "rehash"}})
+    config = result.config.model_dump(mode="json", exclude={name: set(some) for name, some in NOT_RECORDED.items()})
     path, sha256 = result.weights
     _write_json(
         stage / "run.json",

@@ -17,10 +17,11 @@ import numpy as np
 from gpu_cluster import features, vgg16
 from gpu_cluster.backend import Backend, CpuBackend, select
 from gpu_cluster.cluster import cluster
-from gpu_cluster.config import Device, JobConfig, build_config
+from gpu_cluster.config import Device, JobConfig
 from gpu_cluster.embed import embed
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images import discover, scan
+from gpu_cluster.options import build_config
 from gpu_cluster.reduce import reduce
 from gpu_cluster.results import FloatArray, IntArray, Manifest
 from gpu_cluster.score import score

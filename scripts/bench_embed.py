@@ -20,10 +20,11 @@ import numpy as np
 
 from gpu_cluster import features, vgg16
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import build_config, shipped_data
+from gpu_cluster.config import shipped_data
 from gpu_cluster.embed import embed
 from gpu_cluster.events import Observer
 from gpu_cluster.images import scan
+from gpu_cluster.options import build_config
 from gpu_cluster.results import Manifest
 
 

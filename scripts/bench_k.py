@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import SweepConfig, build_config
+from gpu_cluster.config import SweepConfig
 from gpu_cluster.events import Observer
+from gpu_cluster.options import build_config
 from gpu_cluster.reduce import reduce
 from gpu_cluster.sweep import CLEAR_AGREEMENT, choose, sweep_k
 from scripts.labelled_sets import embedded, image_sets, subsets

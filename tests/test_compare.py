@@ -27,8 +27,9 @@ from gpu_cluster import features, plots, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.cli import app
 from gpu_cluster.cluster import of_labels
-from gpu_cluster.config import JobConfig, options_of
+from gpu_cluster.config import JobConfig
 from gpu_cluster.errors import ConfigError, WeightsError
+from gpu_cluster.options import options_of
 from gpu_cluster.report import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
 

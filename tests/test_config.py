@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gpu_cluster.config import SECTION_OF, JobConfig, build_config, describe, parse_k_range
+from gpu_cluster.config import JobConfig, parse_k_range
 from gpu_cluster.errors import ConfigError
+from gpu_cluster.options import SECTION_OF, build_config, describe
 
 
 def written(folder: Path, text: str, name: str = "options.toml") -> Path:
@@ -238,6 +239,21 @@ def test_a_config_written_to_a_run_record_reads_back_the_same(tmp_path, options)
     config = build_config(**options)
     record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
     assert build_config(record) == config
+
+
+def test_what_the_record_of_an_earlier_version_does_not_hold_is_told(tmp_path, caplog):
+    content = build_config(k=7).model_dump(
+        mode="json", exclude={"report": {"out"}, "store": {"force"}, "compare": True}
+    )
+    del content["embed"]["pooling"], content["seed"]
+    record = written(tmp_path, json.dumps({"config": content}), "run.json")
+    build_config(record, pooling="max", labels=None)
+    assert [entry.getMessage() for entry in caplog.records] == [
+        f"'{record}', of an earlier version, does not say --seed: taken is 0, the default of this version"
+    ]
+    caplog.clear()
+    assert build_config(record, seed=1).embed.pooling == "gem-4-5"
+    assert "does not say --pooling: taken is gem-4-5" in caplog.text
 
 
 def test_a_flag_goes_over_a_run_record(tmp_path):

@@ -19,9 +19,9 @@ from sklearn.preprocessing import MinMaxScaler
 from gpu_cluster import vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.cluster import cluster
-from gpu_cluster.config import build_config
 from gpu_cluster.events import Observer
 from gpu_cluster.images import discover
+from gpu_cluster.options import build_config
 from gpu_cluster.reduce import reduce
 from gpu_cluster.results import Embeddings, Findings
 from gpu_cluster.score import score

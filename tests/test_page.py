@@ -23,8 +23,9 @@ from selenium.webdriver.remote.webelement import WebElement
 
 import gpu_cluster
 from gpu_cluster import page
-from gpu_cluster.config import build_config, command_line, shipped_data
+from gpu_cluster.config import shipped_data
 from gpu_cluster.errors import DataError
+from gpu_cluster.options import build_config, command_line
 from gpu_cluster.page import visible, write_page
 from gpu_cluster.results import printable
 from gpu_cluster.thumbnails import Thumbnails

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_cluster.config import build_config
+from gpu_cluster.options import build_config
 from scripts.bench_quality import Quality, quality
 from scripts.labelled_sets import embedded
 

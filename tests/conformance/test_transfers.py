@@ -10,10 +10,10 @@ import pytest
 
 from gpu_cluster.backend import Array
 from gpu_cluster.cluster import cluster
-from gpu_cluster.config import build_config
 from gpu_cluster.events import Observer
 from gpu_cluster.kmeans import START_ROWS
 from gpu_cluster.layout import lay_out
+from gpu_cluster.options import build_config
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_report
 from gpu_cluster.results import Embeddings, FileFacts, Findings, Manifest
