@@ -318,6 +318,7 @@ def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
 # Terminals and files that are none
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_job(tmp_path):
     write_pictures(tmp_path / "pictures", 12)
     command = f"{COMMAND} run pictures --k-range 2:3 --image-size 32 --out run | true"
@@ -325,6 +326,7 @@ def test_a_reader_that_goes_away_does_not_end_the_job(tmp_path):
     assert (tmp_path / "run" / "assignments.csv").is_file(), done.stderr
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_encode_are_shown_with_escapes(tmp_path):
     for folder in ("Blüte", "Rose"):
         write_pictures(tmp_path / "in" / folder, 3)

@@ -76,7 +76,7 @@ def test_what_is_printed_is_the_table_that_is_left(compared):
     assert compared.json("run.json")["config"]["sweep"]["k"] == 10
 
 
-def test_features_are_computed_once(compared, tmp_path):
+def test_features_are_computed_once(tmp_path):
     write_pictures(tmp_path / "in", 12)
     for folder in ("first", "again"):
         found = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / folder)
@@ -107,8 +107,6 @@ def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_text("no picture")
     given = ("compare", tmp_path / "in", "--features", "colours", "--algorithms", "ward", "--k", "2")
-    allowed = command(*given, out=tmp_path / "run")
-    assert allowed.code == 0, allowed.err
     done = command(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
     assert done.code == 3
     assert done.err.splitlines()[-1].startswith(
@@ -184,6 +182,7 @@ def test_features_below_0_have_no_square_root(tmp_path):
         gpu_cluster.compare(features=["convnexttiny"], scaling="sqrt-l2", out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["gpu_cluster.compare"], "MOST_IMAGES", 5)
     write_pictures(tmp_path / "in", 6)

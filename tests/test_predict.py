@@ -44,7 +44,7 @@ def predicted(run: Path, *images: Path, **options: Any) -> pd.DataFrame:
     return pd.read_parquet(out)
 
 
-@pytest.mark.parametrize("preset", ["default", "notebook"])
+@pytest.mark.parametrize("preset", ["default", pytest.param("notebook", marks=pytest.mark.slow)])
 def test_the_training_pictures_get_their_clusters_and_distances_back(tmp_path, sample_run, preset):
     folder = sample_run.folder
     if preset == "notebook":
@@ -104,6 +104,7 @@ def test_tables_beside_the_pictures_are_not_taken_for_labels(tmp_path, trained):
     assert len(pd.read_csv(tmp_path / "p.csv")) == 2
 
 
+@pytest.mark.slow
 def test_bad_files_are_in_a_table_of_their_own_and_too_many_are_3(tmp_path, trained):
     write_pictures(tmp_path / "in", 2)
     for name in ("a.png", "b.png", "c.png"):

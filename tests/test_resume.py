@@ -307,6 +307,7 @@ def test_the_exit_code_of_a_job_that_is_signalled_tells_the_signal(stopped):
     assert job.code == expected
 
 
+@pytest.mark.slow
 def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
     job, _ = stopped
     assert job.line.startswith(
@@ -477,6 +478,7 @@ def code_and_engines_loaded(*arguments: str | Path) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_first_run_imports_tensorflow(tmp_path):
     # Or else the test that a rerun does not import it would show nothing.
     write_pictures(tmp_path / "in", 3)
@@ -513,6 +515,7 @@ def test_the_verdict_on_a_damaged_file_is_kept_and_reported_again_without_tensor
     assert (tmp_path / "run" / "bad_files.csv").read_text() == reported
 
 
+@pytest.mark.slow
 def test_nothing_but_damaged_files_is_reported_again_without_tensorflow(tmp_path):
     for file in write_pictures(tmp_path / "in", 2):
         file.write_bytes(file.read_bytes()[:-100])
