@@ -308,10 +308,9 @@ def _answer(run: _Run) -> str:
 def _facts(run: _Run) -> str:
     record, files = run.record, run.record["files"]
     seconds = sum(record["stages_s"].values())
-    found = (
-        f"{files['found']:,} files found: {files['ok']:,} ok, {files['bad']:,} bad, {files['duplicate']:,} duplicates"
-    )
-    return f"{found}. On the {record['device']} ({record['processor']}), {seconds:.1f} s."
+    counts = f"{files['ok']:,} ok, {files['bad']:,} bad, {_count(files['duplicate'], 'duplicate')}"
+    where = f"On the {record['device']} ({record['processor']}), {seconds:.1f} s."
+    return f"{_count(files['found'], 'file')} found: {counts}. {where}"
 
 
 def _map_words(run: _Run, n_thumbnails: int) -> str:
