@@ -402,11 +402,13 @@ def main() -> None:
         _print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
         code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
     except (KeyboardInterrupt, typer.Abort, Terminated):
-        _print_error("interrupted; no results were written: run the same command again to go on")
-        code = 128 + (_signals.number or signal.SIGINT)
+        code = _print_interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
         if debug:
             traceback.print_exc()
+        if _signals.number is not None:
+            # A C extension that is being imported makes an ImportError of whatever a signal raises in it.
+            sys.exit(_print_interrupted())
         found = " ".join(str(error).split())
         _print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
         code = 1
@@ -414,6 +416,12 @@ def main() -> None:
 
 
 _signals = Signals()
+
+
+def _print_interrupted() -> int:
+    """Say that nothing came of it, and return the exit code of a process that a signal ended."""
+    _print_error("interrupted; no results were written: run the same command again to go on")
+    return 128 + (_signals.number or signal.SIGINT)
 
 
 def _print_error(message: str) -> None:

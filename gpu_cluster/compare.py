@@ -111,7 +111,8 @@ def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], M
     rows: list[Compared] = []
     manifest, k = job.manifest, job.config.sweep.k
     for recipe in recipes:
-        more, manifest, k = _of_recipe(job, recipe, k)
+        # What was bad for one recipe is for those that follow, so that all of them group the same pictures.
+        more, manifest, k = _of_recipe(replace(job, manifest=manifest), recipe, k)
         if not more:
             break
         rows += more
@@ -221,7 +222,9 @@ def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
         elapsed_s = time.perf_counter() - start
         stability = _stability(x, found, lambda part: group(part, min(k, part.shape[0])), config.seed, backend)
     # One algorithm's library that fails on one space costs its row, not what the others took hours for.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if job.events.stopping():
+            raise
         why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
         job.events.notice(f"{space.recipe.name}, {algorithm} {why}")
         return replace(row, reason=why)

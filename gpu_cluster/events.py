@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from gpu_cluster.errors import InterruptedJobError
+
 
 class Observer:
     """An observer that ignores everything; the others override what they need."""
@@ -110,7 +112,15 @@ class Recorder(Observers):
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Time the stage that runs in the `with` block."""
+        """Time the stage that runs in the `with` block.
+
+        Raises
+        ------
+        InterruptedJobError
+            When an observer asks to stop: at the latest here, should what a signal raised have been swallowed.
+        """
+        if self.stopping():
+            raise InterruptedJobError("interrupted; no results were written: run the same command again to go on")
         self.stage_started(stage)
         start = time.perf_counter()
         try:
