@@ -38,8 +38,8 @@ CONTENTS = _MARKS | {
 }
 
 
-# A page half written, as a kill leaves it.
-_PARTIAL = re.compile(r"\.report\.html\..*\.tmp")
+# One of these half written, as a kill leaves it (`files.write_whole`).
+_PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
 
 
 def is_run_folder(names: Iterable[str]) -> bool:

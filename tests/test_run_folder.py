@@ -80,12 +80,16 @@ def test_an_earlier_run_that_holds_other_files_is_refused(tmp_path):
         choose(out, name="run", inputs=())
 
 
-def test_a_page_half_written_by_a_kill_does_not_make_a_run_somebodys_work(tmp_path):
+def test_a_file_half_written_by_a_kill_is_nobodys_work(tmp_path):
     out = run_folder(tmp_path / "run")
     (out / ".report.html.77-12ab34cd.tmp").write_text("<!doctype")
+    dead = tmp_path / ".run.abcd1234"
+    dead.mkdir()
+    (dead / ".bad_files.csv.77-12ab34cd.tmp").write_text("path,rea")
     with staged(choose(out, name="run", inputs=())) as stage:
         (stage.path / "run.json").write_text("new")
     assert contents(out) == {"run.json": "new"}
+    assert not dead.exists()
 
 
 def test_the_list_of_contents_is_what_a_run_and_a_comparison_leave(sample_run, tmp_path):
