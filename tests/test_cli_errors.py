@@ -294,6 +294,7 @@ def has_embedded(place: Path) -> bool:
     return any('"stage": "embed", "done"' in log.read_text() for log in place.glob("**/.*/events.jsonl"))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_143_and_leaves_nothing(tmp_path):
     code, found = stop(tmp_path, signal.SIGTERM)
     assert code == 143

@@ -102,6 +102,7 @@ def test_bad_files_are_told_and_left_out(tmp_path):
     assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == ["broken.png"]
 
 
+@pytest.mark.slow
 def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
     write_pictures(tmp_path / "in", 6)
     for name in ("a.png", "b.png"):
@@ -125,6 +126,7 @@ def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
     assert not (done.folder / "compare.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_is_repeated_by_its_record_and_by_its_command(tmp_path):
     write_pictures(tmp_path / "in", 12)
     given: dict[str, Any] = {"features": ["hog", "colours"], "algorithms": ["ward", "kmeans"], "image_size": 32, "k": 3}

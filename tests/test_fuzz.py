@@ -236,6 +236,7 @@ def test_a_few_mutations_of_every_kind_end_by_pillow_in_a_picture_or_a_reason(tm
     assert found["slowest_s"] < MAX_SECONDS_A_FILE
 
 
+@pytest.mark.slow
 def test_a_few_mutations_of_jpeg_and_png_end_by_tensorflow_in_a_picture_or_a_reason(tmp_path):
     names = of_tensorflow()
     found = fuzz("tensorflow", tmp_path, names, 15, timeout_s=120)

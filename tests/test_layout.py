@@ -88,6 +88,7 @@ def similar_in(folder: Path) -> set[tuple[str, str]]:
     return {tuple(sorted(pair)) for pair in table[["path", "other"]].itertuples(index=False)}
 
 
+@pytest.mark.slow
 def test_a_picture_saved_again_is_found_and_others_are_not(tmp_path, sample_images):
     (tmp_path / "in").mkdir()
     for file in sample_images[:30]:

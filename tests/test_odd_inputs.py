@@ -229,6 +229,7 @@ def test_a_carriage_return_in_a_name_does_not_break_the_tables(tmp_path):
 # The record of a run
 
 
+@pytest.mark.slow
 def test_the_record_of_a_run_repeats_it_from_another_folder_in_another_process(tmp_path, monkeypatch):
     write_pictures(tmp_path / "here" / "in", 8)
     rows = [f"in/{n:03d}.png,{n % 2}\n" for n in range(8)]

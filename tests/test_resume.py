@@ -442,6 +442,7 @@ def test_pictures_added_are_all_that_is_computed(tmp_path, sample_images):
     assert len(assignments(result)) == 30
 
 
+@pytest.mark.slow
 def test_pictures_added_and_removed_again_leave_the_result_as_it_was(tmp_path, sample_images):
     (tmp_path / "in").mkdir()
     for file in sample_images[:40:2]:
@@ -495,6 +496,7 @@ def test_a_rerun_imports_no_tensorflow_and_has_no_speed(tmp_path):
     assert (record["n_computed"], record["images_per_s"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_a_rerun_that_sweeps_and_scores_labels_imports_no_tensorflow(tmp_path):
     for folder in ("daisy", "rose"):
         write_pictures(tmp_path / "in" / folder, 6)
@@ -503,6 +505,7 @@ def test_a_rerun_that_sweeps_and_scores_labels_imports_no_tensorflow(tmp_path):
     assert code_and_engines_loaded(*arguments) == [0, []]
 
 
+@pytest.mark.slow
 def test_the_verdict_on_a_damaged_file_is_kept_and_reported_again_without_tensorflow(tmp_path):
     files = write_pictures(tmp_path / "in", 4)
     # The header is whole, so only decoding tells.
@@ -635,6 +638,7 @@ def write_where_clocks_tick_in_seconds(file: Path, content: bytes) -> None:
     os.utime(file, (second, second))
 
 
+@pytest.mark.slow
 def test_a_change_in_the_same_tick_of_the_clock_as_the_scan_is_noticed_by_the_next_run(tmp_path):
     file, other = write_pictures(tmp_path / "in", 2, suffix=".bmp")
     contents = file.read_bytes(), other.read_bytes()
