@@ -123,13 +123,17 @@ def run(
     --max-bad-fraction; 130 or 143 interrupted: what was embedded is kept, and the same command goes on from there.
     """
     options = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB}
-    logging.basicConfig(format="%(name)s: %(message)s")
-    logging.getLogger("gpu_cluster").setLevel(logging.INFO if verbose else logging.WARNING)
+    _log(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
     observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
     result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
     if not quiet:
         print_summary(result)
     raise typer.Exit(_bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / "bad_files.csv"))
+
+
+def _log(level: int) -> None:
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("gpu_cluster").setLevel(level)
 
 
 def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None) -> int:
@@ -260,16 +264,17 @@ def compare(
 ) -> None:
     """Compare features and algorithms on the same pictures: one table and one plot.
 
-    The same k for all: --k, or the one chosen in the space of the first features. Options of clustering hold for all
-    features but the notebook's. Features are kept between runs as the embeddings are. Scores within a space
-    (silhouette) compare algorithms, not features; stability is the adjusted Rand index of the groups with those of five
-    random subsamples of 80%.
+    The same k for all: --k, or the one chosen in the space of the first features. The notebook's recipe has its own
+    --resize, --fit, --scaling, --pca, --whitening and --normalize. Features are kept between runs as the embeddings
+    are. Scores within a space (silhouette) compare algorithms, not features; stability is the adjusted Rand index of
+    the groups with those of five random subsamples of 80%.
 
     Exit codes: as of run.
     """
     options = {
         name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "features", "algorithms"}
     }
+    _log(logging.ERROR if quiet else logging.WARNING)
     observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
     found = gpu_cluster.compare(
         images or (),
@@ -408,10 +413,11 @@ def main() -> None:
             traceback.print_exc()
         if _signals.number is not None:
             # A C extension that is being imported makes an ImportError of whatever a signal raises in it.
-            sys.exit(_print_interrupted())
-        found = " ".join(str(error).split())
-        _print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
-        code = 1
+            code = _print_interrupted()
+        else:
+            found = " ".join(str(error).split())
+            _print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
+            code = 1
     sys.exit(code)
 
 

@@ -18,14 +18,14 @@ from gpu_cluster import features, kmeans, vgg16
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.config import Algorithm, CompareConfig, EmbedConfig, JobConfig, ReduceConfig
 from gpu_cluster.embed import embed
-from gpu_cluster.errors import ConfigError
+from gpu_cluster.errors import ConfigError, JobError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.features import Extractor
-from gpu_cluster.job import Job, filled, memory_error_explained, nothing_readable, prepare
+from gpu_cluster.job import Job, filled, nothing_readable, prepare
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.reduce import reduce
 from gpu_cluster.report import write_bad_files, write_comparison, write_run_record
-from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection
+from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection, printable
 from gpu_cluster.score import score
 from gpu_cluster.sweep import sweep_k
 
@@ -35,6 +35,9 @@ MOST_IMAGES = 20_000
 
 # Of the features taken without being named above that: 25,088 numbers each would be 2 GB and more.
 _MOST_FEATURES = 10_000
+
+# What the reason of a row begins with that was tried, and not left out.
+_FAILED = "failed"
 
 # Of the stability; the share is Ben-Hur, Elisseeff and Guyon's (2002).
 _N_SUBSAMPLES, _SUBSAMPLE = 5, 0.8
@@ -74,12 +77,14 @@ def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparis
         When the weights of a network asked for are not on this machine.
     NothingReadableError
         When no file could be decoded; the folder then holds the reasons.
+    JobError
+        When nothing could be grouped; the folder holds the reasons.
     GpuClusterError
         For everything else that stops a job (see `gpu_cluster.errors`); then no folder is left.
     """
     events = Recorder(observer or Observer())
     with events.stage("scan"):
-        names = _known(config.compare.features, FEATURES, "--features") or default_features()
+        names = _known(config.compare.features, FEATURES, "--features") or _default_features_for(config)
         algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
         job, recipes = prepare(
             config, events, lambda weights: [_recipe(name, weights, config) for name in names], prefix="compare-"
@@ -96,25 +101,42 @@ def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparis
         rows, manifest = _fill(job, recipes)
         write_bad_files(stage.path / "bad_files.csv", manifest)
         found = Comparison(folder=job.folder, config=job.config, manifest=manifest, rows=rows)
-        if rows:
+        readable = len(manifest.bad) < len(manifest)
+        if readable:
             with events.stage("report"):
                 write_comparison(stage.path, found, backend=job.backend)
         command = command_line(job.config, "compare")
         write_run_record(stage.path, job.result(manifest), command=command, backend=job.backend)
-    if not rows:
+    if not readable:
         raise nothing_readable(manifest, stage.folder)
+    failed = [row.reason for row in rows if row.reason is not None and row.reason.startswith(_FAILED)]
+    if failed and all(row.reason is not None for row in rows):
+        raise JobError(
+            f"nothing could be grouped; the reasons are in {printable(str(stage.folder / 'compare.csv'))!r}, "
+            f"the first: {failed[0]}"
+        )
     return replace(found, folder=stage.folder)
 
 
+def _default_features_for(config: JobConfig) -> tuple[str, ...]:
+    """Return the default features that the options can be applied to."""
+    names = default_features()
+    if config.reduce.scaling != "sqrt-l2":
+        return names
+    return tuple(name for name in names if not _has_below_0(name))
+
+
+def _has_below_0(name: str) -> bool:
+    return name in features.KERAS_MODELS and features.KERAS_MODELS[name].below_0
+
+
 def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
-    """Return every row of the table, none where no file could be decoded, and the manifest with what is bad."""
+    """Return every row of the table, and the manifest with what is bad."""
     rows: list[Compared] = []
     manifest, k = job.manifest, job.config.sweep.k
     for recipe in recipes:
-        # What was bad for one recipe is for those that follow, so that all of them group the same pictures.
+        # What turned out bad with one recipe is left out by those that follow.
         more, manifest, k = _of_recipe(replace(job, manifest=manifest), recipe, k)
-        if not more:
-            break
         rows += more
     return tuple(rows), manifest
 
@@ -122,32 +144,47 @@ def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], M
 def _of_recipe(job: Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
     """Return the rows of one kind of features, and k: when this returns, the space has left the memory."""
     events, backend = job.events, job.backend
+    algorithms, manifest = job.config.compare.algorithms, job.manifest
     start = time.perf_counter()
-    with events.stage("embed"):
-        events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
-        embeddings = embed(
-            job.manifest,
-            recipe.extractor,
-            recipe.embed,
-            store=job.store,
-            store_config=job.config.store,
-            backend=backend,
-            observer=events,
-        )
-    manifest = job.manifest.with_bad(embeddings.bad)
-    n, d = embeddings.x.shape
-    if not n:
-        return [], manifest, k
-    with memory_error_explained(n, d, backend):
+    try:
+        with events.stage("embed"):
+            events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
+            embeddings = embed(
+                manifest,
+                recipe.extractor,
+                recipe.embed,
+                store=job.store,
+                store_config=job.config.store,
+                backend=backend,
+                observer=events,
+            )
+        manifest = manifest.with_bad(embeddings.bad)
+        n = len(embeddings.rows)
+        if not n:
+            return _without_result(recipe, algorithms, "left out: no file can be decoded"), manifest, k
         with events.stage("reduce"):
             projection = reduce(embeddings, recipe.reduce, sweep_space="projection", backend=backend)
         elapsed_s = time.perf_counter() - start if embeddings.n_computed >= n - len(manifest.duplicates) else None
         space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
         if k is None:
             k = _choose_k(job, space)
-        with events.stage("cluster"):
-            rows = [_compare(job, space, algorithm, k) for algorithm in job.config.compare.algorithms]
+    except MemoryError as error:
+        # Other features may be a hundredth of the size.
+        return _without_result(recipe, algorithms, _failure(job, recipe, error)), manifest, k
+    with events.stage("cluster"):
+        rows = [_compare(job, space, algorithm, k) for algorithm in algorithms]
     return rows, manifest, k
+
+
+def _without_result(recipe: _Recipe, algorithms: Sequence[str], why: str) -> list[Compared]:
+    return [Compared(recipe.name, algorithm, "", reason=why) for algorithm in algorithms]
+
+
+def _failure(job: Job, recipe: _Recipe, error: Exception) -> str:
+    """Return why there is no result, as a reason of rows, and say it."""
+    why = f"{_FAILED}: {type(error).__name__} {' '.join(str(error).split())}"
+    job.events.notice(f"{recipe.name} {why}")
+    return why
 
 
 def _choose_k(job: Job, space: _Space) -> int:
@@ -189,7 +226,7 @@ def _recipe(name: str, weights: vgg16.Weights, config: JobConfig) -> _Recipe:
         return _Recipe(name, features.colour_histogram(), embedding, reduction)
     if name == "hog":
         return _Recipe(name, features.oriented_gradients(embedding.image_size), embedding, reduction)
-    if reduction.scaling == "sqrt-l2" and features.KERAS_MODELS[name].below_0:
+    if reduction.scaling == "sqrt-l2" and _has_below_0(name):
         raise ConfigError(f"--scaling sqrt-l2 needs features none of which is below 0; found {name}: leave it out")
     return _Recipe(name, features.of_keras(name, embedding.image_size), embedding, reduction)
 
@@ -221,24 +258,22 @@ def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
         found = backend.to_host(group(x, k))
         elapsed_s = time.perf_counter() - start
         stability = _stability(x, found, lambda part: group(part, min(k, part.shape[0])), config.seed, backend)
+        clustering = clusters.of_labels(space.projection, found, backend=backend)
+        scores = score(
+            space.manifest,
+            space.embeddings,
+            space.projection,
+            clustering,
+            config.score,
+            seed=config.seed,
+            backend=backend,
+            observer=job.events,
+        )
     # One algorithm's library that fails on one space costs its row, not what the others took hours for.
     except Exception as error:
         if job.events.stopping():
             raise
-        why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
-        job.events.notice(f"{space.recipe.name}, {algorithm} {why}")
-        return replace(row, reason=why)
-    clustering = clusters.of_labels(space.projection, found, backend=backend)
-    scores = score(
-        space.manifest,
-        space.embeddings,
-        space.projection,
-        clustering,
-        config.score,
-        seed=config.seed,
-        backend=backend,
-        observer=job.events,
-    )
+        return replace(row, reason=_failure(job, space.recipe, error))
     external = scores.external or {}
     return replace(
         row,

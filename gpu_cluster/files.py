@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
 def write_whole(path: Path, content: Any) -> None:
     """Write bytes to a file that is then whole and on the disk; if that fails, what was there before stays.
+
+    Its name is on the disk, too, where the file system flushes folders.
 
     Raises
     ------
@@ -18,7 +21,8 @@ def write_whole(path: Path, content: Any) -> None:
     """
     # Not by `tempfile`, whose files are the owner's alone; and other jobs, with other numbers in other containers,
     # may write a file of this name too.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # And of a name that is as long as names may be, only the beginning.
+    partial = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with partial.open("xb") as stream:
             stream.write(content)
@@ -28,8 +32,11 @@ def write_whole(path: Path, content: Any) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # The file is whole under its name by now: a folder that may not be read, or a file system that flushes no folders,
+    # is no failure.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -12,7 +12,7 @@ from gpu_cluster import picture, run_folder, vgg16
 from gpu_cluster.backend import Backend, Choice, select
 from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import check_precision
-from gpu_cluster.errors import DeviceError, NothingReadableError
+from gpu_cluster.errors import NothingReadableError
 from gpu_cluster.events import EventLog, Recorder
 from gpu_cluster.images import discover, scan
 from gpu_cluster.results import Findings, Manifest, RunResult, printable
@@ -88,20 +88,6 @@ def filled(job: Job) -> Iterator[run_folder.Staged]:
     ):
         job.events.add(EventLog(log))
         yield stage
-
-
-@contextmanager
-def memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
-    """Say what did not fit where, and what helps; NumPy, CuPy and RMM all raise a MemoryError."""
-    try:
-        yield
-    except MemoryError as error:
-        size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
-        raise DeviceError(
-            f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
-            f"{free:.2f} GB free: a smaller --silhouette-sample, --sweep-space projection or fewer --pca components "
-            "need less; or use a device with more memory"
-        ) from error
 
 
 def nothing_readable(manifest: Manifest, folder: Path) -> NothingReadableError:

@@ -115,16 +115,25 @@ def load_model(folder: Path, backend: Backend) -> Model:
     try:
         with np.load(io.BytesIO(stored), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return _read(content, arrays, backend)
-    except MemoryError:
+        embed, scaling = _check(content, arrays)
+    except (MemoryError, ImportError):
         raise
     # Somebody's own model, with the right sum: whatever NumPy, zipfile and the checks stumble over.
     except Exception as error:
         raise _damaged(folder, f"{type(error).__name__} {error}") from error
+    on_device = {name: backend.from_host(array) for name, array in arrays.items()}
+    reduction = Reduction(
+        scaling=scaling,
+        kept=content["reduction"]["kept"],
+        normalize=content["reduction"]["normalize"],
+        **{name: on_device.get(name) for name in _REDUCTION_ARRAYS},
+    )
+    names = content["cluster_labels"]
+    return Model(embed, content["features"], reduction, on_device["centres"], arrays["far_distances"], names)
 
 
-def _read(content: Mapping[str, Any], arrays: Mapping[str, FloatArray], backend: Backend) -> Model:
-    """Build a model of what was read; whatever is wrong with it is one of the errors that `load_model` explains."""
+def _check(content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> tuple[EmbedConfig, str]:
+    """Return what is checked by building it; whatever is wrong with the rest is an error that `load_model` explains."""
     embed = EmbedConfig.model_validate({name: content["embed"][name] for name in _EMBED_OPTIONS})
     facts = content["reduction"]
     scaling = ReduceConfig(scaling=facts["scaling"]).scaling
@@ -154,14 +163,9 @@ def _read(content: Mapping[str, Any], arrays: Mapping[str, FloatArray], backend:
         raise ValueError(f"expected a label or null for each of {k} clusters")
     if d != vgg16.count_features(embed.pooling, embed.image_size):
         raise ValueError(f"expected {vgg16.count_features(embed.pooling, embed.image_size)} features, found {d}")
-    on_device = {name: backend.from_host(array) for name, array in arrays.items()}
-    reduction = Reduction(
-        scaling=scaling,
-        kept=kept,
-        normalize=normalize,
-        **{name: on_device.get(name) for name in _REDUCTION_ARRAYS},
-    )
-    return Model(embed, dict(content["features"]), reduction, on_device["centres"], arrays["far_distances"], labels)
+    if not isinstance(content["features"], dict):
+        raise TypeError("features are no object")
+    return embed, scaling
 
 
 def _damaged(folder: Path, why: str) -> DataError:

@@ -104,9 +104,6 @@ def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> 
         raise ConfigError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(SECTION_OF))}")
     given = _nested({name: value for name, value in options.items() if value is not None})
     from_file = _read_file(Path(file)) if file is not None else {}
-    if _is_record(file):
-        told = {name for name, value in options.items() if value is not None}
-        _warn_of_missing(from_file, file, told | set(CompareConfig.model_fields))
     preset = given.get("preset", from_file.get("preset", JobConfig().preset))
     if "preset" in given and _is_record(file) and from_file.get("preset") != given["preset"]:
         raise ConfigError(
@@ -118,9 +115,13 @@ def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> 
     for layer in layers:
         merged = _merge(merged, layer)
     try:
-        return JobConfig.model_validate(merged)
+        config = JobConfig.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_first_problem(error, file)) from error
+    if file is not None and _is_record(file):
+        told = {name for name, value in options.items() if value is not None}
+        _warn_of_missing(from_file, file, config, told)
+    return config
 
 
 def command_line(config: JobConfig, command: str = "run") -> str:
@@ -184,23 +185,20 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
 
 
-def _warn_of_missing(record: Mapping[str, Any], file: str | os.PathLike[str] | None, others: Set[str]) -> None:
-    """Say which options a record of an earlier version does not hold, but for `others`: they were not there then."""
+def _warn_of_missing(
+    record: Mapping[str, Any], file: str | os.PathLike[str], config: JobConfig, told: Set[str]
+) -> None:
+    """Say what the config holds that a record of an earlier version does not say, nor was told."""
     for name, section in SECTION_OF.items():
-        held = record if section is None else record.get(section)
-        if (
-            not isinstance(held, Mapping)
-            or name in held
-            or name in others
-            or name in NOT_RECORDED.get(section or "", ())
-        ):
-            continue
-        log.warning(
-            "%r, of an earlier version, does not say --%s: taken is %s, the default of this version",
-            os.fspath(file or ""),
-            name.replace("_", "-"),
-            describe(name)[1],
+        held = record if section is None else record.get(section, {})
+        known = (
+            told | NOT_RECORDED.get(section or "", frozenset()) | {"default_range"} | set(CompareConfig.model_fields)
         )
+        if name in held or name in known:
+            continue
+        value = getattr(config if section is None else getattr(config, section), name)
+        flag = name.replace("_", "-")
+        log.warning("%r, of an earlier version, does not say --%s: taken is %s", os.fspath(file), flag, value)
 
 
 def _is_record(file: str | os.PathLike[str] | None) -> bool:

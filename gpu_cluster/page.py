@@ -45,7 +45,7 @@ def write_page(folder: Path) -> Path:
         run = _Run(folder)
         with picture.limited(run.record["config"]["input"]["max_pixels"]):
             content = _render(run).encode()
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     # What is in the folder may be anything.
     except Exception as error:

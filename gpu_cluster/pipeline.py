@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,10 @@ from gpu_cluster.backend import Backend
 from gpu_cluster.cluster import cluster
 from gpu_cluster.config import JobConfig
 from gpu_cluster.embed import embed
-from gpu_cluster.errors import GpuClusterError, JobError
+from gpu_cluster.errors import DeviceError, JobError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.features import Extractor
-from gpu_cluster.job import Job, filled, memory_error_explained, nothing_readable, prepare
+from gpu_cluster.job import Job, filled, nothing_readable, prepare
 from gpu_cluster.layout import lay_out
 from gpu_cluster.model import Model, save_model
 from gpu_cluster.options import command_line
@@ -80,7 +82,7 @@ def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
     n, d = embeddings.x.shape
     if not n:
         return manifest, None
-    with memory_error_explained(n, d, backend):
+    with _memory_error_explained(n, d, backend):
         with events.stage("reduce"):
             projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
         with events.stage("sweep"):
@@ -117,9 +119,27 @@ def _try_page(folder: Path, events: Recorder) -> None:
     """Write the page; hours of work are not lost where that fails, whatever the reason is."""
     try:
         write_page(folder)
-    except Exception as error:  # noqa: BLE001
-        why = str(error) if isinstance(error, GpuClusterError) else f"{type(error).__name__} {error}"
+    except Exception as error:
+        if events.stopping():
+            raise
+        # Not in the words of `gpu-cluster report`, which name a folder: this one is about to change its name.
+        cause = error.__cause__ or error
+        why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
         events.notice(f"No report.html, which `gpu-cluster report` can write later: {why}")
+
+
+@contextmanager
+def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
+    """Say what did not fit where, and what helps; NumPy, CuPy and RMM all raise a MemoryError."""
+    try:
+        yield
+    except MemoryError as error:
+        size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
+        raise DeviceError(
+            f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
+            f"{free:.2f} GB free: a smaller --silhouette-sample, --sweep-space projection or fewer --pca components "
+            "need less; or use a device with more memory"
+        ) from error
 
 
 # A picture is far from all that was clustered where this share of its cluster's pictures are nearer to the centre.

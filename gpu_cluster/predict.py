@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,11 @@ def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | No
     if not config.input.images and config.input.input_list is None:
         raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
     # Written where a link points, as a run folder is.
-    out = out.resolve() if out.is_symlink() else out
+    try:
+        out = out.resolve() if out.is_symlink() else out
+    # Which of them says that a link leads back to itself depends on Python's version.
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: {error}") from error
     with events.stage("scan"):
         _check_out(out)
         backend = select(config.device).backend
@@ -93,8 +98,10 @@ def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | No
     return found
 
 
-# What tells a table of predictions, whose other columns depend on the labels there were, from any other.
+# What tells a table of predictions from any other, and from one to which somebody has added a column of his own. The
+# labels' is there where there were labels.
 _COLUMNS = ("path", "cluster", "distance", "far", "pc1", "pc2", "content_hash")
+_LABEL_COLUMN = "cluster_label"
 
 
 def _check_out(out: Path) -> None:
@@ -105,7 +112,13 @@ def _check_out(out: Path) -> None:
     if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a folder that can be")
     for path, columns in ((out, _COLUMNS), (_bad_files(out), BAD_FILES_COLUMNS)):
-        if os.path.lexists(path) and not set(columns) <= set(_columns_of(path, columns)):
+        try:
+            there = path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"--out: {printable(str(path))!r} cannot be written: {error.strerror}") from error
+        if not stat.S_ISREG(there.st_mode) or (there.st_size and _columns_of(path) - {_LABEL_COLUMN} != set(columns)):
             raise ConfigError(
                 f"--out: {printable(str(path))!r} would be replaced: expected a new file, or what an earlier "
                 "`gpu-cluster predict` wrote; found something else"
@@ -116,21 +129,19 @@ def _bad_files(out: Path) -> Path:
     return out.with_name(f"{out.stem}.bad_files.csv")
 
 
-def _columns_of(path: Path, of_an_empty_file: Sequence[str]) -> Sequence[str]:
-    """Return the columns of a table; none where it is no table, and any where nothing at all is in the file."""
+def _columns_of(path: Path) -> set[str]:
+    """Return the columns of a table; none where it is no table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        if not path.stat().st_size:
-            return of_an_empty_file
         if path.suffix == ".parquet":
-            return list(pq.read_schema(path).names)
+            return set(pq.read_schema(path).names)
         with path.open(encoding="utf-8", newline="") as stream:
             # No table of ours has a longer header.
-            return next(csv.reader([stream.readline(1_000)]), [])
+            return set(next(csv.reader([stream.readline(1_000)]), []))
     except (OSError, ValueError, csv.Error, pa.ArrowException):
-        return []
+        return set()
 
 
 def _check_weights(model: Model, weights: vgg16.Weights) -> None:
@@ -165,7 +176,7 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
     }
     if model.cluster_labels is not None:
         names = backend.frames.Series([model.cluster_labels[label] for label in labels], dtype="str")
-        columns = {"path": columns.pop("path"), "cluster": columns.pop("cluster"), "cluster_label": names, **columns}
+        columns = {"path": columns.pop("path"), "cluster": columns.pop("cluster"), _LABEL_COLUMN: names, **columns}
     table = backend.frames.DataFrame(columns)
     if out.suffix == ".csv":
         content = table.to_csv(index=False, lineterminator="\n").encode()

@@ -217,7 +217,9 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
     yield "results", printable(str(result.folder))
-    yield "report", printable((result.folder.absolute() / "report.html").as_uri())
+    page = result.folder.absolute() / "report.html"
+    if page.is_file():
+        yield "report", printable(page.as_uri())
 
 
 def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:

@@ -28,7 +28,7 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.cli import app
 from gpu_cluster.cluster import of_labels
 from gpu_cluster.config import JobConfig
-from gpu_cluster.errors import ConfigError, WeightsError
+from gpu_cluster.errors import ConfigError, JobError, NothingReadableError, WeightsError
 from gpu_cluster.options import options_of
 from gpu_cluster.report import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
@@ -177,6 +177,43 @@ def test_an_algorithm_that_fails_costs_its_row_and_nothing_else(tmp_path, monkey
     reasons = [row.reason for row in result.rows]
     assert [reason is None for reason in reasons] == [True, True, False, True]
     assert "failed: MemoryError Unable to allocate" in (reasons[2] or "")
+
+
+def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
+    module = sys.modules["gpu_cluster.compare"]
+
+    def reduce(embeddings: Any, *given: Any, **options: Any) -> Projection:
+        if embeddings.x.shape[1] == 256:
+            # What a matrix does that no memory holds.
+            np.empty((1 << 50, 512), np.float32)
+        return real(embeddings, *given, **options)
+
+    real = module.reduce
+    monkeypatch.setattr(module, "reduce", reduce)
+    write_pictures(tmp_path / "in", 12)
+    given: dict[str, Any] = {**FEW, "algorithms": ["kmeans", "ward"], "out": tmp_path / "run"}
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours", "hog"], **given)
+    assert [(row.features, row.reason is None) for row in result.rows] == [
+        *[("colours", False)] * 2,
+        *[("hog", True)] * 2,
+    ]
+    with pytest.raises(JobError, match=r"nothing could be grouped; .*compare\.csv', the first: failed: MemoryError"):
+        gpu_cluster.compare(tmp_path / "in", features=["colours"], **given)
+    assert pd.read_csv(tmp_path / "run" / "compare.csv")["reason"].str.startswith("failed: MemoryError").all()
+
+
+def test_features_below_0_are_not_among_those_taken_for_a_square_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    path = features.keras_weights("convnexttiny")
+    path.parent.mkdir(parents=True)
+    path.write_text("not looked at")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no picture")
+    with pytest.raises(NothingReadableError):
+        gpu_cluster.compare(tmp_path / "in", scaling="sqrt-l2", out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "hog" in record["config"]["compare"]["features"]
+    assert "convnexttiny" not in record["config"]["compare"]["features"]
 
 
 def test_features_below_0_have_no_square_root(tmp_path):

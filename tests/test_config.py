@@ -249,11 +249,21 @@ def test_what_the_record_of_an_earlier_version_does_not_hold_is_told(tmp_path, c
     record = written(tmp_path, json.dumps({"config": content}), "run.json")
     build_config(record, pooling="max", labels=None)
     assert [entry.getMessage() for entry in caplog.records] == [
-        f"'{record}', of an earlier version, does not say --seed: taken is 0, the default of this version"
+        f"'{record}', of an earlier version, does not say --seed: taken is 0"
     ]
     caplog.clear()
     assert build_config(record, seed=1).embed.pooling == "gem-4-5"
     assert "does not say --pooling: taken is gem-4-5" in caplog.text
+
+
+def test_what_is_taken_in_place_of_it_is_what_the_preset_of_the_record_says(tmp_path, caplog):
+    content = build_config(preset="notebook").model_dump(mode="json", exclude={"report": {"out"}, "store": {"force"}})
+    del content["sweep"]["sweep_space"], content["sweep"]["default_range"], content["score"]
+    content["store"].pop("rehash")
+    config = build_config(written(tmp_path, json.dumps({"config": content}), "run.json"))
+    assert config.sweep.sweep_space == "scaled"
+    told = [entry.getMessage().split("does not say ")[1] for entry in caplog.records]
+    assert told == ["--sweep-space: taken is scaled", "--silhouette-sample: taken is 20000", "--holdout: taken is 0.2"]
 
 
 def test_a_flag_goes_over_a_run_record(tmp_path):

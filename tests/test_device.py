@@ -15,7 +15,7 @@ from gpu_cluster.backend import CpuBackend, look_for_gpu, select
 from gpu_cluster.embed import _Network
 from gpu_cluster.errors import ConfigError, DeviceError
 from gpu_cluster.events import Recorder
-from gpu_cluster.job import memory_error_explained
+from gpu_cluster.pipeline import _memory_error_explained
 
 from .conftest import gpu_cluster, write_pictures
 
@@ -106,7 +106,7 @@ def test_out_of_memory_for_a_single_picture_is_an_error_that_says_what_helps():
 def test_out_of_memory_while_clustering_names_the_matrix_and_what_helps():
     with (
         pytest.raises(DeviceError, match=r"matrix of 2000 x 512 float32, 0\.00 GB, .* GB free: .*--silhouette-sample"),
-        memory_error_explained(2000, 512, CpuBackend()),
+        _memory_error_explained(2000, 512, CpuBackend()),
     ):
         # More than any machine has: NumPy refuses at once.
         np.empty((1 << 50, 512), np.float32)

@@ -187,6 +187,36 @@ def test_an_empty_file_and_earlier_predictions_are_replaced_and_a_link_stays_one
         assert (tmp_path / "link.csv").is_symlink()
 
 
+def test_predictions_with_a_column_of_somebodys_own_are_refused_and_stay(tmp_path, trained, sample_images):
+    for name in ("p.csv", "p.parquet"):
+        out = tmp_path / name
+        gpu_cluster.predict(trained, sample_images[:1], out=out)
+        table = predicted_table(out).assign(my_notes="mine")
+        table.to_csv(out, index=False) if name == "p.csv" else table.to_parquet(out)
+        with pytest.raises(ConfigError, match="would be replaced"):
+            gpu_cluster.predict(trained, sample_images[:1], out=out)
+        assert predicted_table(out)["my_notes"].tolist() == ["mine"]
+
+
+def predicted_table(file: Path) -> pd.DataFrame:
+    return pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+
+
+def test_what_is_no_file_is_refused(tmp_path, trained, sample_images):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for name, words in (("pipe", "would be replaced"), ("loop", "cannot be written"), ("n" * 242, "name too long")):
+        with pytest.raises(ConfigError, match=f"(?i){words}"):
+            gpu_cluster.predict(trained, sample_images[:1], out=tmp_path / f"{name}.csv")
+    assert stat.S_ISFIFO((tmp_path / "pipe.csv").lstat().st_mode)
+
+
+def test_a_name_as_long_as_its_list_of_bad_files_allows_is_written(tmp_path, trained, sample_images):
+    out = tmp_path / f"{'n' * 241}.csv"
+    gpu_cluster.predict(trained, sample_images[:1], out=out)
+    assert len(pd.read_csv(out)) == 1
+
+
 @pytest.mark.slow
 def test_a_table_for_which_there_is_no_room_leaves_the_earlier_one(tmp_path, trained):
     out = tmp_path / "p.csv"

@@ -763,33 +763,47 @@ def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp
     assert computed(run(tmp_path / "elsewhere", **TINY, out=tmp_path / "run")) == 0
 
 
-@pytest.mark.parametrize("swallowed", [False, True])
-def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, swallowed):
+# What stands before and after the import that a signal meets: the work, and how it goes on from an ImportError.
+MET = {
+    "raised": ("gpu_cluster.job", "discover", 'raise ImportError("initialization failed")'),
+    "swallowed": ("gpu_cluster.job", "discover", "pass"),
+    "in the page": ("gpu_cluster.page", "_render", 'raise ImportError("initialization failed")'),
+}
+
+
+@pytest.mark.parametrize("met", MET)
+def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, met):
     # While a C extension is imported (here 1 of 150 signals at random moments of scikit-learn's import) what the signal
     # raises becomes an ImportError, which an optional import swallows. A real import would take hundreds of tries.
+    module, name, goes_on = MET[met]
     code = f"""
 import os, signal, sys
-from pathlib import Path
 import gpu_cluster.cli
-import gpu_cluster.job
+import {module}
 
-discover = gpu_cluster.job.discover
+real = {module}.{name}
 
 def meet_an_import(*given, **options):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
     except BaseException:
-        if not {swallowed}:
-            raise ImportError("initialization failed")
-    return discover(*given, **options)
+        {goes_on}
+    return real(*given, **options)
 
-gpu_cluster.job.discover = meet_an_import
-sys.argv = ["gpu-cluster", "run", {str(tmp_path / "in")!r}, "--image-size", "32", "--out", {str(tmp_path / "run")!r}]
+{module}.{name} = meet_an_import
 gpu_cluster.cli.main()
 """
     write_pictures(tmp_path / "in", 6)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    given = ["run", tmp_path / "in", *SMALL, "--k", "2", "--out", tmp_path / "run"]
+    assert_ends_as_signalled(code, given)
+    assert everything(tmp_path) == ["in"]
+    if met == "in the page":
+        run(tmp_path / "in", image_size=32, k=2, out=tmp_path / "run")
+        assert_ends_as_signalled(code, ["report", tmp_path / "run"])
+
+
+def assert_ends_as_signalled(code: str, given: list[str | Path]) -> None:
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 143, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: interrupted; no results were written: run the same")
-    assert everything(tmp_path) == ["in"]
