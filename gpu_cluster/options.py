@@ -189,12 +189,11 @@ def _warn_of_missing(
     record: Mapping[str, Any], file: str | os.PathLike[str], config: JobConfig, told: Set[str]
 ) -> None:
     """Say what the config holds that a record of an earlier version does not say, nor was told."""
+    # Those of another command, and one that no command line has.
+    known = told | _MEANINGLESS["run"] | {"default_range"}
     for name, section in SECTION_OF.items():
         held = record if section is None else record.get(section, {})
-        known = (
-            told | NOT_RECORDED.get(section or "", frozenset()) | {"default_range"} | set(CompareConfig.model_fields)
-        )
-        if name in held or name in known:
+        if name in held or name in known or name in NOT_RECORDED.get(section or "", ()):
             continue
         value = getattr(config if section is None else getattr(config, section), name)
         flag = name.replace("_", "-")
