@@ -102,14 +102,19 @@ def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[i
     if len(ks) == 1:
         return ks[0], "only k tried"
     if config.select == "silhouette" and any(point.silhouette is not None for point in points):
-        return max(points, key=lambda point: -np.inf if point.silhouette is None else point.silhouette).k, "silhouette"
+        return max(points, key=_silhouette).k, "silhouette"
     candidates = _candidates(points, n) if config.select == "agreement" else []
     if candidates:
-        return max(candidates, key=lambda point: point.agreement or 0).k, "agreement"
+        # Groups far apart are found again whatever the start, and so are they where two near ones are taken for one.
+        return max(candidates, key=lambda point: (point.agreement or 0, _silhouette(point))).k, "agreement"
     found = metrics.knee(ks, inertias)
     if found is not None:
         return found, "knee"
     return metrics.farthest_from_chord(ks, inertias), "farthest from the chord"
+
+
+def _silhouette(point: SweepPoint) -> float:
+    return -np.inf if point.silhouette is None else point.silhouette
 
 
 def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:

@@ -3,30 +3,36 @@
 The sets are those of `labelled_sets`: the sample set, scikit-learn's digits (drawn as pictures), folders whose
 subfolders are classes, and seeded subsets of 3 to 10 classes of each. No label takes part in a choice. Prints a row a
 set (chosen k at seed 0, by criterion, for each range that holds the number of classes), and the errors of each
-criterion: over everything, and over the choices that the job does not call unclear.
+criterion: over everything, and over the choices that the job does not call unclear. With --others the criteria of
+`k_criteria` are in the tables, too.
 
-    .venv/bin/python -m scripts.bench_k [--seeds N] [FOLDER...]
+    .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [FOLDER...]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import SweepConfig
+from gpu_cluster.config import JobConfig, SweepConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
 from gpu_cluster.reduce import reduce
+from gpu_cluster.results import Projection, SweepPoint
 from gpu_cluster.sweep import CLEAR_AGREEMENT, choose, sweep_k
+from scripts.k_criteria import Chooser, criteria
 from scripts.labelled_sets import embedded, image_sets, subsets
 
-CRITERIA = ("agreement", "elbow", "silhouette")
+Criterion = Literal["agreement", "elbow", "silhouette"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 RANGES = (10, 15, 20, 30, 40)
 
 
@@ -44,39 +50,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to SEEDS - 1 (default: 3)")
+    parser.add_argument("--others", action="store_true", help="and criteria that the job does not have (far slower)")
     arguments = parser.parse_args()
     choices: dict[str, list[Choice]] = defaultdict(list)
-    columns = " | ".join(f"{criterion}, 2 to {'/'.join(map(str, RANGES))}" for criterion in CRITERIA)
-    print(f"| set | images | classes | agreement there | {columns} |\n|{'---|' * (4 + len(CRITERIA))}")
+    printed = False
     with image_sets(arguments.folders) as sets:
-        for name, options in sets.items():
+        for title, options in sets.items():
             config = build_config(**options)
-            whole = embedded(name, config)
+            whole = embedded(title, config)
             for part in (whole, *subsets(whole)):
                 n, true_k = len(part.labels), part.n_classes
                 projection = reduce(part.embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
-                shown, sure = [], []
+                shown, sure = {}, 0.0
                 for seed in range(arguments.seeds):
-                    swept = SweepConfig(k_range=f"2:{min(max(RANGES), n // 3)}")
-                    given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
-                    points = sweep_k(projection, swept, config.cluster, config.score, **given).points
+                    points = sweep(projection, config, seed)
+                    ks = [point.k for point in points]
+                    choosers: dict[str, Chooser] = {name: partial(choose_by, name, points, n) for name in CRITERIA}
+                    if arguments.others:
+                        choosers |= criteria(projection.sweep_x, ks, seed=seed)
                     agreement = {point.k: point.agreement or 0 for point in points}
-                    for criterion in CRITERIA:
-                        within = [[point for point in points if point.k <= last] for last in RANGES if last >= true_k]
-                        ks = [choose(SweepConfig(select=criterion), some, n)[0] for some in within]
+                    ranges = [[k for k in ks if k <= last] for last in RANGES if last >= true_k]
+                    for criterion, chooser in choosers.items():
+                        chosen = [chooser(some) for some in ranges]
                         choices[criterion] += [
-                            Choice(part.title, k, abs(k - true_k), agreement[k] >= CLEAR_AGREEMENT) for k in ks
+                            Choice(part.title, k, abs(k - true_k), agreement[k] >= CLEAR_AGREEMENT) for k in chosen
                         ]
                         if seed == 0:
-                            shown.append("/".join(map(str, ks)))
-                            sure.append(agreement[ks[-1]])
-                print(f"| {part.title} | {n} | {true_k} | {sure[0]:.2f} | {' | '.join(shown)} |", flush=True)
+                            shown[criterion] = "/".join(map(str, chosen))
+                            sure = agreement[chosen[-1]] if criterion == CRITERIA[0] else sure
+                if not printed:
+                    columns = " | ".join(f"{criterion}, 2 to {'/'.join(map(str, RANGES))}" for criterion in shown)
+                    print(f"| set | images | classes | agreement there | {columns} |\n|{'---|' * (4 + len(shown))}")
+                    printed = True
+                print(f"| {part.title} | {n} | {true_k} | {sure:.2f} | {' | '.join(shown.values())} |", flush=True)
     print("\n| criterion | choices | median error | mean error | at most 1 off | median spread over ranges and seeds |")
     print("|---|---|---|---|---|---|")
-    for criterion in CRITERIA:
-        print_errors(criterion, choices[criterion])
-        if criterion == "agreement":
-            print_errors("agreement, where clear", [choice for choice in choices[criterion] if choice.clear])
+    for name, found in choices.items():
+        print_errors(name, found)
+        if name == CRITERIA[0]:
+            print_errors(f"{name}, where clear", [choice for choice in found if choice.clear])
+
+
+def sweep(projection: Projection, config: JobConfig, seed: int) -> Sequence[SweepPoint]:
+    swept = SweepConfig(k_range=f"2:{min(max(RANGES), projection.sweep_x.shape[0] // 3)}")
+    given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
+    return sweep_k(projection, swept, config.cluster, config.score, **given).points
+
+
+def choose_by(criterion: Criterion, points: Sequence[SweepPoint], n: int, ks: Sequence[int]) -> int:
+    return choose(SweepConfig(select=criterion), [point for point in points if point.k in ks], n)[0]
 
 
 def print_errors(title: str, choices: list[Choice]) -> None:

@@ -1,0 +1,48 @@
+"""Which k is chosen from a space whose groups are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import make_blobs
+
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig
+from gpu_cluster.events import Observer
+from gpu_cluster.results import Projection, Sweep
+from gpu_cluster.sweep import sweep_k
+from scripts.k_criteria import criteria
+
+from .conftest import NO_REDUCTION
+
+
+def blobs(centres: np.ndarray, spread: float = 0.05) -> np.ndarray:
+    x, _ = make_blobs([40] * len(centres), centers=centres, cluster_std=spread, random_state=0)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def swept(x: np.ndarray, **options: Any) -> Sweep:
+    projection = Projection(NO_REDUCTION, x, "as is", x[:, :2], (0.5, 0.5), x, "as is")
+    given: dict[str, Any] = {"seed": 0, "backend": CpuBackend(), "observer": Observer()}
+    return sweep_k(projection, SweepConfig(**options), ClusterConfig(), ScoreConfig(), **given)
+
+
+def test_two_near_groups_are_not_taken_for_one_where_restarts_find_both_whatever_the_start():
+    centres = np.vstack([np.eye(4), [0, 0, 0.6, 1]])
+    found = swept(blobs(centres), k_range="2:8")
+    agreement = {point.k: point.agreement for point in found.points}
+    assert agreement[4] == agreement[5] == 1
+    assert found.best_k == 5
+
+
+def test_copies_of_few_pictures_are_as_many_groups():
+    found = swept(np.repeat(np.eye(4, dtype=np.float32), 30, axis=0), k_range="2:10")
+    assert found.best_k == 4
+
+
+def test_the_criteria_of_the_bench_find_groups_far_apart():
+    found = criteria(blobs(np.eye(6)), range(2, 13), seed=0)
+    chosen = {name: chooser(range(2, 13)) for name, chooser in found.items()}
+    assert chosen == dict.fromkeys(chosen, 6), chosen
+    assert {chooser(range(2, 6)) for chooser in found.values()} <= set(range(2, 6))
