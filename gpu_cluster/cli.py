@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -32,6 +33,7 @@ from gpu_cluster.terminal import (
     print_cache,
     print_comparison,
     print_diagnosis,
+    print_error,
     print_prediction,
     print_summary,
     print_verdict,
@@ -140,7 +142,7 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
     """Return 3, and say why, where more files were bad than that share, else 0."""
     if not manifest.too_many_bad(max_bad_fraction):
         return 0
-    _print_error(
+    print_error(
         f"{len(manifest.bad)} of {len(manifest)} files could not be decoded, more than --max-bad-fraction "
         f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
     )
@@ -389,6 +391,10 @@ _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     _signals.listen()
+    for name in ("stdout", "stderr"):
+        # Python has no stream where the process was started with the descriptor closed.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
         if isinstance(stream, io.TextIOWrapper):
@@ -404,7 +410,7 @@ def main() -> None:
     except (GpuClusterError, typer.TyperException) as error:
         if debug:
             traceback.print_exc()
-        _print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
+        print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
         code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
     except (KeyboardInterrupt, typer.Abort, Terminated):
         code = _print_interrupted()
@@ -416,7 +422,7 @@ def main() -> None:
             code = _print_interrupted()
         else:
             found = " ".join(str(error).split())
-            _print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
+            print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
             code = 1
     sys.exit(code)
 
@@ -426,9 +432,5 @@ _signals = Signals()
 
 def _print_interrupted() -> int:
     """Say that nothing came of it, and return the exit code of a process that a signal ended."""
-    _print_error("interrupted; no results were written: run the same command again to go on")
+    print_error("interrupted; no results were written: run the same command again to go on")
     return 128 + (_signals.number or signal.SIGINT)
-
-
-def _print_error(message: str) -> None:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")

@@ -6,10 +6,13 @@ A terminal gets a progress bar and tables, anything else plain lines.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import numpy as np
 from rich.console import Console
@@ -37,13 +40,38 @@ _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
 _PLAIN_EVERY_S = 5.0
 
 
-class _Terminal(Console):
-    """A console that goes quiet when nobody reads it any more: that must not end a job of hours."""
+class _Patient:
+    """A stream that goes quiet where it cannot be written any more: that must not end a job of hours.
 
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        # Python writes what is left when it ends, and would fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+    Nobody reads a pipe any more, the terminal is gone, or the disk is full on which a log is kept.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._patience():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._patience():
+            self._stream.flush()
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Python writes what is left when it ends, and would fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def _console(stream: TextIO | None = None, **options: Any) -> Console:
+    return Console(file=cast(TextIO, _Patient(stream or sys.stdout)), highlight=False, **options)
 
 
 class _Speed(ProgressColumn):
@@ -55,8 +83,8 @@ class TerminalObserver(Observer):
     """Shows progress on standard error and decisions on standard output."""
 
     def __init__(self) -> None:
-        self._out = _Terminal(soft_wrap=True, highlight=False)
-        self._errors = _Terminal(stderr=True, soft_wrap=True, highlight=False)
+        self._out = _console(soft_wrap=True)
+        self._errors = _console(sys.stderr, soft_wrap=True)
         self._bar: Progress | None = None
         self._started = self._last_line = 0.0
 
@@ -99,9 +127,16 @@ class TerminalObserver(Observer):
             self._errors.print(line, markup=False)
 
 
+def print_error(message: str) -> None:
+    """Print why a command failed, on one line of standard error."""
+    stream = _Patient(sys.stderr)
+    stream.write(f"error: {' '.join(message.split())}\n")
+    stream.flush()
+
+
 def print_summary(result: RunResult) -> None:
     """Print what a job found and where it left it."""
-    console = _Terminal(soft_wrap=True, highlight=False)
+    console = _console(soft_wrap=True)
     findings = result.findings
     if findings is None:
         return
@@ -121,7 +156,7 @@ def print_summary(result: RunResult) -> None:
 
 def print_comparison(found: Comparison) -> None:
     """Print the table of a comparison as Markdown, and where it was left."""
-    console = _Terminal(soft_wrap=True, highlight=False)
+    console = _console(soft_wrap=True)
     for line in comparison_lines(found):
         console.print(line, markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
@@ -129,7 +164,7 @@ def print_comparison(found: Comparison) -> None:
 
 def print_prediction(found: Prediction) -> None:
     """Print how many pictures went where, and where the table is."""
-    console = _Terminal(soft_wrap=True, highlight=False)
+    console = _console(soft_wrap=True)
     n_bad = len(found.manifest.bad)
     console.print(f"files: {len(found.manifest)} found: {len(found.rows)} assigned, {n_bad} bad", markup=False)
     for cluster, count in enumerate(np.bincount(found.labels)):
@@ -143,7 +178,7 @@ def print_prediction(found: Prediction) -> None:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print the checks as a table, what fails with its remedy."""
-    console = _Terminal(soft_wrap=True, highlight=False)
+    console = _console(soft_wrap=True)
     marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
     width = max(len(check.name) for check in diagnosis.checks)
     for check in diagnosis.checks:
@@ -156,7 +191,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
     """Print what is kept between runs, a line a recipe or a scanned folder."""
-    console = _Terminal(soft_wrap=True, highlight=False)
+    console = _console(soft_wrap=True)
     console.print(printable(str(root)), markup=False)
     for recipe in recipes:
         used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")
@@ -173,7 +208,7 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
 def print_verdict(verdict: Verdict) -> None:
     """Print the comparison of the devices, a line each, with the tolerance and the reason for it."""
     # Wide enough for a row a line in a log.
-    console = _Terminal(highlight=False, width=None if _Terminal().is_terminal else 160)
+    console = _console(width=None if sys.stdout.isatty() else 160)
     marks = {True: "ok", False: "MISS", None: ""}
     table = Table(pad_edge=False)
     for title in ("", "", "CPU", "GPU", "error", "tolerance", "why"):

@@ -319,12 +319,44 @@ def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
 # Terminals and files that are none
 
 
+UNHEARD = {
+    "reader gone": "| true",
+    "log full": "> /dev/full",
+    "both full": "> /dev/full 2> /dev/full",
+    "closed": ">&- 2>&-",
+}
+
+
 @pytest.mark.slow
-def test_a_reader_that_goes_away_does_not_end_the_job(tmp_path):
+@pytest.mark.parametrize("output", UNHEARD.values(), ids=UNHEARD)
+def test_a_job_that_can_tell_nobody_is_done_and_ends_with_its_code(tmp_path, output):
     write_pictures(tmp_path / "pictures", 12)
-    command = f"{COMMAND} run pictures --k-range 2:3 --image-size 32 --out run | true"
+    (tmp_path / "pictures" / "bad.png").touch()
+    options = "--k-range 2:3 --image-size 32 --max-bad-fraction 0 --out run"
+    command = f"{COMMAND} run pictures {options} {output}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False)
-    assert (tmp_path / "run" / "assignments.csv").is_file(), done.stderr
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path):
+    write_pictures(tmp_path / "pictures", 12)
+    ours, theirs = os.openpty()
+    command = [str(COMMAND), "run", "pictures", "--k-range", "2:3", "--image-size", "32", "--out", "run"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509 - one system call
+    ) as process:
+        os.close(theirs)
+        assert os.read(ours, 1)
+        os.close(ours)
+        assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.slow
