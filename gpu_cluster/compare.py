@@ -305,8 +305,13 @@ def _grouper(algorithm: str, config: JobConfig, backend: Backend) -> Callable[[A
     return group
 
 
-def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed: int, backend: Backend) -> float:
-    """Return the mean adjusted Rand index of the groups with those of random subsamples grouped by themselves."""
+def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed: int, backend: Backend) -> float | None:
+    """Return the mean adjusted Rand index of the groups with those of random subsamples grouped by themselves.
+
+    None where all is one group, or noise: that is found again whatever the pictures are.
+    """
+    if (found == found[0]).all():
+        return None
     random = np.random.RandomState(seed)
     n = len(found)
     agreed = []

@@ -327,7 +327,7 @@ class Compared:
     k : number of groups found, noise not among them
     noise : share of the images that the algorithm put into no group; for the scores they are a group of their own
     silhouette, davies_bouldin : in the features' own space, so that they compare algorithms and not features
-    stability : mean adjusted Rand index with the groups of random subsamples
+    stability : mean adjusted Rand index with the groups of random subsamples; None where all is one group, or noise
     homogeneity, adjusted_rand, normalized_mutual_info : against the labels
     cluster_s : seconds to group all images once
     reason : why it was left out, or how it failed

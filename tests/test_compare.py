@@ -166,6 +166,15 @@ def test_as_many_groups_as_pictures_go_through_every_algorithm(tmp_path, n):
     assert [row.k for row in result.rows[:3]] == [n] * 3
 
 
+def test_one_group_and_noise_alone_are_not_called_stable(tmp_path):
+    for number in range(6):
+        picture(0).save(tmp_path / f"{number}.png")
+    result = gpu_cluster.compare(tmp_path, features=["colours"], **FEW, out=tmp_path / "run")
+    found = {row.algorithm: (row.k, row.stability) for row in result.rows}
+    assert (found["kmeans"], found["hdbscan"]) == ((1, None), (0, None))
+    assert found["ward"][1] is not None
+
+
 def test_an_algorithm_that_fails_costs_its_row_and_nothing_else(tmp_path, monkeypatch):
     def out_of_memory(*_args: Any, **_options: Any) -> None:
         np.empty((1 << 50, 512), np.float32)
