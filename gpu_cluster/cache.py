@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_cluster.events import Observer
+from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.results import printable
 from gpu_cluster.shards import DAMAGED, KEY_FILE, Shards, folders, is_shard, read_key
 from gpu_cluster.store import embedding_schema, scan_schema
@@ -81,21 +81,32 @@ def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
         Where the others were set aside.
     """
     n_shards, damaged = 0, []
-    for kind in ("embeddings", "scans"):
-        for folder in folders(root / kind):
-            key = read_key(folder)
-            width = key.get("n_features")
-            # Without a key the checksum alone speaks.
-            schema = scan_schema() if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
-            shards = Shards(folder, key, schema, observer)
-            names = shards.names()
-            for done, name in enumerate(names, start=1):
-                if shards.read(name) is None:
-                    damaged.append(folder / DAMAGED / name)
-                else:
-                    n_shards += 1
-                observer.progress("verify", done, len(names))
+    events = Recorder(observer)
+    with events.stage("verify"):
+        looked_at = [
+            (shards, name)
+            for kind in ("embeddings", "scans")
+            for folder in folders(root / kind)
+            for shards in [_open_shards(kind, folder, events)]
+            for name in shards.names()
+        ]
+        for done, (shards, name) in enumerate(looked_at, start=1):
+            aside = shards.folder / DAMAGED / name
+            if shards.read(name) is not None:
+                n_shards += 1
+            # Otherwise another job has pruned it meanwhile.
+            elif aside.exists():
+                damaged.append(aside)
+            events.progress("verify", done, len(looked_at))
     return n_shards, damaged
+
+
+def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
+    key = read_key(folder)
+    width = key.get("n_features")
+    # Without a key the checksum alone speaks.
+    schema = scan_schema() if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
+    return Shards(folder, key, schema, observer)
 
 
 def prune(root: Path, *, unused_days: float | None, now: float | None = None) -> int:

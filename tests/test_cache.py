@@ -133,6 +133,7 @@ def test_verify_of_a_store_as_it_was_written_is_0(tmp_path):
     scanned(tmp_path / "in", tmp_path / "store")
     done = cache_command("verify", tmp_path / "store")
     assert (done.code, done.out) == (0, "2 shards are as they were written, 0 damaged ones were set aside\n")
+    assert re.fullmatch(r"verify: \d\.\d s\n", done.err)
 
 
 def test_verify_sets_what_is_damaged_aside_with_1_and_is_0_from_then_on(tmp_path):
