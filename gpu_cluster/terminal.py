@@ -142,10 +142,10 @@ def print_summary(result: RunResult) -> None:
         return
     lines = list(_summary(result, findings))
     if console.is_terminal:
-        table = Table(show_header=False, box=None, pad_edge=False)
+        width = max(len(name) for name, _ in lines)
         for name, value in lines:
-            table.add_row(Text(name, style="bold"), Text(value))
-        console.print(table)
+            # No table, which would break the links to fit the terminal.
+            console.print(Text.assemble((f"{name:{width}}", "bold"), "  ", value))
         console.print(_cluster_table(findings))
     else:
         for name, value in lines:

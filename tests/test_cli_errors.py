@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -339,8 +344,9 @@ def test_a_job_that_can_tell_nobody_is_done_and_ends_with_its_code(tmp_path, out
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.slow
-def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path):
+@contextmanager
+def on_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start a run on a terminal of its own, whose end is no end of the run, and yield the other side of it."""
     write_pictures(tmp_path / "pictures", 12)
     ours, theirs = os.openpty()
     command = [str(COMMAND), "run", "pictures", "--k-range", "2:3", "--image-size", "32", "--out", "run"]
@@ -353,10 +359,31 @@ def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path)
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509 - one system call
     ) as process:
         os.close(theirs)
-        assert os.read(ours, 1)
-        os.close(ours)
+        yield process, ours
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path):
+    with on_a_terminal(tmp_path) as (process, terminal):
+        assert os.read(terminal, 1)
+        os.close(terminal)
         assert process.wait(timeout=120) == 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_gets_the_whole_link_to_the_report(tmp_path):
+    with on_a_terminal(tmp_path) as (process, terminal):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        found = b""
+        # Reading from a terminal whose other side is closed is an error.
+        with suppress(OSError):
+            while more := os.read(terminal, 4096):
+                found += more
+        os.close(terminal)
+        assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "report.html").as_uri().encode() in found
+    assert b"\x1b[1mclusters" in found
 
 
 @pytest.mark.slow
