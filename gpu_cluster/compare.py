@@ -101,16 +101,18 @@ def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparis
         rows, manifest = _fill(job, recipes)
         write_bad_files(stage.path / "bad_files.csv", manifest)
         found = Comparison(folder=job.folder, config=job.config, manifest=manifest, rows=rows)
+        # Files that are gone by now cost what was grouped before nothing.
+        grouped = any(row.reason is None for row in rows)
         readable = len(manifest.bad) < len(manifest)
-        if readable:
+        if grouped or readable:
             with events.stage("report"):
                 write_comparison(stage.path, found, backend=job.backend)
         command = command_line(job.config, "compare")
         write_run_record(stage.path, job.result(manifest), command=command, backend=job.backend)
-    if not readable:
+    if not grouped and not readable:
         raise nothing_readable(manifest, stage.folder)
     failed = [row.reason for row in rows if row.reason is not None and row.reason.startswith(_FAILED)]
-    if failed and all(row.reason is not None for row in rows):
+    if failed and not grouped:
         raise JobError(
             f"nothing could be grouped; the reasons are in {printable(str(stage.folder / 'compare.csv'))!r}, "
             f"the first: {failed[0]}"
@@ -277,6 +279,7 @@ def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
     external = scores.external or {}
     return replace(
         row,
+        n_images=n,
         k=clustering.k - int((found < 0).any()),
         noise=float(np.mean(found < 0)),
         silhouette=scores.internal["silhouette"],

@@ -51,6 +51,7 @@ def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> Non
 
 
 _COMPARED: Mapping[str, tuple[str, str]] = {
+    "n_images": ("images", "d"),
     "k": ("groups", "d"),
     "noise": ("noise", ".0%"),
     "silhouette": ("silhouette", ".2f"),
@@ -64,11 +65,12 @@ _COMPARED: Mapping[str, tuple[str, str]] = {
 
 
 def comparison_lines(found: Comparison) -> list[str]:
-    """Return the table of a comparison in Markdown; columns that hold nothing are left out."""
+    """Return the table of a comparison in Markdown, less columns that hold nothing or but one number of images."""
+    values_of = {name: {getattr(row, name) for row in found.rows} - {None} for name in _COMPARED}
     shown = {
         name: (title, form)
         for name, (title, form) in _COMPARED.items()
-        if name == "k" or any(getattr(row, name) is not None for row in found.rows)
+        if name == "k" or len(values_of[name]) > (name == "n_images")
     }
     titles = ["features", "algorithm", *(title for title, _ in shown.values())]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]

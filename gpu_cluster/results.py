@@ -324,6 +324,7 @@ class Compared:
     features, algorithm : their names
     space : what was done to the features, in words
     features_s : seconds to compute and reduce the features; None where the store held some of them
+    n_images : images grouped; fewer than before where files turned out bad meanwhile
     k : number of groups found, noise not among them
     noise : share of the images that the algorithm put into no group; for the scores they are a group of their own
     silhouette, davies_bouldin : in the features' own space, so that they compare algorithms and not features
@@ -337,6 +338,7 @@ class Compared:
     algorithm: str
     space: str
     features_s: float | None = None
+    n_images: int | None = None
     k: int | None = None
     noise: float | None = None
     silhouette: float | None = None

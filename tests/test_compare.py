@@ -29,6 +29,7 @@ from gpu_cluster.cli import app
 from gpu_cluster.cluster import of_labels
 from gpu_cluster.config import JobConfig
 from gpu_cluster.errors import ConfigError, JobError, NothingReadableError, WeightsError
+from gpu_cluster.events import Observer
 from gpu_cluster.options import options_of
 from gpu_cluster.report import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
@@ -114,6 +115,27 @@ def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
         "error: 2 of 8 files could not be decoded, more than --max-bad-fraction"
     )
     assert len(done.table("compare.csv")) == 1
+
+
+def test_pictures_that_go_away_cost_the_features_after_them_and_no_others(tmp_path):
+    files = write_pictures(tmp_path / "in", 12)
+
+    class Away(Observer):
+        def stage_finished(self, stage: str, elapsed_s: float) -> None:
+            if stage == "cluster":
+                for _ in range(6):
+                    left.pop().unlink()
+
+    left = [*files]
+    given: dict[str, Any] = {"features": ["colours", "hog", "notebook"], "algorithms": ["kmeans"], "observer": Away()}
+    result = gpu_cluster.compare(tmp_path / "in", **given, **FEW, out=tmp_path / "run")
+    assert [row.n_images for row in result.rows] == [12, 6, None]
+    assert result.rows[2].reason == "left out: no file can be decoded"
+    assert pd.read_csv(result.folder / "compare.csv")["n_images"].tolist()[:2] == [12, 6]
+    titles, _, *rows = comparison_lines(result)
+    assert "| images |" in titles
+    assert [row.split(" | ")[2] for row in rows[:2]] == ["12", "6"]
+    assert len(result.manifest.bad) == 12
 
 
 def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
