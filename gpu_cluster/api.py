@@ -193,4 +193,7 @@ def embed(
 
 
 def _paths(named: PathLike | Iterable[PathLike]) -> list[Path]:
-    return [Path(named)] if isinstance(named, str | os.PathLike) else [Path(path) for path in named]
+    paths = [named] if isinstance(named, str | os.PathLike) else list(named)
+    if "" in paths:
+        raise ConfigError("a path is empty: expected a folder or a file; found ''")
+    return [Path(path) for path in paths]

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ import gpu_cluster
 from gpu_cluster.cache import inspect, prune, verify
 from gpu_cluster.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 from gpu_cluster.doctor import diagnose
-from gpu_cluster.errors import GpuClusterError, InterruptedJobError, StoreError
+from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError, StoreError
 from gpu_cluster.events import Observers
 from gpu_cluster.options import build_config, describe
 from gpu_cluster.page import write_page
@@ -402,6 +403,7 @@ def main() -> None:
     arguments = sys.argv[1:] or ["--help"]
     debug = "--debug" in arguments
     try:
+        _check_arguments(arguments)
         # Out of standalone mode Typer leaves usage errors to us, and we keep every error on one line.
         code = app(args=arguments, standalone_mode=False)
         if code == 128 + signal.SIGINT:
@@ -425,6 +427,15 @@ def main() -> None:
             print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
             code = 1
     sys.exit(code)
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse empty arguments: as a path each would be the current folder, whatever is in there."""
+    for number, argument in enumerate(arguments, start=1):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            raise ConfigError(
+                f"argument {number} is empty: expected a value, found {argument!r}; is a variable of the shell not set?"
+            )
 
 
 _signals = Signals()

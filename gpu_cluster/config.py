@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _MOST_KS = 100_000
 
@@ -47,6 +47,12 @@ def _checked_range(text: str) -> str:
     return text
 
 
+def _not_empty(path: Any) -> Any:
+    if path == "":
+        raise ValueError("a path is empty")
+    return path
+
+
 def _absolute(path: Path) -> Path:
     # run.json repeats a run from any folder, so the paths in it cannot depend on one.
     try:
@@ -61,7 +67,7 @@ Device = Literal["auto", "cpu", "gpu"]
 Precision = Literal["float32", "tf32", "float16"]
 Algorithm = Literal["ward", "spectral", "hdbscan"]
 Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 
 
 _DEFAULT_RANGE = "2:15"

@@ -60,6 +60,8 @@ def place(tmp_path: Path) -> Path:
 
 WRONG = {
     "folder absent": (["absent"], r"absent' does not exist; expected a folder"),
+    "variable not set": (["", "--k", "2"], r"argument 2 is empty: .* is a variable of the shell not set\?"),
+    "variable of an option not set": (["pictures", "--out="], r"argument 3 is empty: expected a value, found '--out='"),
     "folder empty": (["empty"], r"no images in '.*empty'; expected image files, by their content"),
     "folder without images": (["notes"], r"no images in '.*notes'; expected image files, by their content"),
     "name too long": (["a" * 300], r"File name too long"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import gpu_cluster
 from gpu_cluster.config import JobConfig, parse_k_range
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.options import SECTION_OF, build_config, describe
@@ -201,6 +202,15 @@ def test_paths_become_absolute(name, tmp_path, monkeypatch):
     config = build_config(**options)
     found = getattr(getattr(config, str(SECTION_OF[name])), name)
     assert found in (tmp_path / "here", (tmp_path / "here",))
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "weights", "out"])
+def test_an_empty_path_is_not_the_current_folder(name):
+    options: dict[str, Any] = {name: ("",) if name == "images" else ""}
+    with pytest.raises(ConfigError, match="a path is empty; found ''"):
+        build_config(**options)
+    with pytest.raises(ConfigError, match="a path is empty"):
+        gpu_cluster.run(**options)
 
 
 def test_a_tilde_is_the_home_folder():
