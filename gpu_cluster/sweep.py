@@ -6,7 +6,7 @@ Must not know how the space came about or what is done with the k.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -72,17 +72,31 @@ def sweep_k(
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
         observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
-    if chosen_by == "farthest from the chord":
-        observer.notice(
-            f"No clear knee in the inertia curve, k {ks[0]} to {ks[-1]}: took {best_k}, the k farthest from its chord"
-        )
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
-    if chosen_by == "agreement" and (sweep.agreement or 0) < CLEAR_AGREEMENT:
-        observer.notice(
-            f"No clear number of groups, k {ks[0]} to {ks[-1]}: at {best_k}, where restarts agree most, their adjusted "
+    for message in _doubts(sweep, x.shape[0]):
+        observer.notice(message)
+    return sweep
+
+
+def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
+    """Yield what speaks against the k chosen."""
+    points, best_k = sweep.points, sweep.best_k
+    first, last = points[0].k, points[-1].k
+    if sweep.chosen_by == "farthest from the chord":
+        yield f"No clear knee in the inertia curve, k {first} to {last}: took {best_k}, the k farthest from its chord"
+    if sweep.chosen_by != "agreement":
+        return
+    if (sweep.agreement or 0) < CLEAR_AGREEMENT:
+        yield (
+            f"No clear number of groups, k {first} to {last}: at {best_k}, where restarts agree most, their adjusted "
             f"Rand index is only {sweep.agreement or 0:.2f}"
         )
-    return sweep
+    silhouette_ends = max(points, key=_silhouette).k == last
+    if last < n // _IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
+        yield (
+            f"{'Restarts agree most' if best_k == last else 'The silhouette is highest'} at {last}, the end of the "
+            f"range: there may be more groups than {best_k}; --k-range {first}:{2 * last} looks further"
+        )
 
 
 def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ...]:

@@ -207,3 +207,11 @@ def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
         Image.fromarray(noise).save(tmp_path / "in" / f"{number}.png")
     result = api.run(tmp_path / "in", image_size=32, k_range="3:7", out=tmp_path / "run")
     assert any(notice.startswith("No clear number of groups, k 3 to 7") for notice in result.notices)
+    assert "No clear number of groups, k 3 to 7" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_range_that_ends_too_soon_is_told_in_the_report(tmp_path, sample_images):
+    result = api.run(sample_images, image_size=64, k_range="2:8", thumbnails=20, out=tmp_path / "run")
+    notice = next(notice for notice in result.notices if ", the end of the range: there may be more groups" in notice)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.index("Choice of k</h2>") < page.index(notice) < page.index("Swept in the space")
