@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +33,7 @@ from gpu_cluster.terminal import (
     print_cache,
     print_comparison,
     print_diagnosis,
+    print_done,
     print_error,
     print_prediction,
     print_summary,
@@ -156,7 +156,7 @@ def report(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write report.html of a finished run again, in place of the one that is there."""
-    typer.echo(f"report: {printable(write_page(run_folder.absolute()).as_uri())}")
+    print_done(f"report: {printable(write_page(run_folder.absolute()).as_uri())}")
 
 
 @app.command()
@@ -363,7 +363,7 @@ def cache_verify(cache: _CacheFolder = None) -> None:
     """
     root = _cache_root(cache)
     n_shards, damaged = verify(root, TerminalObserver())
-    typer.echo(f"{n_shards:,} shards are as they were written, {len(damaged):,} damaged ones were set aside")
+    print_done(f"{n_shards:,} shards are as they were written, {len(damaged):,} damaged ones were set aside")
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -376,7 +376,7 @@ def cache_prune(
 ) -> None:
     """Remove what is of no use: damaged shards set aside, leftovers of killed jobs, scans of folders that are gone."""
     freed = prune(_cache_root(cache), unused_days=unused_days)
-    typer.echo(f"{freed / 1e6:,.1f} MB freed")
+    print_done(f"{freed / 1e6:,.1f} MB freed")
 
 
 def _cache_root(cache: Path | None) -> Path:
@@ -392,10 +392,7 @@ _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     _signals.listen()
-    for name in ("stdout", "stderr"):
-        # Python has no stream where the process was started with the descriptor closed.
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+    _fill_closed_descriptors()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
         if isinstance(stream, io.TextIOWrapper):
@@ -410,23 +407,34 @@ def main() -> None:
             # Typer turns a KeyboardInterrupt in a command into this code, without a word.
             raise KeyboardInterrupt
     except (GpuClusterError, typer.TyperException) as error:
-        if debug:
-            traceback.print_exc()
-        print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print_error(message, with_traceback=debug)
         code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
     except (KeyboardInterrupt, typer.Abort, Terminated):
         code = _print_interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
-        if debug:
-            traceback.print_exc()
         if _signals.number is not None:
             # A C extension that is being imported makes an ImportError of whatever a signal raises in it.
             code = _print_interrupted()
         else:
             found = " ".join(str(error).split())
-            print_error(f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints")
+            unexpected = f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints"
+            print_error(unexpected, with_traceback=debug)
             code = 1
     sys.exit(code)
+
+
+def _fill_closed_descriptors() -> None:
+    """Give a process started without standard streams some: else the first files it opens are taken for them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    # Python itself has none then.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from gpu_cluster import features, kmeans, vgg16
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.config import Algorithm, CompareConfig, EmbedConfig, JobConfig, ReduceConfig
 from gpu_cluster.embed import embed
-from gpu_cluster.errors import ConfigError, JobError
+from gpu_cluster.errors import ConfigError, DeviceError, JobError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.features import Extractor
 from gpu_cluster.job import Job, filled, nothing_readable, prepare
@@ -35,9 +35,6 @@ MOST_IMAGES = 20_000
 
 # Of the features taken without being named above that: 25,088 numbers each would be 2 GB and more.
 _MOST_FEATURES = 10_000
-
-# What the reason of a row begins with that was tried, and not left out.
-_FAILED = "failed"
 
 # Of the stability; the share is Ben-Hur, Elisseeff and Guyon's (2002).
 _N_SUBSAMPLES, _SUBSAMPLE = 5, 0.8
@@ -111,11 +108,10 @@ def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparis
         write_run_record(stage.path, job.result(manifest), command=command, backend=job.backend)
     if not grouped and not readable:
         raise nothing_readable(manifest, stage.folder)
-    failed = [row.reason for row in rows if row.reason is not None and row.reason.startswith(_FAILED)]
-    if failed and not grouped:
+    if not grouped:
         raise JobError(
             f"nothing could be grouped; the reasons are in {printable(str(stage.folder / 'compare.csv'))!r}, "
-            f"the first: {failed[0]}"
+            f"the first: {rows[0].reason}"
         )
     return replace(found, folder=stage.folder)
 
@@ -170,9 +166,10 @@ def _of_recipe(job: Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared]
         space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
         if k is None:
             k = _choose_k(job, space)
-    except MemoryError as error:
+    # What TensorFlow has no memory for is the device's fault.
+    except (MemoryError, DeviceError) as error:
         # Other features may be a hundredth of the size.
-        return _without_result(recipe, algorithms, _failure(job, recipe, error)), manifest, k
+        return _without_result(recipe, algorithms, _failure(job, recipe.name, error)), manifest, k
     with events.stage("cluster"):
         rows = [_compare(job, space, algorithm, k) for algorithm in algorithms]
     return rows, manifest, k
@@ -182,10 +179,10 @@ def _without_result(recipe: _Recipe, algorithms: Sequence[str], why: str) -> lis
     return [Compared(recipe.name, algorithm, "", reason=why) for algorithm in algorithms]
 
 
-def _failure(job: Job, recipe: _Recipe, error: Exception) -> str:
+def _failure(job: Job, what: str, error: Exception) -> str:
     """Return why there is no result, as a reason of rows, and say it."""
-    why = f"{_FAILED}: {type(error).__name__} {' '.join(str(error).split())}"
-    job.events.notice(f"{recipe.name} {why}")
+    why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
+    job.events.notice(f"{what} {why}")
     return why
 
 
@@ -275,7 +272,7 @@ def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
     except Exception as error:
         if job.events.stopping():
             raise
-        return replace(row, reason=_failure(job, space.recipe, error))
+        return replace(row, reason=_failure(job, f"{space.recipe.name}, {algorithm}", error))
     external = scores.external or {}
     return replace(
         row,

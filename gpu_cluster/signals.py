@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 from gpu_cluster.events import Observer
@@ -44,7 +45,9 @@ class Signals(Observer):
         # Schedulers signal more than once, so a second TERM says nothing new; a second Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if first and self._stage == "embed":
-            os.write(2, b"interrupted: finishing the current shard; Ctrl-C ends at once, and loses it\n")
+            # Where nobody can be told, the shard is finished all the same.
+            with suppress(OSError):
+                os.write(2, b"interrupted: finishing the current shard; Ctrl-C ends at once, and loses it\n")
             return
         # Nothing may break into the clearing away.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

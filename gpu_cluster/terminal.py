@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -127,9 +128,16 @@ class TerminalObserver(Observer):
             self._errors.print(line, markup=False)
 
 
-def print_error(message: str) -> None:
-    """Print why a command failed, on one line of standard error."""
+def print_done(message: str) -> None:
+    """Print what a command has done, which is done whether or not anybody reads it."""
+    _console(soft_wrap=True).print(message, markup=False)
+
+
+def print_error(message: str, *, with_traceback: bool = False) -> None:
+    """Print why a command failed, on one line of standard error, if asked for below the traceback."""
     stream = _Patient(sys.stderr)
+    if with_traceback:
+        stream.write(traceback.format_exc())
     stream.write(f"error: {' '.join(message.split())}\n")
     stream.flush()
 
@@ -178,7 +186,8 @@ def print_prediction(found: Prediction) -> None:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print the checks as a table, what fails with its remedy."""
-    console = _console(soft_wrap=True)
+    # What is printed is all that comes of it: where that fails, the command fails.
+    console = Console(soft_wrap=True, highlight=False)
     marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
     width = max(len(check.name) for check in diagnosis.checks)
     for check in diagnosis.checks:
@@ -191,7 +200,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
     """Print what is kept between runs, a line a recipe or a scanned folder."""
-    console = _console(soft_wrap=True)
+    # What is printed is all that comes of it: where that fails, the command fails.
+    console = Console(soft_wrap=True, highlight=False)
     console.print(printable(str(root)), markup=False)
     for recipe in recipes:
         used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")

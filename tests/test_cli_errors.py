@@ -346,6 +346,35 @@ def test_a_job_that_can_tell_nobody_is_done_and_ends_with_its_code(tmp_path, out
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["2> /dev/full", "<&- >&- 2>&-"], ids=["full", "closed"])
+def test_a_stopped_job_that_can_tell_nobody_keeps_its_shard(tmp_path, cache, output):
+    # Python has a descriptor of its own in place of a closed one, if nobody sees to it.
+    command = f"exec {COMMAND} run {shipped_data() / 'flowers'} --batch-size 4 --shard-size 16 --quiet {output}"
+    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path) as process:
+        wait_until(lambda: has_embedded(tmp_path), process)  # type: ignore[arg-type]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    assert list(cache.glob("**/embeddings/*/*.parquet"))
+
+
+# What is printed is all that comes of the first two; the others have done their work.
+PRINTED = {
+    "doctor": ("doctor > /dev/full", 1),
+    "info": ("cache info --cache store > /dev/full", 1),
+    "verify": ("cache verify --cache store > /dev/full", 0),
+    "prune": ("cache prune --cache store > /dev/full", 0),
+    "wrong use": ("run absent --debug 2> /dev/full", 2),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code"), PRINTED.values(), ids=PRINTED)
+def test_output_that_cannot_be_written_changes_the_code_where_it_is_all_there_is(tmp_path, arguments, code):
+    (tmp_path / "store").mkdir()
+    done = subprocess.run(["bash", "-c", f"{COMMAND} {arguments}"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+
+
 @contextmanager
 def on_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start a run on a terminal of its own, whose end is no end of the run, and yield the other side of it."""

@@ -208,6 +208,30 @@ def test_an_algorithm_that_fails_costs_its_row_and_nothing_else(tmp_path, monkey
     reasons = [row.reason for row in result.rows]
     assert [reason is None for reason in reasons] == [True, True, False, True]
     assert "failed: MemoryError Unable to allocate" in (reasons[2] or "")
+    record = json.loads((result.folder / "run.json").read_text())
+    assert [notice for notice in record["notices"] if notice.startswith("colours, spectral failed: MemoryError")]
+
+
+def test_features_that_do_not_fit_the_device_cost_their_rows_and_no_others(tmp_path, monkeypatch):
+    def out_of_memory(*_args: Any, **_options: Any) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    # What TensorFlow raises on a device that is full, here from what computes the second features.
+    monkeypatch.setattr("skimage.feature.hog", out_of_memory)
+    write_pictures(tmp_path / "in", 12)
+    given: dict[str, Any] = {"features": ["colours", "hog"], "algorithms": ["kmeans"]}
+    result = gpu_cluster.compare(tmp_path / "in", **given, **FEW, out=tmp_path / "run")
+    assert [row.k for row in result.rows] == [3, None]
+    assert "failed: DeviceError out of memory on the cpu for a single image" in (result.rows[1].reason or "")
+
+
+def test_two_pictures_are_too_few_to_compare_anything(tmp_path):
+    write_pictures(tmp_path / "in", 2)
+    done = command("compare", tmp_path / "in", "--features", "colours", "--image-size", "32", out=tmp_path / "run")
+    assert done.code == 1
+    assert "nothing could be grouped" in done.err
+    assert "left out: 2 images are too few" in done.err
+    assert len(done.table("compare.csv")) == 4
 
 
 def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
