@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -384,8 +385,12 @@ def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_pa
     write_files_slow_to_read(tmp_path / "in", 400)
 
     def reads_a_file() -> bool:
-        opened = Path(f"/proc/{process.pid}/fd").iterdir()
-        return any(str(tmp_path / "in") in os.readlink(file) for file in opened if file.is_symlink())
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            # It may be closed again before it is looked at.
+            with suppress(FileNotFoundError):
+                if str(tmp_path / "in") in os.readlink(descriptor):
+                    return True
+        return False
 
     with started("run", tmp_path / "in", *SMALL, "--out", tmp_path / "run") as process:
         wait_until(reads_a_file, process)
