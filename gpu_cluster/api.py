@@ -59,7 +59,7 @@ def run(
         See `gpu_cluster.errors`.
     """
     check_options("run", options)
-    given = tuple(_paths(images)) or None
+    given = _paths(images) or None
     return run_job(build_config(config, images=given, **options), observer)
 
 
@@ -98,7 +98,7 @@ def compare(
     check_options("compare", options)
     job = build_config(
         config,
-        images=tuple(_paths(images)) or None,
+        images=_paths(images) or None,
         features=tuple(features) or None,
         algorithms=tuple(algorithms) or None,
         **options,
@@ -134,7 +134,7 @@ def predict(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return run_predict(Path(run), build_config(images=tuple(_paths(images)), **options), Path(out), observer)
+    return run_predict(Path(run), build_config(images=_paths(images), **options), Path(out), observer)
 
 
 def embed(
@@ -167,7 +167,7 @@ def embed(
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r} of embed; known are {', '.join(sorted(known))}")
     job = build_config(**options)
-    files = _paths(paths)
+    files = [Path(path) for path in _paths(paths)]
     if not files:
         return np.empty((0, vgg16.count_features(job.embed.pooling, job.embed.image_size)), np.float32)
     observer = observer or Observer()
@@ -192,8 +192,5 @@ def embed(
     return np.asarray(backend.to_host(found.x))
 
 
-def _paths(named: PathLike | Iterable[PathLike]) -> list[Path]:
-    paths = [named] if isinstance(named, str | os.PathLike) else list(named)
-    if "" in paths:
-        raise ConfigError("a path is empty: expected a folder or a file; found ''")
-    return [Path(path) for path in paths]
+def _paths(named: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:
+    return (named,) if isinstance(named, str | os.PathLike) else tuple(named)

@@ -328,13 +328,9 @@ def _map_words(run: _Run, n_thumbnails: int) -> str:
     return words
 
 
-# What the notices begin with that speak against the k chosen.
-_DOUBTS = ("No clear", "The silhouette is highest at", "Restarts agree most at")
-
-
 def _k_words(run: _Run) -> str:
-    doubts = [notice for notice in run.record["notices"] if notice.startswith(_DOUBTS)]
-    return " ".join(f"{sentence}." for sentence in (*doubts, f"Swept in the space: {run.metrics['sweep_space']}"))
+    sentences = (*run.metrics["k_doubts"], f"Swept in the space: {run.metrics['sweep_space']}")
+    return " ".join(f"{sentence}." for sentence in sentences)
 
 
 def _label_words(run: _Run) -> str:

@@ -50,6 +50,9 @@ def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> Non
     plots.draw_comparison(stage / "plots" / "compare.png", found)
 
 
+# How many different values make a column worth showing, where not one: all rows are of as many images, as a rule.
+_FEWEST_VALUES = {"k": 0, "n_images": 2}
+
 _COMPARED: Mapping[str, tuple[str, str]] = {
     "n_images": ("images", "d"),
     "k": ("groups", "d"),
@@ -65,12 +68,12 @@ _COMPARED: Mapping[str, tuple[str, str]] = {
 
 
 def comparison_lines(found: Comparison) -> list[str]:
-    """Return the table of a comparison in Markdown, less columns that hold nothing or but one number of images."""
-    values_of = {name: {getattr(row, name) for row in found.rows} - {None} for name in _COMPARED}
+    """Return the table of a comparison in Markdown, less the columns that say nothing."""
+    n_values = {name: len({getattr(row, name) for row in found.rows} - {None}) for name in _COMPARED}
     shown = {
         name: (title, form)
         for name, (title, form) in _COMPARED.items()
-        if name == "k" or len(values_of[name]) > (name == "n_images")
+        if n_values[name] >= _FEWEST_VALUES.get(name, 1)
     }
     titles = ["features", "algorithm", *(title for title, _ in shown.values())]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
@@ -199,6 +202,7 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         "k_asked": clustering.k_asked,
         "k_chosen_by": sweep.chosen_by,
         "k_agreement": sweep.agreement,
+        "k_doubts": sweep.doubts,
         "space": scores.space,
         "sweep_space": sweep.space,
         "files": manifest.counts(),

@@ -209,13 +209,14 @@ class Sweep:
     """Every k that was tried, and the one chosen.
 
     `chosen_by` is 'given', 'agreement', 'silhouette', 'knee', 'farthest from the chord' (no clear knee) or 'only k
-    tried'.
+    tried'. `doubts` are sentences on what speaks against the k chosen.
     """
 
     points: tuple[SweepPoint, ...]
     best_k: int
     chosen_by: str
     space: str
+    doubts: tuple[str, ...] = ()
 
     @property
     def agreement(self) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -73,9 +74,10 @@ def sweep_k(
     if config.k is not None and best_k < config.k:
         observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
-    for message in _doubts(sweep, x.shape[0]):
-        observer.notice(message)
-    return sweep
+    doubts = tuple(_doubts(sweep, x.shape[0]))
+    for doubt in doubts:
+        observer.notice(doubt)
+    return replace(sweep, doubts=doubts)
 
 
 def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
@@ -132,9 +134,12 @@ def _silhouette(point: SweepPoint) -> float:
 
 
 def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
-    """Return the points whose agreement says something.
+    return [point for point in points if point.agreement is not None and is_candidate(point.k, n)]
 
-    Two clusters are found again in almost any data, and so are the many of a few images each.
+
+def is_candidate(k: int, n: int) -> bool:
+    """Tell whether it says something that clusters of n images are found again, for this many clusters.
+
+    Two are found again in almost any data, and so are the many of a few images each.
     """
-    most = max(3, n // _IMAGES_A_CLUSTER)
-    return [point for point in points if point.agreement is not None and 3 <= point.k <= most]
+    return 3 <= k <= max(3, n // _IMAGES_A_CLUSTER)

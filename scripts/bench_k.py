@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from gpu_cluster.config import JobConfig, SweepConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
 from gpu_cluster.reduce import reduce
-from gpu_cluster.results import Projection, SweepPoint
+from gpu_cluster.results import SweepPoint
 from gpu_cluster.sweep import CLEAR_AGREEMENT, choose, sweep_k
 from scripts.k_criteria import Chooser, criteria
-from scripts.labelled_sets import embedded, image_sets, subsets
+from scripts.labelled_sets import Labelled, embedded, image_sets, subsets
 
 Criterion = Literal["agreement", "elbow", "silhouette"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -38,12 +38,12 @@ RANGES = (10, 15, 20, 30, 40)
 
 @dataclass(frozen=True)
 class Choice:
-    """A k chosen from a range, how far it is from the number of classes, and whether restarts agree there."""
+    """A k chosen from a range, how far it is from the number of classes, and how far restarts agree there."""
 
     title: str
     k: int
     off: int
-    clear: bool
+    agreement: float
 
 
 def main() -> None:
@@ -53,52 +53,57 @@ def main() -> None:
     parser.add_argument("--others", action="store_true", help="and criteria that the job does not have (far slower)")
     arguments = parser.parse_args()
     choices: dict[str, list[Choice]] = defaultdict(list)
-    printed = False
     with image_sets(arguments.folders) as sets:
         for title, options in sets.items():
             config = build_config(**options)
             whole = embedded(title, config)
             for part in (whole, *subsets(whole)):
-                n, true_k = len(part.labels), part.n_classes
-                projection = reduce(part.embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
-                shown, sure = {}, 0.0
-                for seed in range(arguments.seeds):
-                    points = sweep(projection, config, seed)
-                    ks = [point.k for point in points]
-                    choosers: dict[str, Chooser] = {name: partial(choose_by, name, points, n) for name in CRITERIA}
-                    if arguments.others:
-                        choosers |= criteria(projection.sweep_x, ks, seed=seed)
-                    agreement = {point.k: point.agreement or 0 for point in points}
-                    ranges = [[k for k in ks if k <= last] for last in RANGES if last >= true_k]
-                    for criterion, chooser in choosers.items():
-                        chosen = [chooser(some) for some in ranges]
-                        choices[criterion] += [
-                            Choice(part.title, k, abs(k - true_k), agreement[k] >= CLEAR_AGREEMENT) for k in chosen
-                        ]
-                        if seed == 0:
-                            shown[criterion] = "/".join(map(str, chosen))
-                            sure = agreement[chosen[-1]] if criterion == CRITERIA[0] else sure
-                if not printed:
-                    columns = " | ".join(f"{criterion}, 2 to {'/'.join(map(str, RANGES))}" for criterion in shown)
-                    print(f"| set | images | classes | agreement there | {columns} |\n|{'---|' * (4 + len(shown))}")
-                    printed = True
-                print(f"| {part.title} | {n} | {true_k} | {sure:.2f} | {' | '.join(shown.values())} |", flush=True)
+                by_seed = [choose_ks(part, config, seed, arguments.others) for seed in range(arguments.seeds)]
+                if not choices:
+                    print_head(by_seed[0])
+                print_row(part, by_seed[0])
+                for of_seed in by_seed:
+                    for name, found in of_seed.items():
+                        choices[name] += found
     print("\n| criterion | choices | median error | mean error | at most 1 off | median spread over ranges and seeds |")
     print("|---|---|---|---|---|---|")
     for name, found in choices.items():
         print_errors(name, found)
-        if name == CRITERIA[0]:
-            print_errors(f"{name}, where clear", [choice for choice in found if choice.clear])
+        if name == "agreement":
+            print_errors(f"{name}, where clear", [choice for choice in found if choice.agreement >= CLEAR_AGREEMENT])
 
 
-def sweep(projection: Projection, config: JobConfig, seed: int) -> Sequence[SweepPoint]:
-    swept = SweepConfig(k_range=f"2:{min(max(RANGES), projection.sweep_x.shape[0] // 3)}")
+def choose_ks(part: Labelled, config: JobConfig, seed: int, others: bool) -> dict[str, list[Choice]]:
+    """Return what each criterion chooses from each range that holds the number of classes."""
+    n, true_k = len(part.labels), part.n_classes
+    projection = reduce(part.embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
+    swept = SweepConfig(k_range=f"2:{min(max(RANGES), n // 3)}")
     given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
-    return sweep_k(projection, swept, config.cluster, config.score, **given).points
+    points = sweep_k(projection, swept, config.cluster, config.score, **given).points
+    agreement = {point.k: point.agreement or 0 for point in points}
+    choosers: dict[str, Chooser] = {name: partial(choose_by, name, points, n) for name in CRITERIA}
+    if others:
+        choosers |= criteria(projection.sweep_x, list(agreement), seed=seed)
+    ranges = [[k for k in agreement if k <= last] for last in RANGES if last >= true_k]
+    return {
+        name: [Choice(part.title, k, abs(k - true_k), agreement[k]) for k in map(chooser, ranges)]
+        for name, chooser in choosers.items()
+    }
 
 
 def choose_by(criterion: Criterion, points: Sequence[SweepPoint], n: int, ks: Sequence[int]) -> int:
     return choose(SweepConfig(select=criterion), [point for point in points if point.k in ks], n)[0]
+
+
+def print_head(chosen: Mapping[str, list[Choice]]) -> None:
+    columns = " | ".join(f"{name}, 2 to {'/'.join(map(str, RANGES))}" for name in chosen)
+    print(f"| set | images | classes | agreement there | {columns} |\n|{'---|' * (4 + len(chosen))}")
+
+
+def print_row(part: Labelled, chosen: Mapping[str, list[Choice]]) -> None:
+    columns = " | ".join("/".join(str(choice.k) for choice in found) for found in chosen.values())
+    sure = chosen["agreement"][-1].agreement
+    print(f"| {part.title} | {len(part.labels)} | {part.n_classes} | {sure:.2f} | {columns} |", flush=True)
 
 
 def print_errors(title: str, choices: list[Choice]) -> None:

@@ -17,6 +17,7 @@ from sklearn.metrics import (
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.results import FloatArray
+from gpu_cluster.sweep import is_candidate
 
 # Picks one k of a range that begins where the criterion's did.
 Chooser = Callable[[Sequence[int]], int]
@@ -33,7 +34,7 @@ def criteria(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Choose
     - gap: the gap statistic (Tibshirani, Walther and Hastie 2001) against 10 references, uniform in the box of the
       components and of unit length as x is: the first k not worse than the next less its standard error, or the last.
     - bootstrap: the k at which k-means of two bootstrap samples split all rows alike (Fang and Wang 2012), by the mean
-      adjusted Rand index of 10 pairs; k from 3 up with at least 8 rows a cluster, as the job has it for restarts.
+      adjusted Rand index of 10 pairs, among the candidates that the job has for restarts.
     - prediction strength: the last k at which one half of the rows predicts the other's groups to 0.8 (Tibshirani and
       Walther 2005), mean of 5 splits, or the first of the range.
     - t-SNE silhouette: the highest mean silhouette of the k-means groups in the plane of t-SNE.
@@ -43,7 +44,7 @@ def criteria(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Choose
     groups = {k: _k_means(x, k, random, n_init=10) for k in ks}
     labels = {k: found.labels_ for k, found in groups.items()}
     plane = CpuBackend().tsne(x, seed=seed)
-    steady = [k for k in ks if 3 <= k <= max(3, len(x) // 8)]
+    steady = [k for k in ks if is_candidate(k, len(x))]
     return {
         "gap": _gap(x, {k: found.inertia_ for k, found in groups.items()}, random),
         "bootstrap": _highest({k: _bootstrap_agreement(x, k, random) for k in steady}),
