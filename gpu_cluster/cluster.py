@@ -10,20 +10,30 @@ import numpy as np
 from gpu_cluster import kmeans
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.config import ClusterConfig
+from gpu_cluster.copies import as_originals
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Clustering, IntArray, Projection
 
 
 def cluster(
-    projection: Projection, k: int, config: ClusterConfig, *, seed: int, backend: Backend, observer: Observer
+    projection: Projection,
+    k: int,
+    config: ClusterConfig,
+    *,
+    seed: int,
+    backend: Backend,
+    observer: Observer,
+    originals: IntArray | None = None,
 ) -> Clustering:
     """Cluster into k; number the clusters by size, largest first, and drop those that hold nothing.
 
-    A number then means the same from run to run and from device to device, whichever restart won.
+    A number then means the same from run to run and from device to device, whichever restart won. Copies, as
+    `originals` names them (see `copies`), get the label and the distance of their originals.
     """
     xp = backend.xp
     partition = kmeans.fit(projection.x, k, config, seed=seed, backend=backend)
-    found = backend.to_host(partition.labels)
+    squared = as_originals(partition.squared_distances, originals, backend)
+    found = backend.to_host(as_originals(partition.labels, originals, backend))
     order = _by_size(found, k)
     if len(order) < k:
         observer.notice(f"{k} clusters asked for, {len(order)} hold images: there are no more distinct ones")
@@ -33,9 +43,9 @@ def cluster(
     return Clustering(
         labels=backend.from_host(labels),
         centres=xp.take(partition.centres, backend.from_host(order), axis=0),
-        distances=xp.sqrt(partition.squared_distances),
+        distances=xp.sqrt(squared),
         sizes=np.bincount(labels),
-        medoids=_medoids(partition.squared_distances, labels, backend),
+        medoids=_medoids(squared, labels, backend),
         inertia=partition.inertia,
         n_iter=partition.n_iter,
         k_asked=k,

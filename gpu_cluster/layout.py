@@ -11,21 +11,35 @@ from gpu_cluster import kmeans
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.results import FloatArray, Projection
+from gpu_cluster.results import FloatArray, IntArray, Projection
 
 # Fewer have no neighbours to speak of.
 _FEWEST = 5
 
 
 def lay_out(
-    projection: Projection, config: ReportConfig, *, seed: int, backend: Backend, observer: Observer
+    projection: Projection,
+    config: ReportConfig,
+    *,
+    seed: int,
+    backend: Backend,
+    observer: Observer,
+    originals: IntArray | None = None,
 ) -> FloatArray:
     """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space.
 
     Above `layout_sample` pictures t-SNE is of a fixed random sample of as many, and the others are put beside the
     nearest picture of it. Fewer than 5 pictures, and pictures or a sample that differ in no more than one direction,
-    keep their first two principal components.
+    keep their first two principal components. Copies, as `originals` names them (see `copies`), lie where their
+    originals lie.
     """
+    plane = _lay_out(projection, config, seed=seed, backend=backend, observer=observer)
+    return plane if originals is None else plane[originals]
+
+
+def _lay_out(
+    projection: Projection, config: ReportConfig, *, seed: int, backend: Backend, observer: Observer
+) -> FloatArray:
     x = projection.x
     n = x.shape[0]
     plain = np.asarray(backend.to_host(projection.pcs), np.float32)

@@ -82,9 +82,16 @@ def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
     n, d = embeddings.x.shape
     if not n:
         return manifest, None
+    originals = manifest.originals(embeddings.rows)
     with _memory_error_explained(n, d, backend):
         with events.stage("reduce"):
-            projection = reduce(embeddings, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
+            projection = reduce(
+                embeddings,
+                config.reduce,
+                sweep_space=config.sweep.sweep_space,
+                backend=backend,
+                originals=originals,
+            )
         with events.stage("sweep"):
             sweep = sweep_k(
                 projection,
@@ -96,7 +103,15 @@ def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
                 observer=events,
             )
         with events.stage("cluster"):
-            clustering = cluster(projection, sweep.best_k, config.cluster, seed=seed, backend=backend, observer=events)
+            clustering = cluster(
+                projection,
+                sweep.best_k,
+                config.cluster,
+                seed=seed,
+                backend=backend,
+                observer=events,
+                originals=originals,
+            )
         with events.stage("score"):
             scores = score(
                 manifest,
@@ -107,11 +122,14 @@ def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
                 seed=seed,
                 backend=backend,
                 observer=events,
+                originals=originals,
             )
         with events.stage("similar"):
             similar = find_similar(manifest, embeddings, backend=backend, observer=events)
         with events.stage("layout"):
-            layout = lay_out(projection, config.report, seed=seed, backend=backend, observer=events)
+            layout = lay_out(
+                projection, config.report, seed=seed, backend=backend, observer=events, originals=originals
+            )
     return manifest, Findings(embeddings, projection, sweep, clustering, scores, similar, layout)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from gpu_cluster import features, kmeans, picture, vgg16
 from gpu_cluster.backend import Backend, select
 from gpu_cluster.config import JobConfig
+from gpu_cluster.copies import as_originals
 from gpu_cluster.embed import check_precision, embed
 from gpu_cluster.errors import ConfigError, JobError, WeightsError
 from gpu_cluster.events import Observer, Recorder
@@ -158,8 +159,11 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         x, pcs = apply(model.reduction, embeddings.x, backend)
         on_device = kmeans.nearest(x, model.centres, backend)
         squared = kmeans.squared_distances(x, model.centres, on_device, backend)
-        labels, plane = backend.to_host(on_device), backend.to_host(pcs)
-        distances = backend.to_host(backend.xp.sqrt(squared))
+        originals = manifest.originals(embeddings.rows)
+        labels, plane, distances = (
+            backend.to_host(as_originals(values, originals, backend))
+            for values in (on_device, pcs, backend.xp.sqrt(squared))
+        )
     else:
         labels, plane, distances = np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty(0, np.float32)
     far = distances > model.far_distances[labels]

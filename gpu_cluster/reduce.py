@@ -13,7 +13,8 @@ import numpy as np
 from gpu_cluster import kmeans
 from gpu_cluster.backend import Array, Backend, PCAFit
 from gpu_cluster.config import ReduceConfig
-from gpu_cluster.results import Embeddings, Projection, Reduction
+from gpu_cluster.copies import as_originals
+from gpu_cluster.results import Embeddings, IntArray, Projection, Reduction
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,17 @@ _NULL_SHARE = 1e-6
 _EQUAL_SHARE = 1e-7
 
 
-def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, backend: Backend) -> Projection:
+def reduce(
+    embeddings: Embeddings,
+    config: ReduceConfig,
+    *,
+    sweep_space: str,
+    backend: Backend,
+    originals: IntArray | None = None,
+) -> Projection:
     """Project the embeddings into the space to cluster in.
+
+    Copies, as `originals` names them (see `copies`), get the principal components of their originals.
 
     Memory: one more (n, d) matrix while it runs; kept only if the sweep is on the scaled columns.
     """
@@ -54,7 +64,7 @@ def reduce(embeddings: Embeddings, config: ReduceConfig, *, sweep_space: str, ba
         reduction=reduction,
         x=x,
         space=space,
-        pcs=pcs,
+        pcs=as_originals(pcs, originals, backend),
         pcs_variance_ratio=_variance_ratio(fit),
         sweep_x=scaled if swept_scaled else x,
         sweep_space=f"{scaling}, {scaled.shape[1]} columns" if swept_scaled else space,

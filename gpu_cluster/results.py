@@ -87,6 +87,15 @@ class Manifest:
         """Return the full path of a row's file."""
         return self.root / self.paths[row]
 
+    def originals(self, rows: IntArray) -> IntArray | None:
+        """Return for each of the ascending `rows` the position in `rows` of the first file of the same bytes.
+
+        None where no two of these files have the same bytes.
+        """
+        if not self.duplicates:
+            return None
+        return np.searchsorted(rows, [self.duplicates.get(int(row), int(row)) for row in rows])
+
     def with_bad(self, bad: Mapping[int, str]) -> Manifest:
         """Return the manifest with `bad` files marked; what cannot be used is no duplicate either."""
         duplicates = {row: first for row, first in self.duplicates.items() if row not in bad}

@@ -26,8 +26,12 @@ def score(
     seed: int,
     backend: Backend,
     observer: Observer,
+    originals: IntArray | None = None,
 ) -> Scores:
-    """Score a clustering by itself and, where there are labels, against them."""
+    """Score a clustering by itself and, where there are labels, against them.
+
+    Copies, as `originals` names them (see `copies`), get the silhouette of their originals.
+    """
     n = len(embeddings.rows)
     values, rows = metrics.silhouettes(
         projection.x,
@@ -40,7 +44,8 @@ def score(
     if 0 < len(rows) < n:
         observer.notice(f"Silhouette on a fixed random sample of {len(rows):,} of {n:,} images")
     silhouettes = np.full(n, np.nan, dtype=np.float32)
-    silhouettes[rows] = values
+    # Of several rows with the same bytes the first of the sample counts, which is written last.
+    silhouettes[rows[::-1] if originals is None else originals[rows[::-1]]] = values[::-1]
     classes, codes, labelled = _encoded(manifest, embeddings.rows)
     external, table = None, None
     if labelled.size:
@@ -55,7 +60,7 @@ def score(
         external=external,
         n_labelled=len(labelled),
         contingency=table,
-        silhouettes=silhouettes,
+        silhouettes=silhouettes if originals is None else silhouettes[originals],
         n_silhouette=len(rows),
         holdout=_holdout(projection, clustering, codes, labelled, config, seed=seed, backend=backend),
     )

@@ -1,0 +1,66 @@
+"""What is reported of copies is what is reported of their originals, whatever a product of matrices gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_blobs
+
+from gpu_cluster.cluster import cluster
+from gpu_cluster.config import ClusterConfig, ReduceConfig, ReportConfig, ScoreConfig
+from gpu_cluster.events import Observer
+from gpu_cluster.layout import lay_out
+from gpu_cluster.reduce import reduce
+from gpu_cluster.results import Embeddings, Manifest
+from gpu_cluster.score import score
+
+N = 200
+
+
+@pytest.fixture
+def originals() -> np.ndarray:
+    """Every row of the second half is a copy of one in the first; two of the first half are copies of row 3."""
+    firsts = np.arange(N // 2)
+    firsts[[40, 70]] = 3
+    return np.concatenate([firsts, firsts])
+
+
+@pytest.fixture
+def embeddings(originals) -> Embeddings:
+    """Rows whose copies differ in their last bits, as they do behind a product of matrices."""
+    points, _ = make_blobs(N, 40, centers=4, cluster_std=2.0, random_state=0)
+    x = points.astype(np.float32)[originals]
+    x *= 1 + np.float32(1e-6) * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    return Embeddings(x, np.arange(N), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1)
+
+
+@pytest.mark.parametrize("sample", [N, 60])
+def test_copies_get_all_that_their_originals_get(backend, embeddings, originals, sample, tmp_path):
+    given: dict[str, Any] = {"backend": backend, "originals": originals}
+    random: dict[str, Any] = {**given, "seed": 0, "observer": Observer()}
+    on_device = Embeddings(
+        backend.from_host(embeddings.x), embeddings.rows, {}, 0, None, embeddings.precision, embeddings.batch_size
+    )
+    projection = reduce(on_device, ReduceConfig(), sweep_space="projection", **given)
+    clustering = cluster(projection, 4, ClusterConfig(n_init=2), **random)
+    manifest = Manifest(tmp_path, tuple(f"{row}.png" for row in range(N)))
+    scores = score(manifest, on_device, projection, clustering, ScoreConfig(silhouette_sample=sample), **random)
+    layout = lay_out(projection, ReportConfig(layout_sample=sample), **random)
+    for values in (clustering.labels, clustering.distances, projection.pcs):
+        found = backend.to_host(values)
+        np.testing.assert_array_equal(found, found[originals])
+    for found in (scores.silhouettes, layout):
+        np.testing.assert_array_equal(found, found[originals])
+    # Of the rows at one distance the original, which comes first, is the medoid.
+    np.testing.assert_array_equal(clustering.medoids, originals[clustering.medoids])
+    # What the sample holds of an original or of any of its copies is told of all of them.
+    assert (~np.isnan(scores.silhouettes)).sum() >= scores.n_silhouette
+
+
+def test_originals_are_positions_among_the_rows_and_none_where_nothing_is_a_copy(tmp_path):
+    paths = tuple("abcde")
+    manifest = Manifest(tmp_path, paths, bad={1: "damaged"}, duplicates={3: 0, 4: 2})
+    assert manifest.originals(np.array([0, 2, 3, 4])).tolist() == [0, 1, 0, 1]
+    assert Manifest(tmp_path, paths).originals(np.arange(5)) is None
