@@ -1,28 +1,16 @@
 """gpu-cluster: a folder of pictures in; clusters, scores and plots out.
 
-`run` does a whole job, `embed` only turns pictures into embeddings, `compare` shows what other ways would give. The
-modules, in the order of the flow:
+The rooms, from the top down; imports go down only:
 
-- `cli`: options -> a job; logging, errors, exit codes; `terminal`: what the terminal shows; `signals`: Ctrl-C and
-  SIGTERM; `api`: the same from Python
-- `cache`: what is kept between runs: looked at, verified, pruned
-- `compare`: features times algorithms on the same pictures
-- `predict`: new pictures to the clusters of a finished run
-- `doctor`: what this machine can run; `selftest`: the same work on its CPU and its GPU, compared
-- `pipeline`: the job, from the folder to the run folder; `job`: what it and `compare` begin and end with
-- `images`: folder and labels -> Manifest, one look at each file
-- `embed`: Manifest -> Embeddings (n, d), from the store or through the network
-- `reduce`: Embeddings -> Projection (scale, PCA, whiten, normalise)
-- `sweep`: Projection -> Sweep (each k tried) -> the chosen k
-- `cluster`: Projection + k -> Clustering
-- `score`: everything known about a Clustering in numbers
-- `similar`: Embeddings -> pictures that show nearly the same; `layout`: Projection -> a map to look at
-- `report`: results -> tables, records, plots; `page`: a run folder -> report.html
-
-They stand on `labels`, `decode`, `thumbnails`, `features` (what turns pictures into numbers: `vgg16` and others),
-`model` (what `predict` needs of a run), `kmeans`, `metrics`, `plots`, `picture` (one file: its header, its pixels),
-`store` (embeddings and scans on disk, as `shards`), `run_folder`, `results`, `backend` (the one place where devices
-differ), `options` (by name, to `config`, the options of each stage), `events`, `files` and `errors`.
+- `cli`: the command line: options, what the terminal shows, signals, exit codes; `api`: the same jobs from Python
+- `jobs`: a command a file: `run`, `compare`, `predict`, `doctor`, `selftest`; `prepare` is how they begin and end
+- `embedding`: pictures -> embeddings (n, d), by the store or through a network; `engines` run the networks
+- `clustering`: arrays -> clusters: `reduce`, `sweep`, `cluster`, `score`, near duplicates, t-SNE
+- `report`: results -> tables, plots, the page `report.html`
+- `images`: pictures as files: which there are, headers, labels, pixels, thumbnails
+- `store`: embeddings and scans on disk, between runs
+- the ground: `results` (records that flow between the rooms), `run_folder`, `options` and `config`, `events`, `files`,
+  `errors`; and `backend`, the one place where devices differ
 """
 
 from gpu_cluster.api import compare, embed, predict, run

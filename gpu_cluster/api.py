@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster import features, picture, vgg16
 from gpu_cluster.backend import select
-from gpu_cluster.compare import run_compare
 from gpu_cluster.config import EmbedConfig, StoreConfig
-from gpu_cluster.embed import check_precision
-from gpu_cluster.embed import embed as embed_manifest
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import check_precision
+from gpu_cluster.embedding.embed import embed as embed_manifest
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images import decode
+from gpu_cluster.images.scan import scan
+from gpu_cluster.jobs.compare import run_compare
+from gpu_cluster.jobs.predict import Prediction, run_predict
+from gpu_cluster.jobs.run import run_job
 from gpu_cluster.options import build_config, check_options
-from gpu_cluster.pipeline import run_job
-from gpu_cluster.predict import Prediction, run_predict
 from gpu_cluster.results import Comparison, Manifest, RunResult, printable
-from gpu_cluster.store import open_store
+from gpu_cluster.store.store import open_store
 
 PathLike = str | os.PathLike[str]
 
@@ -173,9 +174,9 @@ def embed(
     observer = observer or Observer()
     backend = select(job.device).backend
     check_precision(job.embed, backend)
-    extractor = features.of_vgg16(vgg16.find_weights(job.embed.weights), job.embed)
+    extractor = extractors.of_vgg16(vgg16.find_weights(job.embed.weights), job.embed)
     store = open_store(job.store, observer)
-    with picture.limited(job.input.max_pixels):
+    with decode.limited(job.input.max_pixels):
         # Not sorted, and a file may be named twice: rows come out as they were asked for.
         manifest = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
         manifest = scan(manifest, job.input, observer, store=store, rehash=job.store.rehash)

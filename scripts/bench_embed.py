@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_cluster import features, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import shipped_data
-from gpu_cluster.embed import embed
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images.scan import scan
 from gpu_cluster.options import build_config
 from gpu_cluster.results import Manifest
 
@@ -46,7 +46,7 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
 def pipeline(files: list[Path]) -> Callable[[], float]:
     """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
     job = build_config(preset="notebook")
-    backend, extractor = CpuBackend(), features.of_vgg16(vgg16.find_weights(), job.embed)
+    backend, extractor = CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed)
 
     def run(chosen: list[Path]) -> float:
         # Without a store: every picture is computed.

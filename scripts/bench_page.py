@@ -22,7 +22,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 import gpu_cluster
-from gpu_cluster.page import write_page
+from gpu_cluster.report.page import write_page
 
 
 def multiply(folder: Path, n: int) -> None:

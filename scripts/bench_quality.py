@@ -19,14 +19,14 @@ from typing import Any, cast
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, homogeneity_score
 
-from gpu_cluster import kmeans
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.cluster import cluster
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.cluster import cluster
+from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig
+from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
-from gpu_cluster.features import Extractor
 from gpu_cluster.options import build_config
-from gpu_cluster.reduce import reduce
 from gpu_cluster.results import Embeddings, Projection
 from scripts.labelled_sets import Labelled, embedded, image_sets, of_vgg16, subsets
 

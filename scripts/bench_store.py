@@ -39,12 +39,12 @@ def draw(folder: Path, n: int) -> None:
 def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]:
     """Run a phase on the first pictures of a folder in this process."""
     from gpu_cluster.backend import CpuBackend
-    from gpu_cluster.embed import embed
+    from gpu_cluster.embedding.embed import embed
+    from gpu_cluster.embedding.extractors import Extractor
     from gpu_cluster.events import Observer
-    from gpu_cluster.features import Extractor
-    from gpu_cluster.images import discover, scan
+    from gpu_cluster.images.scan import discover, scan
     from gpu_cluster.options import build_config
-    from gpu_cluster.store import open_store
+    from gpu_cluster.store.store import open_store
 
     def averages(_precision: str) -> Any:
         import tensorflow as tf

@@ -16,8 +16,8 @@ from sklearn.metrics import (
 )
 
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering.sweep import is_candidate
 from gpu_cluster.results import FloatArray
-from gpu_cluster.sweep import is_candidate
 
 # Picks one k of a range that begins where the criterion's did.
 Chooser = Callable[[Sequence[int]], int]

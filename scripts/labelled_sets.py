@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpu_cluster import features, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, JobConfig
-from gpu_cluster.embed import embed
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
-from gpu_cluster.features import Extractor
-from gpu_cluster.images import discover, scan
+from gpu_cluster.images.scan import discover, scan
 from gpu_cluster.results import Embeddings
-from gpu_cluster.store import open_store
+from gpu_cluster.store.store import open_store
 
 # Classes of a subset, and whether it is thinned to half of its pictures.
 SUBSETS = ((3, False), (4, False), (4, True), (5, False), (6, False), (6, True), (8, False), (8, True), (10, True))
@@ -72,7 +72,7 @@ def embedded(title: str, config: JobConfig, extractor: Callable[[EmbedConfig], E
 
 
 def of_vgg16(config: EmbedConfig) -> Extractor:
-    return features.of_vgg16(vgg16.find_weights(config.weights), config)
+    return extractors.of_vgg16(vgg16.find_weights(config.weights), config)
 
 
 def subsets(whole: Labelled) -> Iterator[Labelled]:

@@ -14,10 +14,10 @@ import pytest
 import gpu_cluster as package
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Manifest
-from gpu_cluster.shards import DAMAGED, is_shard
-from gpu_cluster.store import EmbeddingShards, Store
+from gpu_cluster.store.shards import DAMAGED, is_shard
+from gpu_cluster.store.store import EmbeddingShards, Store
 
 from .conftest import Finished, gpu_cluster, write_pictures
 

@@ -152,7 +152,7 @@ def test_debug_shows_the_traceback_above_the_error(tmp_path):
 def test_what_needs_no_engine_loads_none(tmp_path, arguments):
     code = f"""
 import json, sys
-from gpu_cluster.cli import main
+from gpu_cluster.cli.commands import main
 sys.argv = ["gpu-cluster", *{arguments!r}]
 try:
     main()
@@ -492,7 +492,7 @@ def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that the system does not know")
 def test_a_user_without_a_home_needs_none():
     code = (
-        "import os; from gpu_cluster import vgg16; os.setuid(54321); os.environ.pop('HOME', None); "
+        "import os; from gpu_cluster.embedding import vgg16; os.setuid(54321); os.environ.pop('HOME', None); "
         "os.environ.pop('KERAS_HOME', None); print(vgg16.downloaded('file.h5'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

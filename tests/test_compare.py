@@ -23,15 +23,16 @@ from sklearn.metrics import adjusted_rand_score
 from typer.main import get_command
 
 import gpu_cluster
-from gpu_cluster import features, plots, vgg16
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.cli import app
-from gpu_cluster.cluster import of_labels
+from gpu_cluster.cli.commands import app
+from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.config import JobConfig
+from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.errors import ConfigError, JobError, NothingReadableError, WeightsError
 from gpu_cluster.events import Observer
 from gpu_cluster.options import options_of
-from gpu_cluster.report import comparison_lines
+from gpu_cluster.report import plots
+from gpu_cluster.report.tables import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
 
 from .conftest import NO_REDUCTION, picture, write_pictures
@@ -235,7 +236,7 @@ def test_two_pictures_are_too_few_to_compare_anything(tmp_path):
 
 
 def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
-    module = sys.modules["gpu_cluster.compare"]
+    module = sys.modules["gpu_cluster.jobs.compare"]
 
     def reduce(embeddings: Any, *given: Any, **options: Any) -> Projection:
         if embeddings.x.shape[1] == 256:
@@ -259,7 +260,7 @@ def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_p
 
 def test_features_below_0_are_not_among_those_taken_for_a_square_root(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    path = features.keras_weights("convnexttiny")
+    path = extractors.keras_weights("convnexttiny")
     path.parent.mkdir(parents=True)
     path.write_text("not looked at")
     (tmp_path / "in").mkdir()
@@ -278,7 +279,7 @@ def test_features_below_0_have_no_square_root(tmp_path):
 
 @pytest.mark.slow
 def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["gpu_cluster.compare"], "MOST_IMAGES", 5)
+    monkeypatch.setattr(sys.modules["gpu_cluster.jobs.compare"], "MOST_IMAGES", 5)
     write_pictures(tmp_path / "in", 6)
     given: dict[str, Any] = {"algorithms": ["kmeans"], "k": 2, "out": tmp_path / "run"}
     result = gpu_cluster.compare(tmp_path / "in", **given)
@@ -290,7 +291,7 @@ def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_p
 
 def test_too_many_images_leave_an_algorithm_out_and_say_so(tmp_path, monkeypatch):
     # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["gpu_cluster.compare"], "MOST_IMAGES", 10)
+    monkeypatch.setattr(sys.modules["gpu_cluster.jobs.compare"], "MOST_IMAGES", 10)
     write_pictures(tmp_path / "in", 12)
     result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
     assert [row.reason for row in result.rows] == [None, *["left out: 12 images are more than 10"] * 3]
@@ -309,29 +310,29 @@ def test_an_unknown_name_is_wrong_use_and_the_known_are_listed(tmp_path, option,
 def test_a_network_whose_weights_are_not_here_is_an_error_that_says_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(WeightsError, match=r"ResNet50 are not on this machine: .*keras\.applications\.ResNet50"):
-        features.of_keras("resnet50", 64)
+        extractors.of_keras("resnet50", 64)
 
 
 def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    path = features.keras_weights("mobilenetv2")
+    path = extractors.keras_weights("mobilenetv2")
     path.parent.mkdir()
     shutil.copy(vgg16.find_weights().path, path.with_suffix(".weights.h5"))
     path.with_suffix(".weights.h5").rename(path)
     with pytest.raises(WeightsError, match="not those of MobileNetV2"):
-        features.of_keras("mobilenetv2", 64).build("float32")
+        extractors.of_keras("mobilenetv2", 64).build("float32")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", features.KERAS_MODELS)
+@pytest.mark.parametrize("name", extractors.KERAS_MODELS)
 def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloads(tmp_path, monkeypatch, name):
     # Weights drawn at random: the real ones are nowhere in the registries that tests may ask. Keras builds some
     # networks otherwise where the weights are ImageNet's, so it is told that, and finds this file as downloaded.
-    model = features.KERAS_MODELS[name]
+    model = extractors.KERAS_MODELS[name]
     build = getattr(keras.applications, model.name)
     given: dict[str, Any] = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    path = features.keras_weights(name)
+    path = extractors.keras_weights(name)
     path.parent.mkdir()
     # The format of Keras's own downloads.
     with h5py.File(path, "w") as file:
@@ -346,7 +347,7 @@ def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloa
     own = build(weights="imagenet", **given)
     assert asked == [path.name]
     pictures = np.stack([np.asarray(picture(seed, (64, 64)), np.float32) for seed in range(2)])
-    extractor = features.of_keras(name, 64)
+    extractor = extractors.of_keras(name, 64)
     found = extractor.build("float32")(pictures).numpy()
     preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
     expected = own.predict(preprocess(pictures.copy()), verbose=0)
@@ -359,7 +360,7 @@ def test_a_histogram_of_colours_counts_them():
     pictures = np.zeros((1, 4, 4, 3), np.float32)
     pictures[0, :, :2] = (255, 0, 0)
     pictures[0, :, 2:] = (250, 250, 250)
-    (found,) = features.colour_histogram().build("float32")(pictures).numpy()
+    (found,) = extractors.colour_histogram().build("float32")(pictures).numpy()
     # Red: hue 0, saturation and value 1. White: hue and saturation 0, value almost 1.
     assert found[(0 * 4 + 3) * 4 + 3] == 0.5
     assert found[(0 * 4 + 0) * 4 + 3] == 0.5
@@ -370,7 +371,7 @@ def test_gradients_tell_upright_stripes_from_lying_ones():
     stripes = np.tile(np.repeat([0, 255], 8), 4).astype(np.float32)
     upright = np.repeat(np.tile(stripes, (64, 1))[:, :, None], 3, axis=2)
     pictures = tf.constant(np.stack([upright, upright.transpose(1, 0, 2)]))
-    extractor = features.oriented_gradients(64)
+    extractor = extractors.oriented_gradients(64)
     found = extractor.build("float32")(pictures).numpy()
     assert found.shape == (2, extractor.n_features)
     histograms = found.reshape(2, -1, 9).sum(axis=1)

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpu_cluster import decode
-from gpu_cluster import picture as pictures
 from gpu_cluster.config import InputConfig
+from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images import decode as pictures
+from gpu_cluster.images.scan import scan
 from gpu_cluster.results import FileFacts, Manifest
 
 from .conftest import photos
@@ -39,8 +39,10 @@ def facts_of(file: Path) -> FileFacts:
 
 def by_tensorflow(file: Path) -> Pixels:
     """Decode with TensorFlow itself; a file that the pipeline leaves to Pillow is a KeyError."""
-    source = decode.Source(file, facts_of(file))
-    decoder = {decode._JPEG: decode._jpeg, decode._PNG: decode._png}[source.decoder]
+    source = tensorflow_input.Source(file, facts_of(file))
+    decoder = {tensorflow_input._JPEG: tensorflow_input._jpeg, tensorflow_input._PNG: tensorflow_input._png}[
+        source.decoder
+    ]
     found: Pixels = decoder(os.fsencode(file), np.int32(source.facts.orientation)).numpy()
     return found
 
@@ -315,12 +317,12 @@ def in_ico(content: bytes) -> bytes:
 SCAN = """
 import json, sys
 from pathlib import Path
-from gpu_cluster import picture
+from gpu_cluster.images import decode
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover, scan
+from gpu_cluster.images.scan import discover, scan
 config = InputConfig(**json.loads(sys.argv[1]))
-picture.suffixes()
+decode.suffixes()
 def peak():
     # Not getrusage's, which in a new process begins at the peak of the one that started it.
     (line,) = (one for one in open("/proc/self/status") if one.startswith("VmHWM"))

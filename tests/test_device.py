@@ -12,10 +12,10 @@ import tensorflow as tf
 
 import gpu_cluster as api
 from gpu_cluster.backend import CpuBackend, look_for_gpu, select
-from gpu_cluster.embed import _Network
+from gpu_cluster.embedding.embed import _Network
 from gpu_cluster.errors import ConfigError, DeviceError
 from gpu_cluster.events import Recorder
-from gpu_cluster.pipeline import _memory_error_explained
+from gpu_cluster.jobs.run import _memory_error_explained
 
 from .conftest import gpu_cluster, write_pictures
 

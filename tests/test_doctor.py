@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from gpu_cluster.backend import look_for_gpu
-from gpu_cluster.doctor import diagnose
+from gpu_cluster.jobs.doctor import diagnose
 
 from .conftest import gpu_cluster
 

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 import gpu_cluster
-from gpu_cluster import decode, features, vgg16
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
-from gpu_cluster.embed import embed
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Embeddings, Manifest
 
 from .conftest import photos, write_pictures
@@ -35,7 +36,7 @@ def embed_all(files: list[Path], **options: object) -> tuple[Embeddings, Manifes
     config = EmbedConfig.model_validate(options)
     given: dict[str, Any] = {"store": None, "store_config": StoreConfig(), "backend": CpuBackend()}
     manifest = scan(Manifest(Path("/"), tuple(map(str, files))), InputConfig(), Observer())
-    found = embed(manifest, features.of_vgg16(vgg16.find_weights(), config), config, observer=Observer(), **given)
+    found = embed(manifest, extractors.of_vgg16(vgg16.find_weights(), config), config, observer=Observer(), **given)
     return found, manifest.with_bad(found.bad)
 
 
@@ -76,7 +77,7 @@ def test_nearest_indices_are_those_of_pillow():
     for length in [*range(1, 700), 1024, 4032, 6000]:
         row = Image.fromarray(np.arange(length, dtype=np.int32)[None])
         pillow = np.asarray(row.resize((224, 1), Image.Resampling.NEAREST))[0]
-        np.testing.assert_array_equal(decode.nearest_indices(length, 224), pillow, err_msg=f"length {length}")
+        np.testing.assert_array_equal(tensorflow_input.nearest_indices(length, 224), pillow, err_msg=f"length {length}")
 
 
 def test_crop_keeps_the_square_in_the_middle(tmp_path):

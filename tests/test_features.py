@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import gpu_cluster
-from gpu_cluster import features, vgg16
 from gpu_cluster.config import EmbedConfig, Pooling
+from gpu_cluster.embedding import extractors, vgg16
 
 from .conftest import picture
 
@@ -53,7 +53,7 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_every_pooling_is_its_formula_on_kerass_own_maps(pictures, maps, pooling):
-    extractor = features.of_vgg16(vgg16.find_weights(), EmbedConfig(image_size=SIDE, pooling=pooling))
+    extractor = extractors.of_vgg16(vgg16.find_weights(), EmbedConfig(image_size=SIDE, pooling=pooling))
     found = extractor.build("float32")(pictures).numpy()
     expected = FORMULAS[pooling](*maps)
     assert found.dtype == np.float32
@@ -63,7 +63,7 @@ def test_every_pooling_is_its_formula_on_kerass_own_maps(pictures, maps, pooling
 
 
 def test_half_precision_does_not_overflow_in_the_cubes(pictures):
-    extractor = features.of_vgg16(vgg16.find_weights(), EmbedConfig(image_size=SIDE))
+    extractor = extractors.of_vgg16(vgg16.find_weights(), EmbedConfig(image_size=SIDE))
     half, single = (extractor.build(precision)(pictures).numpy() for precision in ("float16", "float32"))
     # Cubes of activations above 40 are no float16; what is left is its rounding.
     assert np.linalg.norm(half - single) < 0.01 * np.linalg.norm(single)

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpu_cluster import decode, picture
 from gpu_cluster.config import EmbedConfig, InputConfig
+from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover, scan
+from gpu_cluster.images import decode
+from gpu_cluster.images.scan import discover, scan
 
 from .conftest import picture as draw
 
@@ -145,9 +146,9 @@ def fuzz_pillow(folder: Path, names: list[str], n: int) -> dict[str, Any]:
     ends: Counter[str] = Counter()
     slowest = 0.0
     # Loads all of Pillow's plugins, which are not to be counted.
-    picture.suffixes()
+    decode.suffixes()
     before = peak_bytes()
-    with picture.limited(MAX_PIXELS):
+    with decode.limited(MAX_PIXELS):
         for name, content in mutations(names, n):
             # One name a kind: after a crash it is the file that crashed which lies here.
             file = folder / name
@@ -162,11 +163,11 @@ def one_by_pillow(file: Path) -> str:
     """Return how one file ends; whatever is neither a picture nor a reason raises."""
     content = file.read_bytes()
     try:
-        picture.read_header(io.BytesIO(content), file.suffix)
-        found = picture.decode(file)
+        decode.read_header(io.BytesIO(content), file.suffix)
+        found = decode.decode(file)
     # As the scan and the second look do it.
     except Exception as error:
-        if isinstance(error, MemoryError) or not picture.reason(content[: picture.HEAD_BYTES], error).strip():
+        if isinstance(error, MemoryError) or not decode.reason(content[: decode.HEAD_BYTES], error).strip():
             raise
         return "bad"
     height, width, channels = found.shape
@@ -182,18 +183,18 @@ def fuzz_tensorflow(folder: Path, names: list[str], n: int) -> dict[str, Any]:
     config = InputConfig(images=(folder,), max_pixels=MAX_PIXELS)
     manifest = scan(discover(config, Observer()), config, Observer())
     rows = [row for row in range(len(manifest)) if row not in manifest.bad]
-    sources = [decode.Source(manifest.file(row), manifest.files[row]) for row in rows]
+    sources = [tensorflow_input.Source(manifest.file(row), manifest.files[row]) for row in rows]
     embed = EmbedConfig(image_size=32)
     # Taken after the first pictures: TensorFlow, which they load, takes hundreds of megabytes.
     before = 0
     left = set(range(len(sources)))
-    with picture.limited(MAX_PIXELS):
-        for indices, pictures in decode.batches(sources, embed, batch_size=32, shard_size=256):
+    with decode.limited(MAX_PIXELS):
+        for indices, pictures in tensorflow_input.batches(sources, embed, batch_size=32, shard_size=256):
             before = before or peak_bytes()
             left -= set(indices.numpy().tolist())
             if not bool(np.isfinite(pictures.numpy()).all()):
                 raise ValueError("a picture that is not finite")
-        looked, bad, _ = decode.second_look({index: sources[index].path for index in sorted(left)}, embed)
+        looked, bad, _ = tensorflow_input.second_look({index: sources[index].path for index in sorted(left)}, embed)
     ends = {
         "passed over": n * len(names) - len(manifest),
         "bad header": len(manifest.bad),

@@ -12,8 +12,8 @@ import pytest
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images import discover, scan
-from gpu_cluster.picture import suffixes
+from gpu_cluster.images.decode import suffixes
+from gpu_cluster.images.scan import discover, scan
 from gpu_cluster.results import Manifest
 
 ODD_NAMES = [

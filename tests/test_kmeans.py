@@ -8,8 +8,8 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from gpu_cluster import kmeans
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering import kmeans
 from gpu_cluster.config import ClusterConfig
 
 BACKEND = CpuBackend()

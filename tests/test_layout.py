@@ -15,11 +15,11 @@ from sklearn.neighbors import NearestNeighbors
 
 import gpu_cluster
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering.near_duplicates import find_similar
+from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.layout import lay_out
 from gpu_cluster.results import Embeddings, Manifest, Projection
-from gpu_cluster.similar import find_similar
 
 from .conftest import NO_REDUCTION, picture, write_pictures
 
@@ -124,7 +124,7 @@ def test_pairs_are_those_of_the_highest_cosines():
 
 
 def test_above_a_number_none_are_looked_for_and_that_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("gpu_cluster.similar.MOST_IMAGES", 3)
+    monkeypatch.setattr("gpu_cluster.clustering.near_duplicates.MOST_IMAGES", 3)
     write_pictures(tmp_path / "in", 4)
     picture(0).save(tmp_path / "in" / "again.bmp")
     result = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run")

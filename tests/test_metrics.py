@@ -9,8 +9,8 @@ import pytest
 from sklearn import metrics as sk
 from sklearn.datasets import make_blobs
 
-from gpu_cluster import kmeans, metrics
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering import kmeans, metrics
 from gpu_cluster.config import ClusterConfig
 
 BACKEND = CpuBackend()

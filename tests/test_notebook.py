@@ -16,16 +16,16 @@ from sklearn.metrics import adjusted_rand_score, homogeneity_score, silhouette_s
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler
 
-from gpu_cluster import vgg16
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.cluster import cluster
+from gpu_cluster.clustering.cluster import cluster
+from gpu_cluster.clustering.reduce import reduce
+from gpu_cluster.clustering.score import score
+from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.embedding import vgg16
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover
+from gpu_cluster.images.scan import discover
 from gpu_cluster.options import build_config
-from gpu_cluster.reduce import reduce
 from gpu_cluster.results import Embeddings, Findings
-from gpu_cluster.score import score
-from gpu_cluster.sweep import sweep_k
 
 SEED = 42
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from gpu_cluster import RunResult, embed, run
+from gpu_cluster.cli.terminal import print_summary
 from gpu_cluster.results import printable
-from gpu_cluster.terminal import print_summary
 
 from .conftest import gpu_cluster, picture, write_pictures
 from .test_images import ODD_NAMES

@@ -22,13 +22,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 import gpu_cluster
-from gpu_cluster import page
 from gpu_cluster.config import shipped_data
 from gpu_cluster.errors import DataError
+from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.options import build_config, command_line
-from gpu_cluster.page import visible, write_page
+from gpu_cluster.report import page
+from gpu_cluster.report.page import visible, write_page
 from gpu_cluster.results import printable
-from gpu_cluster.thumbnails import Thumbnails
 
 from .conftest import Finished, picture, write_pictures
 from .conftest import gpu_cluster as command

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gpu_cluster import decode
-from gpu_cluster import picture as pictures
 from gpu_cluster.config import EmbedConfig, InputConfig
+from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover, scan
+from gpu_cluster.images import decode as pictures
+from gpu_cluster.images.scan import discover, scan
 from gpu_cluster.results import Manifest
 
 from .conftest import gpu_cluster, photos, picture, write_pictures
@@ -42,9 +42,9 @@ def reasons(manifest: Manifest) -> dict[str, str]:
 def by_tensorflow(*files: Path, side: int) -> list[Pixels]:
     """Return the pixels (side, side, 3) of square pictures of that side, as the job's pipeline decodes them."""
     manifest = scan(Manifest(Path("/"), tuple(map(str, files))), InputConfig(), Observer())
-    sources = [decode.Source(file, facts) for file, facts in zip(files, manifest.files, strict=True)]
+    sources = [tensorflow_input.Source(file, facts) for file, facts in zip(files, manifest.files, strict=True)]
     config = EmbedConfig(image_size=side if side >= 32 else 32, resize="nearest")
-    batches = decode.batches(sources, config, batch_size=len(sources), shard_size=len(sources))
+    batches = tensorflow_input.batches(sources, config, batch_size=len(sources), shard_size=len(sources))
     ((indices, found),) = [(indices.numpy(), batch.numpy()) for indices, batch in batches]
     assert indices.tolist() == list(range(len(files)))
     return list(found)
@@ -88,7 +88,7 @@ def test_both_decoders_turn_and_decode_a_jpeg_to_the_same_pixels(name):
         with Image.open(file) as image:
             turned = orientation if orientation in range(1, 9) else 1
             assert pictures._orientation(image) == turned
-        found = decode._jpeg(os.fsencode(file), np.int32(turned)).numpy()
+        found = tensorflow_input._jpeg(os.fsencode(file), np.int32(turned)).numpy()
         # Both use libjpeg's accurate integer transform: not a level apart.
         np.testing.assert_array_equal(found, pictures.decode(file))
 

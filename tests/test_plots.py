@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpu_cluster import plots
+from gpu_cluster.report import plots
 from gpu_cluster.results import Clustering, Contingency, Projection, Scores, Sweep, SweepPoint
 
 from .conftest import NO_REDUCTION, write_pictures

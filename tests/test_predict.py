@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 
 import gpu_cluster
-from gpu_cluster import vgg16
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering.model import checksum, load_model
+from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import shipped_data
+from gpu_cluster.embedding import vgg16
 from gpu_cluster.errors import ConfigError, DataError, WeightsError
-from gpu_cluster.model import checksum, load_model
-from gpu_cluster.reduce import apply
 
 from .conftest import gpu_cluster as command
 from .conftest import photos, write_pictures

@@ -8,8 +8,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering.reduce import count_components, reduce, scale
 from gpu_cluster.config import ReduceConfig
-from gpu_cluster.reduce import count_components, reduce, scale
 from gpu_cluster.results import Embeddings, Projection
 
 

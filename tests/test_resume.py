@@ -24,9 +24,9 @@ import pytest
 from gpu_cluster import run
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Manifest, RunResult
-from gpu_cluster.store import Store
+from gpu_cluster.store.store import Store
 
 from .conftest import Finished, gpu_cluster, picture, started, wait_until, write_pictures
 
@@ -467,7 +467,7 @@ def test_pictures_added_and_removed_again_leave_the_result_as_it_was(tmp_path, s
 
 ENGINES_LOADED = """
 import json, sys
-from gpu_cluster.cli import main
+from gpu_cluster.cli.commands import main
 sys.argv = ["gpu-cluster", "run", *sys.argv[1:]]
 try:
     main()
@@ -770,9 +770,9 @@ def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp
 
 # What stands before and after the import that a signal meets: the work, and how it goes on from an ImportError.
 MET = {
-    "raised": ("gpu_cluster.job", "discover", 'raise ImportError("initialization failed")'),
-    "swallowed": ("gpu_cluster.job", "discover", "pass"),
-    "in the page": ("gpu_cluster.page", "_render", 'raise ImportError("initialization failed")'),
+    "raised": ("gpu_cluster.jobs.prepare", "discover", 'raise ImportError("initialization failed")'),
+    "swallowed": ("gpu_cluster.jobs.prepare", "discover", "pass"),
+    "in the page": ("gpu_cluster.report.page", "_render", 'raise ImportError("initialization failed")'),
 }
 
 
@@ -783,7 +783,7 @@ def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, met):
     module, name, goes_on = MET[met]
     code = f"""
 import os, signal, sys
-import gpu_cluster.cli
+import gpu_cluster.cli.commands
 import {module}
 
 real = {module}.{name}
@@ -797,7 +797,7 @@ def meet_an_import(*given, **options):
     return real(*given, **options)
 
 {module}.{name} = meet_an_import
-gpu_cluster.cli.main()
+gpu_cluster.cli.commands.main()
 """
     write_pictures(tmp_path / "in", 6)
     given = ["run", tmp_path / "in", *SMALL, "--k", "2", "--out", tmp_path / "run"]

@@ -11,9 +11,9 @@ import pytest
 from gpu_cluster.backend import CpuBackend, look_for_gpu
 from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import discover, scan
+from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.jobs.selftest import Measured, Verdict, compare, measure, run_selftest
 from gpu_cluster.options import build_config
-from gpu_cluster.selftest import Measured, Verdict, compare, measure, run_selftest
 
 from .conftest import gpu_cluster
 

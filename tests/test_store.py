@@ -25,17 +25,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import gpu_cluster
-from gpu_cluster import features, vgg16
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.cache import verify
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig
-from gpu_cluster.embed import embed
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed
 from gpu_cluster.errors import DataError, StoreError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import scan
+from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Embeddings, Manifest
-from gpu_cluster.shards import DAMAGED, is_shard
-from gpu_cluster.store import EmbeddingShards, ScanShards, Store
+from gpu_cluster.store.maintenance import verify
+from gpu_cluster.store.shards import DAMAGED, is_shard
+from gpu_cluster.store.store import EmbeddingShards, ScanShards, Store
 
 from .conftest import COMMAND, Finished, picture, write_pictures
 from .conftest import gpu_cluster as command
@@ -109,7 +109,7 @@ def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None
     opened = None if root is None else Store(root, observer)
     return embed(
         scanned(files, opened, observer),
-        features.of_vgg16(vgg16.find_weights(), SMALL_SIDE),
+        extractors.of_vgg16(vgg16.find_weights(), SMALL_SIDE),
         SMALL_SIDE,
         store=opened,
         store_config=StoreConfig(**store),
@@ -903,7 +903,7 @@ def test_a_process_that_reads_the_store_ends_well_every_time(root):
         shards.keep(hashes, x, [None] * 50)
     code = f"""
 from pathlib import Path
-from gpu_cluster.cache import verify
+from gpu_cluster.store.maintenance import verify
 from gpu_cluster.events import Observer
 assert verify(Path({os.fspath(root)!r}), Observer()) == (10, [])
 """

@@ -9,10 +9,10 @@ import pytest
 from sklearn.datasets import make_blobs
 
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.clustering.sweep import sweep_k
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.results import Projection, Sweep
-from gpu_cluster.sweep import sweep_k
 from scripts.k_criteria import criteria
 
 from .conftest import NO_REDUCTION

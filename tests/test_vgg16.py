@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 import pytest
 
-from gpu_cluster import vgg16
 from gpu_cluster.config import shipped_data
+from gpu_cluster.embedding import vgg16
 from gpu_cluster.errors import WeightsError
 
 SHIPPED = shipped_data() / "weights" / "vgg16_imagenet_notop.weights.h5"
@@ -121,7 +121,7 @@ def test_shipped_weights_that_were_altered_are_refused(tmp_path):
     shutil.copy(SHIPPED, data)
     with h5py.File(data / SHIPPED.name, "r+") as file:
         file["layers/conv2d_8/vars/0"][0] = 0
-    code = "from gpu_cluster.vgg16 import find_weights; find_weights()"
+    code = "from gpu_cluster.embedding.vgg16 import find_weights; find_weights()"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert b"are damaged: expected sha256 fb89143d" in done.stderr

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from gpu_cluster.backend import Array
-from gpu_cluster.cluster import cluster
+from gpu_cluster.clustering.cluster import cluster
+from gpu_cluster.clustering.kmeans import START_ROWS
+from gpu_cluster.clustering.near_duplicates import find_similar
+from gpu_cluster.clustering.reduce import reduce
+from gpu_cluster.clustering.score import score
+from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.events import Observer
-from gpu_cluster.kmeans import START_ROWS
-from gpu_cluster.layout import lay_out
 from gpu_cluster.options import build_config
-from gpu_cluster.reduce import reduce
-from gpu_cluster.report import write_report
+from gpu_cluster.report.tables import write_report
 from gpu_cluster.results import Embeddings, FileFacts, Findings, Manifest
-from gpu_cluster.score import score
-from gpu_cluster.similar import find_similar
-from gpu_cluster.sweep import sweep_k
 
 from .strict import LeakError, StrictBackend, side_doors_closed
 

@@ -1,0 +1,1 @@
+"""The command line: options in, jobs out; the only room that prints."""

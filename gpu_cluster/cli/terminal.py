@@ -1,0 +1,292 @@
+"""What a job looks like in a terminal: progress, decisions, the summary. Printed for `cli` and nobody else.
+
+A terminal gets a progress bar and tables, anything else plain lines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from gpu_cluster.events import Observer
+from gpu_cluster.jobs.doctor import Diagnosis
+from gpu_cluster.jobs.predict import Prediction
+from gpu_cluster.jobs.selftest import Verdict
+from gpu_cluster.report.tables import comparison_lines
+from gpu_cluster.results import Comparison, Findings, RunResult, printable
+from gpu_cluster.store.maintenance import Recipe
+
+_UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
+_PLAIN_EVERY_S = 5.0
+
+
+class _Patient:
+    """A stream that goes quiet where it cannot be written any more: that must not end a job of hours.
+
+    Nobody reads a pipe any more, the terminal is gone, or the disk is full on which a log is kept.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._patience():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._patience():
+            self._stream.flush()
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Python writes what is left when it ends, and would fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def _console(stream: TextIO | None = None, **options: Any) -> Console:
+    return Console(file=cast(TextIO, _Patient(stream or sys.stdout)), highlight=False, **options)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")
+
+
+class TerminalObserver(Observer):
+    """Shows progress on standard error and decisions on standard output."""
+
+    def __init__(self) -> None:
+        self._out = _console(soft_wrap=True)
+        self._errors = _console(sys.stderr, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._started = self._last_line = 0.0
+
+    def stage_started(self, stage: str) -> None:
+        self._started = self._last_line = time.perf_counter()
+        if stage in _UNITS and self._errors.is_terminal:
+            columns = (TextColumn("{task.description:6}"), BarColumn(), MofNCompleteColumn(), _Speed())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._errors, transient=True)
+            self._bar.add_task(stage, total=None, unit=_UNITS[stage])
+            self._bar.start()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        elif not self._errors.is_terminal and done < total:
+            self._plain_progress(stage, done, total)
+
+    def stage_failed(self, stage: str) -> None:
+        self._remove_bar()
+
+    def stage_finished(self, stage: str, elapsed_s: float) -> None:
+        self._remove_bar()
+        self._errors.print(f"{stage}: {elapsed_s:.1f} s", markup=False)
+
+    def notice(self, message: str) -> None:
+        self._out.print(message, markup=False)
+
+    def _remove_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _plain_progress(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if done and now - self._last_line >= _PLAIN_EVERY_S:
+            self._last_line = now
+            rate = done / (now - self._started)
+            left_s = (total - done) / rate
+            line = f"{stage}: {done:,} of {total:,} {_UNITS[stage]}, {rate:.1f}/s, {left_s:.0f} s left"
+            self._errors.print(line, markup=False)
+
+
+def print_done(message: str) -> None:
+    """Print what a command has done, which is done whether or not anybody reads it."""
+    _console(soft_wrap=True).print(message, markup=False)
+
+
+def print_error(message: str, *, with_traceback: bool = False) -> None:
+    """Print why a command failed, on one line of standard error, if asked for below the traceback."""
+    stream = _Patient(sys.stderr)
+    if with_traceback:
+        stream.write(traceback.format_exc())
+    stream.write(f"error: {' '.join(message.split())}\n")
+    stream.flush()
+
+
+def print_summary(result: RunResult) -> None:
+    """Print what a job found and where it left it."""
+    console = _console(soft_wrap=True)
+    findings = result.findings
+    if findings is None:
+        return
+    lines = list(_summary(result, findings))
+    if console.is_terminal:
+        width = max(len(name) for name, _ in lines)
+        for name, value in lines:
+            # No table, which would break the links to fit the terminal.
+            console.print(Text.assemble((f"{name:{width}}", "bold"), "  ", value))
+        console.print(_cluster_table(findings))
+    else:
+        for name, value in lines:
+            console.print(f"{name}: {value}", markup=False)
+        for row in _cluster_rows(findings):
+            console.print(f"cluster {': '.join(row[:2])} images{', mostly ' + row[2] if row[2] else ''}", markup=False)
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print the table of a comparison as Markdown, and where it was left."""
+    console = _console(soft_wrap=True)
+    for line in comparison_lines(found):
+        console.print(line, markup=False)
+    console.print(f"results: {printable(str(found.folder))}", markup=False)
+
+
+def print_prediction(found: Prediction) -> None:
+    """Print how many pictures went where, and where the table is."""
+    console = _console(soft_wrap=True)
+    n_bad = len(found.manifest.bad)
+    console.print(f"files: {len(found.manifest)} found: {len(found.rows)} assigned, {n_bad} bad", markup=False)
+    for cluster, count in enumerate(np.bincount(found.labels)):
+        if count:
+            console.print(f"cluster {cluster}: {count} images", markup=False)
+    console.print(f"far from all that was clustered: {int(found.far.sum())}", markup=False)
+    if found.bad_files is not None:
+        console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
+    console.print(f"results: {printable(str(found.out))}", markup=False)
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print the checks as a table, what fails with its remedy."""
+    # What is printed is all that comes of it: where that fails, the command fails.
+    console = Console(soft_wrap=True, highlight=False)
+    marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
+    width = max(len(check.name) for check in diagnosis.checks)
+    for check in diagnosis.checks:
+        console.print(f"{marks[check.status]:4}  {check.name:{width}}  {check.found}", markup=False)
+        if check.remedy:
+            console.print(f"{'':4}  {'':{width}}  -> {check.remedy}", markup=False)
+    verdict = "can run here" if diagnosis.works else "cannot run here"
+    console.print(f"gpu-cluster --device {diagnosis.device} {verdict}", markup=False)
+
+
+def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
+    """Print what is kept between runs, a line a recipe or a scanned folder."""
+    # What is printed is all that comes of it: where that fails, the command fails.
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(printable(str(root)), markup=False)
+    for recipe in recipes:
+        used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")
+        damaged = f", {recipe.n_damaged} damaged set aside" if recipe.n_damaged else ""
+        size = f"{recipe.n_rows:,} rows in {recipe.n_shards:,} shards, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
+        console.print(f"{recipe.kind} {recipe.folder.name}: {size}, last used {used}", markup=False)
+        console.print(
+            f"    {', '.join(f'{name} {value}' for name, value in recipe.as_json()['key'].items())}", markup=False
+        )
+    if not recipes:
+        console.print("nothing is kept", markup=False)
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print the comparison of the devices, a line each, with the tolerance and the reason for it."""
+    # Wide enough for a row a line in a log.
+    console = _console(width=None if sys.stdout.isatty() else 160)
+    marks = {True: "ok", False: "MISS", None: ""}
+    table = Table(pad_edge=False)
+    for title in ("", "", "CPU", "GPU", "error", "tolerance", "why"):
+        table.add_column(title, overflow="fold")
+    for row in verdict.rows:
+        error = "" if row.error is None else f"{row.error:.2g}"
+        tolerance = "" if row.tolerance is None else f"{row.tolerance:g}"
+        cells = (marks[row.ok], row.name, row.cpu, row.gpu or "", error, tolerance, row.reason)
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    console.print(verdict.not_tried or f"{'passed' if verdict.passed else 'MISSED'}", markup=False)
+
+
+def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
+    manifest, clustering, scores = result.manifest, findings.clustering, findings.scores
+    counts = manifest.counts()
+    yield "files", "{found:,} found: {ok:,} ok, {bad:,} bad, {duplicate:,} duplicates".format(**counts)
+    words = {
+        "agreement": "where restarts agree most",
+        "farthest from the chord": "no clear knee; the k farthest from the chord",
+    }
+    why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
+    sure = findings.sweep.agreement
+    yield "clusters", f"{clustering.k} ({why})" + ("" if sure is None else f"; restarts agree there to {sure:.2f}")
+    yield "space", scores.space
+    for name, value in scores.internal.items():
+        sampled = name == "silhouette" and 0 < scores.n_silhouette < len(findings.embeddings.rows)
+        yield name, _number(value) + (f" (on a sample of {scores.n_silhouette:,})" if sampled else "")
+    if scores.external is not None:
+        yield "labels", f"{scores.n_labelled:,} images labelled by {manifest.label_source}"
+        for name, value in scores.external.items():
+            yield name, _number(value)
+    if scores.holdout is not None:
+        holdout = scores.holdout
+        found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"
+        yield "holdout", f"on {holdout['n']:.0f} images: {found}"
+    embeddings = findings.embeddings
+    speed = f"{embeddings.n_computed:,} embedded"
+    if embeddings.images_per_s is not None:
+        speed += f" at {embeddings.images_per_s:.1f} images/s in {embeddings.precision}"
+    seconds = sum(result.stages_s.values())
+    yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
+    yield "results", printable(str(result.folder))
+    page = result.folder.absolute() / "report.html"
+    if page.is_file():
+        yield "report", printable(page.as_uri())
+
+
+def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:
+    table = findings.scores.contingency
+    for cluster, size in enumerate(findings.clustering.sizes):
+        mostly = ""
+        if table is not None and table.counts[:, cluster].any():
+            most = int(np.argmax(table.counts[:, cluster]))
+            mostly = f"{table.classes[most]} ({table.counts[most, cluster] / size:.0%})"
+        yield str(cluster), f"{size:,}", mostly
+
+
+def _cluster_table(findings: Findings) -> Table:
+    table = Table(pad_edge=False)
+    table.add_column("cluster", justify="right")
+    table.add_column("images", justify="right")
+    if findings.scores.contingency is not None:
+        table.add_column("mostly")
+    for row in _cluster_rows(findings):
+        table.add_row(*map(Text, row[: len(table.columns)]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4g}"

@@ -1,0 +1,91 @@
+"""Projection + k -> Clustering.
+
+Must not know why this k.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.copies import as_originals
+from gpu_cluster.config import ClusterConfig
+from gpu_cluster.events import Observer
+from gpu_cluster.results import Clustering, IntArray, Projection
+
+
+def cluster(
+    projection: Projection,
+    k: int,
+    config: ClusterConfig,
+    *,
+    seed: int,
+    backend: Backend,
+    observer: Observer,
+    originals: IntArray | None = None,
+) -> Clustering:
+    """Cluster into k; number the clusters by size, largest first, and drop those that hold nothing.
+
+    A number then means the same from run to run and from device to device, whichever restart won. Copies, as
+    `originals` names them (see `copies`), get the label and the distance of their originals.
+    """
+    xp = backend.xp
+    partition = kmeans.fit(projection.x, k, config, seed=seed, backend=backend)
+    squared = as_originals(partition.squared_distances, originals, backend)
+    found = backend.to_host(as_originals(partition.labels, originals, backend))
+    order = _by_size(found, k)
+    if len(order) < k:
+        observer.notice(f"{k} clusters asked for, {len(order)} hold images: there are no more distinct ones")
+    number = np.zeros(k, dtype=np.int64)
+    number[order] = np.arange(len(order))
+    labels = number[found]
+    return Clustering(
+        labels=backend.from_host(labels),
+        centres=xp.take(partition.centres, backend.from_host(order), axis=0),
+        distances=xp.sqrt(squared),
+        sizes=np.bincount(labels),
+        medoids=_medoids(squared, labels, backend),
+        inertia=partition.inertia,
+        n_iter=partition.n_iter,
+        k_asked=k,
+    )
+
+
+def of_labels(projection: Projection, found: IntArray, *, backend: Backend) -> Clustering:
+    """Describe the groups `found` (n,), host, that whatever algorithm gave, by their means, as a Clustering."""
+    xp, x = backend.xp, projection.x
+    _held, dense = np.unique(found, return_inverse=True)
+    order = _by_size(dense, int(dense.max()) + 1)
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = np.arange(len(order))
+    labels = number[dense]
+    sizes = np.bincount(labels)
+    on_device = backend.from_host(labels)
+    sums = kmeans.cluster_sums(x, on_device, len(sizes), backend)
+    centres = xp.astype(sums / backend.from_host(sizes.astype(np.float64))[:, None], x.dtype)
+    squared = kmeans.squared_distances(x, centres, on_device, backend)
+    return Clustering(
+        labels=on_device,
+        centres=centres,
+        distances=xp.sqrt(squared),
+        sizes=sizes,
+        medoids=_medoids(squared, labels, backend),
+        inertia=float(backend.to_host(xp.sum(squared, dtype=xp.float64))),
+        n_iter=0,
+        k_asked=len(sizes),
+    )
+
+
+def _by_size(labels: IntArray, k: int) -> IntArray:
+    """Return the clusters that hold rows, largest first; of two of one size, the one whose first row comes first."""
+    sizes = np.bincount(labels, minlength=k)
+    held, first_rows = np.unique(labels, return_index=True)
+    return np.asarray(held[np.lexsort((first_rows, -sizes[held]))], dtype=np.int64)
+
+
+def _medoids(squared_distances: Array, labels: IntArray, backend: Backend) -> IntArray:
+    distances = backend.to_host(squared_distances)
+    by_label_then_distance = np.lexsort((distances, labels))
+    _held, first = np.unique(labels[by_label_then_distance], return_index=True)
+    return np.asarray(by_label_then_distance[first], dtype=np.int64)

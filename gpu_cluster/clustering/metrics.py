@@ -1,0 +1,111 @@
+"""Formulas in the array API, for what not every engine has; no engine in sight.
+
+x is (n, d), labels (n,), centres (k, d), sizes (k,); k is from 2 to n - 1. Host formulas take NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.clustering import kmeans
+
+HostFloats = npt.NDArray[np.floating[Any]]
+HostInts = npt.NDArray[np.integer[Any]]
+
+
+def davies_bouldin(xp: ModuleType, centres: Array, spreads: Array) -> Array:
+    """Return the Davies-Bouldin index (Davies and Bouldin 1979): lower is better, 0 is best.
+
+    `spreads` (k,) is the mean distance of a cluster's rows to their centre.
+    """
+    k, d = centres.shape
+    worst = []
+    for rows in kmeans.blocks(k, k * d):
+        difference = centres[rows, None, :] - centres[None, :, :]
+        apart = xp.sqrt(xp.sum(difference * difference, axis=2))
+        together = spreads[rows, None] + spreads[None, :]
+        # Two clusters with one centre are as bad as can be, but a cluster is not compared with itself.
+        ratio = xp.where(apart > 0, together / xp.where(apart > 0, apart, xp.ones_like(apart)), xp.zeros_like(apart))
+        worst.append(xp.max(ratio, axis=1))
+    return xp.mean(xp.concat(worst))
+
+
+def calinski_harabasz(xp: ModuleType, centres: Array, sizes: Array, mean: Array, inertia: float) -> Array:
+    """Return the variance ratio criterion (Calinski and Harabasz 1974): higher is better.
+
+    `mean` (d,) is the mean of all rows, `inertia` the sum of squared distances of the rows to their centres.
+    """
+    k = centres.shape[0]
+    n = xp.sum(sizes)
+    difference = centres - mean
+    between = xp.sum(sizes * xp.sum(difference * difference, axis=1))
+    return (between / (k - 1)) / (inertia / (n - k)) if inertia > 0 else xp.ones_like(n)
+
+
+def contingency(classes: HostInts, labels: HostInts, n_classes: int, k: int) -> HostInts:
+    """Count (n_classes, k) the rows of each class in each cluster; host."""
+    counts = np.zeros((n_classes, k), dtype=np.int64)
+    np.add.at(counts, (classes, labels), 1)
+    return counts
+
+
+def matched_accuracy(counts: HostInts) -> float:
+    """Return the share of rows in the right cluster under the best one-to-one matching of classes and clusters.
+
+    The matching is an assignment problem (Kuhn 1955); classes or clusters left over count as wrong.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    return float(counts[rows, columns].sum() / counts.sum())
+
+
+def knee(ks: Sequence[int], inertias: Sequence[float]) -> int | None:
+    """Return the knee of a falling curve (Kneedle: Satopaa et al. 2011), or None where there is none."""
+    from kneed import KneeLocator
+
+    if len(ks) < 3 or max(inertias) <= min(inertias):
+        return None
+    found = KneeLocator(ks, inertias, curve="convex", direction="decreasing").knee
+    return None if found is None else int(found)
+
+
+def farthest_from_chord(ks: Sequence[int], inertias: Sequence[float]) -> int:
+    """Return the k whose point lies farthest below the straight line from the curve's first point to its last."""
+    x, y = np.asarray(ks, float), np.asarray(inertias, float)
+    if len(ks) < 3 or y[0] == y[-1]:
+        return int(ks[0])
+    below = (x - x[0]) / (x[-1] - x[0]) + (y - y[-1]) / (y[0] - y[-1])
+    return int(ks[int(np.argmin(below))])
+
+
+def silhouettes(
+    x: Array, labels: Array, k: int, *, sample: int, seed: int, backend: Backend
+) -> tuple[HostFloats, HostInts]:
+    """Return silhouettes (Rousseeuw 1987) and the rows they belong to, both host.
+
+    All rows up to `sample` of them; above, a sample of that size, the same for the same n and seed, judged among
+    itself. Empty where the silhouette is not defined: fewer than 2 clusters in it, or as many as rows.
+    """
+    xp = backend.xp
+    n = x.shape[0]
+    rows: HostInts = np.arange(n)
+    if n > sample:
+        rows = np.sort(np.random.RandomState(seed).choice(n, sample, replace=False))
+        chosen = backend.from_host(rows)
+        x, labels = xp.take(x, chosen, axis=0), xp.take(labels, chosen, axis=0)
+        k = int(np.unique(backend.to_host(labels)).size)
+    if not 2 <= k <= len(rows) - 1:
+        return np.empty(0, np.float32), rows[:0]
+    return backend.to_host(backend.silhouette_samples(x, labels)), rows
+
+
+def mean_or_none(values: HostFloats) -> float | None:
+    """Return the mean in float64, or None where there is nothing to take it of."""
+    return float(np.mean(values, dtype=np.float64)) if values.size else None

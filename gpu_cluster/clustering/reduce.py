@@ -1,0 +1,203 @@
+"""Embeddings -> Projection: scale, PCA, whiten, normalise.
+
+Enters: embeddings (n, d). Leaves: the space that is clustered, and two principal components to plot. Must not know
+what is found in that space.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend, PCAFit
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.copies import as_originals
+from gpu_cluster.config import ReduceConfig
+from gpu_cluster.results import Embeddings, IntArray, Projection, Reduction
+
+log = logging.getLogger(__name__)
+
+# Components weaker than this share of the strongest one's variance are rounding of float32 data, not directions;
+# whitening would blow them up to full size.
+_NULL_SHARE = 1e-6
+# The same for the data as a whole: variance below this share of its mean square means that the rows are equal up to
+# rounding. TensorFlow's embedding of one picture varies by 4e-8 with the batch it is in, its square root by 2e-4.
+_EQUAL_SHARE = 1e-7
+
+
+def reduce(
+    embeddings: Embeddings,
+    config: ReduceConfig,
+    *,
+    sweep_space: str,
+    backend: Backend,
+    originals: IntArray | None = None,
+) -> Projection:
+    """Project the embeddings into the space to cluster in.
+
+    Copies, as `originals` names them (see `copies`), get the principal components of their originals.
+
+    Memory: one more (n, d) matrix while it runs; kept only if the sweep is on the scaled columns.
+    """
+    low, span = _column_range(embeddings.x, backend) if config.scaling == "minmax" else (None, None)
+    scaled = scale(embeddings.x, config.scaling, backend, low=low, span=span)
+    n_components = count_components(config.pca, *scaled.shape)
+    fit = _fixed_signs(_fit(scaled, max(2, n_components), backend), backend)
+    kept = None if config.pca == "none" else min(n_components, len(fit.explained_variance))
+    reduction = Reduction(
+        scaling=config.scaling,
+        low=low,
+        span=span,
+        mean=fit.mean,
+        components=fit.components,
+        kept=kept,
+        divisors=_divisors(fit, kept, config.whitening, backend) if kept is not None and config.whitening else None,
+        normalize=config.normalize,
+    )
+    x, pcs = _applied(scaled, reduction, backend)
+    space = _words(reduction, config.whitening)
+    log.info("space: %s", space)
+    swept_scaled = sweep_space == "scaled"
+    scaling = _SCALING_WORDS[config.scaling]
+    return Projection(
+        reduction=reduction,
+        x=x,
+        space=space,
+        pcs=as_originals(pcs, originals, backend),
+        pcs_variance_ratio=_variance_ratio(fit),
+        sweep_x=scaled if swept_scaled else x,
+        sweep_space=f"{scaling}, {scaled.shape[1]} columns" if swept_scaled else space,
+    )
+
+
+def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Array]:
+    """Bring other embeddings x (n, d) float32 into a space that was fitted before.
+
+    Returns
+    -------
+    x
+        (n, m) float32 in that space.
+    pcs
+        (n, 2) float32, their first two principal components.
+    """
+    return _applied(scale(x, reduction.scaling, backend, low=reduction.low, span=reduction.span), reduction, backend)
+
+
+def _applied(scaled: Array, reduction: Reduction, backend: Backend) -> tuple[Array, Array]:
+    scores = _project(scaled, reduction, backend)
+    x = scaled if reduction.kept is None else scores[:, : reduction.kept]
+    if reduction.divisors is not None:
+        x = x / reduction.divisors
+    if reduction.normalize:
+        x = x / _norms(x, backend)
+    return x, _first_two(scores, backend)
+
+
+def _divisors(fit: PCAFit, kept: int, power: float, backend: Backend) -> Array:
+    # Full whitening blows the weak components up to the size of the strong ones; a power below a half goes part of the
+    # way.
+    variance = np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny)
+    return backend.from_host((variance**power).astype(np.float32))
+
+
+def _words(reduction: Reduction, whitening: float) -> str:
+    steps = [_SCALING_WORDS[reduction.scaling]]
+    if reduction.kept is not None:
+        steps.append(f"PCA to {reduction.kept}")
+    if reduction.divisors is not None:
+        steps.append("whitened" if whitening == 0.5 else f"whitened by {whitening:g}")
+    if reduction.normalize:
+        steps.append("unit length")
+    return ", ".join(steps)
+
+
+_SCALING_WORDS = {
+    "sqrt-l2": "square root and unit length",
+    "l2": "unit length",
+    "minmax": "min-max",
+    "none": "embeddings as they are",
+}
+
+
+def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None, span: Array | None = None) -> Array:
+    """Scale embeddings (n, d): `sqrt-l2` and `l2` by rows, `minmax` by columns' `low` and `span`, `none` not at all."""
+    xp = backend.xp
+    if scaling == "sqrt-l2":
+        # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
+        roots = xp.sqrt(x)
+        roots /= _norms(roots, backend)
+        return roots
+    if scaling == "l2":
+        return x / _norms(x, backend)
+    if scaling == "minmax":
+        above = x - low
+        above /= span
+        return above
+    return x
+
+
+def _column_range(x: Array, backend: Backend) -> tuple[Array, Array]:
+    """Return least value and range (d,) of each column; 1 for the range of one that is constant."""
+    xp = backend.xp
+    low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+    return low, xp.where(high > low, high - low, xp.ones_like(high))
+
+
+def count_components(pca: int | str, n: int, d: int) -> int:
+    """Return the components asked for: `auto` is the root of n clipped to 8..32; at most n - 1 and d, at least 1."""
+    wanted = int(np.clip(np.sqrt(n), 8, 32)) if pca == "auto" else 1 if pca == "none" else int(pca)
+    return max(1, min(wanted, n - 1, d))
+
+
+def _norms(x: Array, backend: Backend) -> Array:
+    """Return the Euclidean norm (n, 1) of each row, 1 for a row of zeros."""
+    xp = backend.xp
+    norms = xp.sqrt(kmeans.row_squares(x, backend))[:, None]
+    return xp.where(norms > 0, norms, xp.ones_like(norms))
+
+
+def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
+    """Fit PCA and drop the directions in which nothing varies; rows that are all equal keep one, of zeros."""
+    xp = backend.xp
+    n, d = scaled.shape
+    if n == 1:
+        nothing = np.zeros((1, d), np.float32)
+        return PCAFit(xp.mean(scaled, axis=0), backend.from_host(nothing), np.zeros(1), 0.0)
+    fit = backend.fit_pca(scaled, max(1, min(n_components, n - 1, d)))
+    mean_square = float(backend.to_host(xp.sum(kmeans.row_squares(scaled, backend), dtype=xp.float64))) / n
+    variance = fit.explained_variance
+    n_real = int(np.sum(variance > max(variance[0] * _NULL_SHARE, mean_square * _EQUAL_SHARE)))
+    if n_real == 0:
+        log.info("the embeddings are equal up to rounding: nothing varies")
+        return PCAFit(fit.mean, fit.components[:1, :] * 0, np.zeros(1), 0.0)
+    if n_real < len(variance):
+        log.info("%d of %d components vary; the others are dropped", n_real, len(variance))
+    return PCAFit(fit.mean, fit.components[:n_real, :], variance[:n_real], fit.total_variance)
+
+
+def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
+    """Turn every component so that its largest loading is positive: engines choose signs at will."""
+    xp = backend.xp
+    largest = xp.max(fit.components, axis=1, keepdims=True)
+    smallest = xp.min(fit.components, axis=1, keepdims=True)
+    signs = xp.where(largest >= -smallest, xp.ones_like(largest), -xp.ones_like(largest))
+    return PCAFit(fit.mean, fit.components * signs, fit.explained_variance, fit.total_variance)
+
+
+def _project(scaled: Array, fit: Reduction, backend: Backend) -> Array:
+    # x C' - m C' and not (x - m) C': no second (n, d) matrix.
+    xp = backend.xp
+    axes = xp.matrix_transpose(fit.components)
+    return scaled @ axes - fit.mean @ axes
+
+
+def _first_two(scores: Array, backend: Backend) -> Array:
+    xp = backend.xp
+    return scores[:, :2] if scores.shape[1] >= 2 else xp.concat([scores, xp.zeros_like(scores)], axis=1)
+
+
+def _variance_ratio(fit: PCAFit) -> tuple[float, float]:
+    total = fit.total_variance or 1.0
+    first, second = (*(fit.explained_variance / total), 0.0)[:2]
+    return float(first), float(second)

@@ -1,0 +1,145 @@
+"""Projection -> Sweep: k-means for each k of a range, and the k chosen.
+
+Must not know how the space came about or what is done with the k.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from gpu_cluster.backend import Backend
+from gpu_cluster.clustering import kmeans, metrics
+from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
+from gpu_cluster.errors import ConfigError
+from gpu_cluster.events import Observer
+from gpu_cluster.results import Projection, Sweep, SweepPoint
+
+# Restarts that agree less than this have found no groups that are there whatever the start.
+CLEAR_AGREEMENT = 0.65
+
+_IMAGES_A_CLUSTER = 8
+
+
+def check_ks(config: SweepConfig, n: int) -> None:
+    """Refuse, before work starts, a k or a range of k that n images cannot be split into.
+
+    Raises
+    ------
+    ConfigError
+        When k or the end of a range that was given is above n.
+    """
+    if config.k is not None and config.k > n:
+        raise ConfigError(
+            f"--k: {config.k} clusters (given, or by the preset) need as many images; found {n}; give a k up to {n}"
+        )
+    last = parse_k_range(config.k_range)[-1] if config.k_range else 1
+    if last > n:
+        raise ConfigError(
+            f"--k-range: {config.k_range} reaches {last} clusters, which need at least as many images; found {n}; "
+            f"give a range up to {n}"
+        )
+
+
+def sweep_k(
+    projection: Projection,
+    config: SweepConfig,
+    clustering: ClusterConfig,
+    scoring: ScoreConfig,
+    *,
+    seed: int,
+    backend: Backend,
+    observer: Observer,
+) -> Sweep:
+    """Cluster for each k of the range and choose one: `k` if given, else by the criterion that `select` names."""
+    x = projection.sweep_x
+    ks = _ks_to_try(config, x.shape[0], observer)
+    points = []
+    for done, k in enumerate(ks):
+        observer.progress("sweep", done, len(ks))
+        start = time.perf_counter()
+        partition = kmeans.fit(x, k, clustering, seed=seed, backend=backend)
+        n_found = int(np.unique(backend.to_host(partition.labels)).size)
+        values, _rows = metrics.silhouettes(
+            x, partition.labels, n_found, sample=scoring.silhouette_sample, seed=seed, backend=backend
+        )
+        elapsed_s = time.perf_counter() - start
+        silhouette = metrics.mean_or_none(values)
+        points.append(SweepPoint(k, partition.inertia, silhouette, partition.agreement, partition.n_iter, elapsed_s))
+    observer.progress("sweep", len(ks), len(ks))
+    best_k, chosen_by = choose(config, points, x.shape[0])
+    if config.k is not None and best_k < config.k:
+        observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
+    sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
+    doubts = tuple(_doubts(sweep, x.shape[0]))
+    for doubt in doubts:
+        observer.notice(doubt)
+    return replace(sweep, doubts=doubts)
+
+
+def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
+    """Yield what speaks against the k chosen."""
+    points, best_k = sweep.points, sweep.best_k
+    first, last = points[0].k, points[-1].k
+    if sweep.chosen_by == "farthest from the chord":
+        yield f"No clear knee in the inertia curve, k {first} to {last}: took {best_k}, the k farthest from its chord"
+    if sweep.chosen_by != "agreement":
+        return
+    if (sweep.agreement or 0) < CLEAR_AGREEMENT:
+        yield (
+            f"No clear number of groups, k {first} to {last}: at {best_k}, where restarts agree most, their adjusted "
+            f"Rand index is only {sweep.agreement or 0:.2f}"
+        )
+    silhouette_ends = max(points, key=_silhouette).k == last
+    if last < n // _IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
+        yield (
+            f"{'Restarts agree most' if best_k == last else 'The silhouette is highest'} at {last}, the end of the "
+            f"range: there may be more groups than {best_k}; --k-range {first}:{2 * last} looks further"
+        )
+
+
+def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ...]:
+    text = config.k_range or config.default_range
+    ks = parse_k_range(text)
+    possible = tuple(k for k in ks if k <= n) or (n,)
+    if possible != ks:
+        observer.notice(f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, as many as there are images")
+    return possible
+
+
+def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, str]:
+    """Return the k chosen from the points of a sweep of n images, and by what (see `Sweep`)."""
+    ks, inertias = [point.k for point in points], [point.inertia for point in points]
+    if config.k is not None:
+        return min(config.k, n), "given"
+    if len(ks) == 1:
+        return ks[0], "only k tried"
+    if config.select == "silhouette" and any(point.silhouette is not None for point in points):
+        return max(points, key=_silhouette).k, "silhouette"
+    candidates = _candidates(points, n) if config.select == "agreement" else []
+    if candidates:
+        # Groups far apart are found again whatever the start, and so are they where two near ones are taken for one.
+        return max(candidates, key=lambda point: (point.agreement or 0, _silhouette(point))).k, "agreement"
+    found = metrics.knee(ks, inertias)
+    if found is not None:
+        return found, "knee"
+    return metrics.farthest_from_chord(ks, inertias), "farthest from the chord"
+
+
+def _silhouette(point: SweepPoint) -> float:
+    return -np.inf if point.silhouette is None else point.silhouette
+
+
+def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
+    return [point for point in points if point.agreement is not None and is_candidate(point.k, n)]
+
+
+def is_candidate(k: int, n: int) -> bool:
+    """Tell whether it says something that clusters of n images are found again, for this many clusters.
+
+    Two are found again in almost any data, and so are the many of a few images each.
+    """
+    return 3 <= k <= max(3, n // _IMAGES_A_CLUSTER)

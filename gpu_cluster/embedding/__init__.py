@@ -1,0 +1,1 @@
+"""Pictures -> embeddings: what describes a picture, and what runs the network."""

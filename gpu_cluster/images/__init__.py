@@ -1,0 +1,1 @@
+"""Pictures as files: which there are, what their headers say, their labels, their pixels."""

@@ -1,0 +1,325 @@
+"""The job `compare`: several features times several algorithms on the same pictures, in one table and one plot.
+
+Each kind of features is embedded through the store and reduced as `run` does it; every algorithm then groups the same
+space into the same number of groups (but HDBSCAN, which finds its own). Labels are only compared with what came out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast, get_args
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.clustering import cluster as clusters
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.reduce import reduce
+from gpu_cluster.clustering.score import score
+from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.config import Algorithm, CompareConfig, EmbedConfig, JobConfig, ReduceConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.errors import ConfigError, DeviceError, JobError
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.jobs.prepare import Job, filled, nothing_readable, prepare
+from gpu_cluster.options import build_config, command_line
+from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
+from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection, printable
+
+# Above this many images all but k-means are left out: Ward holds n (n - 1) / 2 distances, 1.6 GB here, and the others
+# compare every image with every other.
+MOST_IMAGES = 20_000
+
+# Of the features taken without being named above that: 25,088 numbers each would be 2 GB and more.
+_MOST_FEATURES = 10_000
+
+# Of the stability; the share is Ben-Hur, Elisseeff and Guyon's (2002).
+_N_SUBSAMPLES, _SUBSAMPLE = 5, 0.8
+
+ALGORITHMS = ("kmeans", *get_args(Algorithm))
+
+NOTEBOOK = "notebook"
+
+_POOLINGS = {f"vgg16-{pooling}": pooling for pooling in ("gem-4-5", "gem", "max", "average", "flatten")}
+FEATURES = (*_POOLINGS, NOTEBOOK, "colours", "hog", *extractors.KERAS_MODELS)
+
+
+def default_features() -> tuple[str, ...]:
+    """Return what is compared unless told otherwise: all but some poolings, and networks without weights here."""
+    here = (name for name in extractors.KERAS_MODELS if extractors.keras_weights(name).is_file())
+    return ("vgg16-gem-4-5", "vgg16-average", "vgg16-flatten", NOTEBOOK, "colours", "hog", *here)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How pictures become a space: what to embed them by, and what becomes of the embeddings."""
+
+    name: str
+    extractor: Extractor
+    embed: EmbedConfig
+    reduce: ReduceConfig
+
+
+def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
+    """Compare features and algorithms, and leave a folder with the table and the plot.
+
+    Raises
+    ------
+    ConfigError
+        For a name that is not known.
+    WeightsError
+        When the weights of a network asked for are not on this machine.
+    NothingReadableError
+        When no file could be decoded; the folder then holds the reasons.
+    JobError
+        When nothing could be grouped; the folder holds the reasons.
+    GpuClusterError
+        For everything else that stops a job (see `gpu_cluster.errors`); then no folder is left.
+    """
+    events = Recorder(observer or Observer())
+    with events.stage("scan"):
+        names = _known(config.compare.features, FEATURES, "--features") or _default_features_for(config)
+        algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
+        job, recipes = prepare(
+            config, events, lambda weights: [_recipe(name, weights, config) for name in names], prefix="compare-"
+        )
+    if not config.compare.features and len(job.manifest) > MOST_IMAGES:
+        recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
+        events.notice(
+            f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
+        )
+    # What the record repeats: on another machine other features may be there.
+    compared = CompareConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
+    job = replace(job, config=config.model_copy(update={"compare": compared}))
+    with filled(job) as stage:
+        rows, manifest = _fill(job, recipes)
+        write_bad_files(stage.path / "bad_files.csv", manifest)
+        found = Comparison(folder=job.folder, config=job.config, manifest=manifest, rows=rows)
+        # Files that are gone by now cost what was grouped before nothing.
+        grouped = any(row.reason is None for row in rows)
+        readable = len(manifest.bad) < len(manifest)
+        if grouped or readable:
+            with events.stage("report"):
+                write_comparison(stage.path, found, backend=job.backend)
+        command = command_line(job.config, "compare")
+        write_run_record(stage.path, job.result(manifest), command=command, backend=job.backend)
+    if not grouped and not readable:
+        raise nothing_readable(manifest, stage.folder)
+    if not grouped:
+        raise JobError(
+            f"nothing could be grouped; the reasons are in {printable(str(stage.folder / 'compare.csv'))!r}, "
+            f"the first: {rows[0].reason}"
+        )
+    return replace(found, folder=stage.folder)
+
+
+def _default_features_for(config: JobConfig) -> tuple[str, ...]:
+    """Return the default features that the options can be applied to."""
+    names = default_features()
+    if config.reduce.scaling != "sqrt-l2":
+        return names
+    return tuple(name for name in names if not _has_below_0(name))
+
+
+def _has_below_0(name: str) -> bool:
+    return name in extractors.KERAS_MODELS and extractors.KERAS_MODELS[name].below_0
+
+
+def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
+    """Return every row of the table, and the manifest with what is bad."""
+    rows: list[Compared] = []
+    manifest, k = job.manifest, job.config.sweep.k
+    for recipe in recipes:
+        # What turned out bad with one recipe is left out by those that follow.
+        more, manifest, k = _of_recipe(replace(job, manifest=manifest), recipe, k)
+        rows += more
+    return tuple(rows), manifest
+
+
+def _of_recipe(job: Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
+    """Return the rows of one kind of features, and k: when this returns, the space has left the memory."""
+    events, backend = job.events, job.backend
+    algorithms, manifest = job.config.compare.algorithms, job.manifest
+    start = time.perf_counter()
+    try:
+        with events.stage("embed"):
+            events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
+            embeddings = embed(
+                manifest,
+                recipe.extractor,
+                recipe.embed,
+                store=job.store,
+                store_config=job.config.store,
+                backend=backend,
+                observer=events,
+            )
+        manifest = manifest.with_bad(embeddings.bad)
+        n = len(embeddings.rows)
+        if not n:
+            return _without_result(recipe, algorithms, "left out: no file can be decoded"), manifest, k
+        with events.stage("reduce"):
+            projection = reduce(embeddings, recipe.reduce, sweep_space="projection", backend=backend)
+        elapsed_s = time.perf_counter() - start if embeddings.n_computed >= n - len(manifest.duplicates) else None
+        space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
+        if k is None:
+            k = _choose_k(job, space)
+    # What TensorFlow has no memory for is the device's fault.
+    except (MemoryError, DeviceError) as error:
+        # Other features may be a hundredth of the size.
+        return _without_result(recipe, algorithms, _failure(job, recipe.name, error)), manifest, k
+    with events.stage("cluster"):
+        rows = [_compare(job, space, algorithm, k) for algorithm in algorithms]
+    return rows, manifest, k
+
+
+def _without_result(recipe: _Recipe, algorithms: Sequence[str], why: str) -> list[Compared]:
+    return [Compared(recipe.name, algorithm, "", reason=why) for algorithm in algorithms]
+
+
+def _failure(job: Job, what: str, error: Exception) -> str:
+    """Return why there is no result, as a reason of rows, and say it."""
+    why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
+    job.events.notice(f"{what} {why}")
+    return why
+
+
+def _choose_k(job: Job, space: _Space) -> int:
+    config = job.config
+    with job.events.stage("sweep"):
+        k = sweep_k(
+            space.projection,
+            config.sweep,
+            config.cluster,
+            config.score,
+            seed=config.seed,
+            backend=job.backend,
+            observer=job.events,
+        ).best_k
+    job.events.notice(f"k is {k}, chosen in the space of {space.recipe.name}")
+    return k
+
+
+def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
+    """Return names, each once, in the order given."""
+    for name in named:
+        if name not in known:
+            raise ConfigError(f"{option}: unknown {name!r}; known are {', '.join(known)}")
+    return tuple(dict.fromkeys(named))
+
+
+def _recipe(name: str, weights: vgg16.Weights, config: JobConfig) -> _Recipe:
+    embedding, reduction = config.embed, config.reduce
+    if name == NOTEBOOK:
+        theirs = build_config(preset=NOTEBOOK)
+        embedding = theirs.embed.model_copy(
+            update=embedding.model_dump(include={"batch_size", "precision", "image_size"})
+        )
+        return _Recipe(name, extractors.of_vgg16(weights, embedding), embedding, theirs.reduce)
+    if name in _POOLINGS:
+        embedding = embedding.model_copy(update={"pooling": _POOLINGS[name]})
+        return _Recipe(name, extractors.of_vgg16(weights, embedding), embedding, reduction)
+    if name == "colours":
+        return _Recipe(name, extractors.colour_histogram(), embedding, reduction)
+    if name == "hog":
+        return _Recipe(name, extractors.oriented_gradients(embedding.image_size), embedding, reduction)
+    if reduction.scaling == "sqrt-l2" and _has_below_0(name):
+        raise ConfigError(f"--scaling sqrt-l2 needs features none of which is below 0; found {name}: leave it out")
+    return _Recipe(name, extractors.of_keras(name, embedding.image_size), embedding, reduction)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """The pictures as one recipe sees them, and what it took to compute that."""
+
+    recipe: _Recipe
+    manifest: Manifest
+    embeddings: Embeddings
+    projection: Projection
+    elapsed_s: float | None
+
+
+def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
+    """Group one space by one algorithm, and judge what comes out."""
+    config, backend = job.config, job.backend
+    x, n = space.projection.x, len(space.embeddings.rows)
+    k = min(k, n)
+    row = Compared(space.recipe.name, algorithm, space.projection.space, space.elapsed_s)
+    if algorithm != "kmeans" and n > MOST_IMAGES:
+        return replace(row, reason=f"left out: {n:,} images are more than {MOST_IMAGES:,}")
+    if n < 3:
+        return replace(row, reason=f"left out: {n} images are too few")
+    group = _grouper(algorithm, config, backend)
+    start = time.perf_counter()
+    try:
+        found = backend.to_host(group(x, k))
+        elapsed_s = time.perf_counter() - start
+        stability = _stability(x, found, lambda part: group(part, min(k, part.shape[0])), config.seed, backend)
+        clustering = clusters.of_labels(space.projection, found, backend=backend)
+        scores = score(
+            space.manifest,
+            space.embeddings,
+            space.projection,
+            clustering,
+            config.score,
+            seed=config.seed,
+            backend=backend,
+            observer=job.events,
+        )
+    # One algorithm's library that fails on one space costs its row, not what the others took hours for.
+    except Exception as error:
+        if job.events.stopping():
+            raise
+        return replace(row, reason=_failure(job, f"{space.recipe.name}, {algorithm}", error))
+    external = scores.external or {}
+    return replace(
+        row,
+        n_images=n,
+        k=clustering.k - int((found < 0).any()),
+        noise=float(np.mean(found < 0)),
+        silhouette=scores.internal["silhouette"],
+        davies_bouldin=scores.internal["davies_bouldin"],
+        stability=stability,
+        homogeneity=external.get("homogeneity"),
+        adjusted_rand=external.get("adjusted_rand"),
+        normalized_mutual_info=external.get("normalized_mutual_info"),
+        cluster_s=elapsed_s,
+    )
+
+
+def _grouper(algorithm: str, config: JobConfig, backend: Backend) -> Callable[[Array, int], Array]:
+    if algorithm == "kmeans":
+        return lambda x, k: kmeans.fit(x, k, config.cluster, seed=config.seed, backend=backend).labels
+    if algorithm == "hdbscan":
+        return lambda x, k: backend.group(x, "hdbscan", k=k, seed=config.seed)
+
+    def group(x: Array, k: int) -> Array:
+        # As many groups as rows, which the subsamples of the stability may have: spectral knows no such number.
+        n = x.shape[0]
+        if k >= n:
+            return backend.from_host(np.arange(n))
+        return backend.group(x, cast(Algorithm, algorithm), k=k, seed=config.seed)
+
+    return group
+
+
+def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed: int, backend: Backend) -> float | None:
+    """Return the mean adjusted Rand index of the groups with those of random subsamples grouped by themselves.
+
+    None where all is one group, or noise: that is found again whatever the pictures are.
+    """
+    if (found == found[0]).all():
+        return None
+    random = np.random.RandomState(seed)
+    n = len(found)
+    agreed = []
+    for _ in range(_N_SUBSAMPLES):
+        rows = np.sort(random.choice(n, max(2, round(_SUBSAMPLE * n)), replace=False))
+        theirs = backend.to_host(group(backend.xp.take(x, backend.from_host(rows), axis=0)))
+        # As numbers from 0, whatever the algorithm calls its groups and its noise.
+        one, other = (np.unique(labels, return_inverse=True)[1] for labels in (found[rows], theirs))
+        agreed.append(backend.label_scores(one, backend.from_host(other))["adjusted_rand"])
+    return float(np.mean(agreed))

@@ -1,0 +1,142 @@
+"""What this machine can run: every thing a job needs, whether it is there, and what to do where it is not.
+
+Leaves a list of `Check`s; the command line shows them. Claims nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from gpu_cluster import run_folder
+from gpu_cluster.backend import describe_gpus, look_for_gpu
+from gpu_cluster.config import Device
+from gpu_cluster.embedding import vgg16
+from gpu_cluster.errors import ConfigError, WeightsError
+from gpu_cluster.store.store import default_root
+
+# 'missing' fails a device that needs it; 'absent' is worth knowing and no fault.
+Status = Literal["ok", "missing", "absent"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis; `remedy` is empty where there is nothing to do."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks, and whether the device asked for can work."""
+
+    device: Device
+    works: bool
+    checks: tuple[Check, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the diagnosis as JSON holds it."""
+        checks = [vars(check) for check in self.checks]
+        return {"device": self.device, "works": self.works, "checks": checks}
+
+
+def diagnose(
+    device: Device, weights: Path | None = None, out: Path | None = None, cache: Path | None = None
+) -> Diagnosis:
+    """Check what a run on `device` with these weights, this output and this store needs.
+
+    With `auto` and `cpu` a missing GPU is no fault.
+    """
+    common = [_python(), _tensorflow(), _threads(), _weights(weights), _output(out), _store(cache)]
+    gpu = _gpu(needed=device == "gpu")
+    checks = (*common, *gpu)
+    return Diagnosis(device, works=all(check.status != "missing" for check in checks), checks=checks)
+
+
+def _python() -> Check:
+    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check(
+        "Python", "ok" if supported else "missing", found, "" if supported else "use Python 3.11, 3.12 or 3.13"
+    )
+
+
+def _tensorflow() -> Check:
+    found = _versions("tensorflow", "tensorflow-cpu")
+    if not found:
+        return Check("TensorFlow", "missing", "not installed", "pip install 'gpu-cluster[cpu]' (or [gpu])")
+    if len(found) > 1:
+        remedy = "they install the same module: remove both, then install one extra, cpu or gpu"
+        return Check("TensorFlow", "missing", _words(found), remedy)
+    return Check("TensorFlow", "ok", _words(found))
+
+
+def _threads() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Check("CPU threads", "ok", f"{usable} of {os.cpu_count()} usable")
+
+
+def _weights(named: Path | None) -> Check:
+    try:
+        weights = vgg16.find_weights(named)
+    except WeightsError as error:
+        return Check("weights", "missing", str(error), "reinstall gpu-cluster, or name a good file with --weights")
+    known = "VGG16 ImageNet" if weights.sha256 == vgg16.IMAGENET_SHA256 else "VGG16's layers, not the shipped values"
+    return Check("weights", "ok", f"{weights.path} ({known})")
+
+
+def _output(out: Path | None) -> Check:
+    try:
+        folder = run_folder.choose(out, name="doctor", inputs=())
+    except ConfigError as error:
+        return Check("output", "missing", str(error), "choose a folder that can be written with --out")
+    return Check("output", "ok", f"{folder.parent} can be written")
+
+
+def _store(cache: Path | None) -> Check:
+    root = cache or default_root()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        return Check("store", "ok", f"{root} can be written")
+    remedy = "give the permission, name another folder with --cache, or run with --no-cache"
+    return Check("store", "missing", f"{there} is no folder that can be written", remedy)
+
+
+def _gpu(*, needed: bool) -> list[Check]:
+    """Check the GPU's side; what is missing is a fault only where a GPU is needed."""
+    fault: Status = "missing" if needed else "absent"
+    checks = [
+        Check(f"GPU {finding.name}", "ok" if finding.ok else fault, finding.found, "" if finding.ok else finding.remedy)
+        for finding in look_for_gpu()
+    ]
+    rapids = _versions("cuml-cu12", "cudf-cu12", "rmm-cu12")
+    releases = {".".join(number.split(".")[:2]) for number in rapids.values()}
+    if len(releases) > 1:
+        remedy = "install them from one release: pip install 'gpu-cluster[gpu]'"
+        checks.append(Check("RAPIDS release", fault, f"mixed: {_words(rapids)}", remedy))
+    if all(check.status == "ok" for check in checks):
+        checks += [Check("GPU", "ok", words) for words in describe_gpus()]
+    return checks
+
+
+def _versions(*wheels: str) -> dict[str, str]:
+    found = {}
+    for wheel in wheels:
+        try:
+            found[wheel] = version(wheel)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _words(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())

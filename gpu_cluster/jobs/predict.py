@@ -1,0 +1,218 @@
+"""The job `predict`: new pictures to the clusters of a finished run, one row a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.backend import Backend, select
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.copies import as_originals
+from gpu_cluster.clustering.model import Model, load_model
+from gpu_cluster.clustering.reduce import apply
+from gpu_cluster.config import JobConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import check_precision, embed
+from gpu_cluster.errors import ConfigError, DataError, JobError, WeightsError
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.files import write_whole
+from gpu_cluster.images import decode
+from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
+from gpu_cluster.results import Embeddings, FloatArray, IntArray, Manifest, printable
+from gpu_cluster.store.store import open_store
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict` found, row by row of the files that could be decoded.
+
+    Attributes
+    ----------
+    out : the table
+    bad_files : the table of the files that could not be decoded, None where all could
+    rows : (n,) host; manifest row
+    labels : (n,) host; cluster of the run
+    distances : (n,) float32, host; to the cluster's centre, in the run's space
+    far : (n,) bool, host; farther than 99% of the pictures that the cluster was made of
+    """
+
+    out: Path
+    bad_files: Path | None
+    manifest: Manifest
+    rows: IntArray
+    labels: IntArray
+    distances: FloatArray
+    far: np.ndarray
+
+
+def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | None = None) -> Prediction:
+    """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
+
+    Embeds what the store lacks, as the run did: its options of embedding hold, not those of the config. An earlier
+    table of predictions of that name is replaced, and nothing else is.
+
+    Raises
+    ------
+    ConfigError
+        When no pictures are named, or `out` cannot be written or is something else.
+    DataError
+        When the run holds no model that can be used, or there are no pictures.
+    WeightsError
+        When the weights are not those of the run.
+    GpuClusterError
+        For everything else that stops a job (see `gpu_cluster.errors`).
+    """
+    events = Recorder(observer or Observer())
+    if not config.input.images and config.input.input_list is None:
+        raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
+    # Written where a link points, as a run folder is.
+    try:
+        out = out.resolve() if out.is_symlink() else out
+    # Which of them says that a link leads back to itself depends on Python's version.
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: {error}") from error
+    with events.stage("scan"):
+        _check_out(out)
+        backend = select(config.device).backend
+        check_precision(config.embed, backend)
+        model = load_model(run / "model", backend)
+        weights = vgg16.find_weights(config.embed.weights)
+        _check_model(run, model, weights)
+        manifest = discover(config.input, events, with_labels=False)
+        store = open_store(config.store, events)
+        manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
+    how = model.embed.model_copy(update={"batch_size": config.embed.batch_size, "precision": config.embed.precision})
+    with decode.limited(config.input.max_pixels), events.stage("embed"):
+        given: dict[str, Any] = {"store": store, "store_config": config.store, "backend": backend, "observer": events}
+        embeddings = embed(manifest, extractors.of_vgg16(weights, how), how, **given)
+    manifest = manifest.with_bad(embeddings.bad)
+    with events.stage("predict"):
+        found = _assign(model, embeddings, manifest, out, backend)
+    return found
+
+
+# What tells a table of predictions from any other, and from one to which somebody has added a column of his own. The
+# labels' is there where there were labels.
+_COLUMNS = ("path", "cluster", "distance", "far", "pc1", "pc2", "content_hash")
+_LABEL_COLUMN = "cluster_label"
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before work starts, a file that cannot be written, and one that holds something else."""
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--out: expected a .csv or a .parquet file; found {printable(str(out))!r}")
+    folder = out.absolute().parent
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a folder that can be")
+    for path, columns in ((out, _COLUMNS), (_bad_files(out), BAD_FILES_COLUMNS)):
+        try:
+            there = path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"--out: {printable(str(path))!r} cannot be written: {error.strerror}") from error
+        if not stat.S_ISREG(there.st_mode) or (there.st_size and _columns_of(path) - {_LABEL_COLUMN} != set(columns)):
+            raise ConfigError(
+                f"--out: {printable(str(path))!r} would be replaced: expected a new file, or what an earlier "
+                "`gpu-cluster predict` wrote; found something else"
+            )
+
+
+def _bad_files(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.bad_files.csv")
+
+
+def _columns_of(path: Path) -> set[str]:
+    """Return the columns of a table; none where it is no table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".parquet":
+            return set(pq.read_schema(path).names)
+        with path.open(encoding="utf-8", newline="") as stream:
+            # No table of ours has a longer header.
+            return set(next(csv.reader([stream.readline(1_000)]), []))
+    except (OSError, ValueError, csv.Error, pa.ArrowException):
+        return set()
+
+
+def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
+    """Refuse a model of other features than the network gives, or of other weights."""
+    n_features, found = vgg16.count_features(model.embed.pooling, model.embed.image_size), model.reduction.mean.shape[0]
+    if found != n_features:
+        raise DataError(
+            f"the model {printable(str(run / 'model'))!r} is damaged (expected {n_features} features, found {found}): "
+            "run the clustering again, which takes its embeddings from the store"
+        )
+    theirs = model.features.get("weights")
+    if theirs != weights.sha256:
+        raise WeightsError(
+            f"the run was made with other weights: expected sha256 {theirs}, found {weights.sha256} in "
+            f"{printable(str(weights.path))!r}; give the run's weights with --weights"
+        )
+
+
+def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path, backend: Backend) -> Prediction:
+    if embeddings.x.shape[0]:
+        x, pcs = apply(model.reduction, embeddings.x, backend)
+        on_device = kmeans.nearest(x, model.centres, backend)
+        squared = kmeans.squared_distances(x, model.centres, on_device, backend)
+        originals = manifest.originals(embeddings.rows)
+        labels, plane, distances = (
+            backend.to_host(as_originals(values, originals, backend))
+            for values in (on_device, pcs, backend.xp.sqrt(squared))
+        )
+    else:
+        labels, plane, distances = np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty(0, np.float32)
+    far = distances > model.far_distances[labels]
+    bad_files = _bad_files(out) if manifest.bad else None
+    found = Prediction(out, bad_files, manifest, embeddings.rows, labels, distances, far)
+    columns: dict[str, Any] = {
+        "path": [printable(manifest.paths[row]) for row in embeddings.rows],
+        "cluster": labels,
+        "distance": distances,
+        "far": far,
+        "pc1": plane[:, 0],
+        "pc2": plane[:, 1],
+        "content_hash": [manifest.files[row].content_hash for row in embeddings.rows],
+    }
+    if model.cluster_labels is not None:
+        names = backend.frames.Series([model.cluster_labels[label] for label in labels], dtype="str")
+        columns = {"path": columns.pop("path"), "cluster": columns.pop("cluster"), _LABEL_COLUMN: names, **columns}
+    table = backend.frames.DataFrame(columns)
+    if out.suffix == ".csv":
+        content = table.to_csv(index=False, lineterminator="\n").encode()
+    else:
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        content = buffer.getvalue()
+    with _explained(out):
+        write_whole(out, content)
+    with _explained(_bad_files(out)):
+        if bad_files is None:
+            # Of an earlier prediction: what is in it is no longer so.
+            _bad_files(out).unlink(missing_ok=True)
+        else:
+            write_bad_files(bad_files, manifest)
+    return found
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JobError(
+            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
+        ) from error

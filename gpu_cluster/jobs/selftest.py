@@ -1,0 +1,227 @@
+"""The same work on the CPU and on the GPU of this machine, compared: the first run on a card is a verification.
+
+The embedding is compared by itself; everything after it starts on both devices from the CPU's embeddings, so that each
+row judges one engine. Leaves a `Verdict`; the command line shows it. A machine without a GPU fills the CPU's column and
+says what was not tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.backend import Backend, CpuBackend, select
+from gpu_cluster.clustering.cluster import cluster
+from gpu_cluster.clustering.reduce import reduce
+from gpu_cluster.clustering.score import score
+from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.config import Device, JobConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.options import build_config
+from gpu_cluster.results import FloatArray, IntArray, Manifest
+
+# The sample set has ten kinds; the range is the default one.
+_K = 10
+
+# Largest relative error of the embeddings by precision: 13 convolutions of float32 sums in another order; tf32 and
+# float16 keep 10 bits of each factor, an error of 5e-4 a product, and most of it averages out.
+_EMBEDDING_TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "float16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one device made of the sample set; arrays are on the host."""
+
+    device: Mapping[str, Any]
+    precision: str
+    embeddings: FloatArray
+    images_per_s: float
+    stages_s: Mapping[str, float]
+    pcs: FloatArray
+    inertias: Sequence[float]
+    labels: IntArray
+    scores: Mapping[str, float]
+    transfers: Sequence[tuple[int, ...]]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the verdict; `ok` is None where there is nothing to compare with, or nothing to be held to."""
+
+    name: str
+    cpu: str
+    gpu: str | None
+    error: float | None = None
+    tolerance: float | None = None
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the error is within the tolerance."""
+        return None if self.error is None or self.tolerance is None else self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All rows, what each device was, and why a device was not tried."""
+
+    rows: tuple[Row, ...]
+    devices: Mapping[str, Mapping[str, Any]]
+    not_tried: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no row missed its tolerance."""
+        return all(row.ok is not False for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the verdict as JSON holds it."""
+        rows = [{**asdict(row), "ok": row.ok} for row in self.rows]
+        return {"passed": self.passed, "not_tried": self.not_tried, "devices": dict(self.devices), "rows": rows}
+
+
+def run_selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> Verdict:
+    """Measure the CPU and, where there is one or one is asked for, the GPU, and compare.
+
+    Raises
+    ------
+    DeviceError
+        When `gpu` is asked for and cannot be used.
+    """
+    config = build_config(k=_K, image_size=image_size)
+    observer = observer or Observer()
+    choice = select(device)
+    with Recorder(observer).stage("scan"):
+        manifest = scan(discover(config.input, observer), config.input, observer)
+    cpu = measure(CpuBackend(), manifest, config, observer)
+    if choice.backend.name == "cpu":
+        return Verdict(tuple(compare(cpu, None)), {"cpu": cpu.device}, f"the GPU was not tried: {choice.reason}")
+    gpu = measure(choice.backend, manifest, config, observer, start_from=cpu.embeddings)
+    return Verdict(tuple(compare(cpu, gpu)), {"cpu": cpu.device, "gpu": gpu.device}, None)
+
+
+def measure(
+    backend: Backend,
+    manifest: Manifest,
+    config: JobConfig,
+    observer: Observer,
+    start_from: FloatArray | None = None,
+) -> Measured:
+    """Embed the sample set on a device, then cluster `start_from` (n, d) there, or the device's own embeddings."""
+    events = Recorder(observer)
+    given: dict[str, Any] = {"seed": config.seed, "backend": backend, "observer": events}
+    with events.stage("embed"):
+        extractor = extractors.of_vgg16(vgg16.find_weights(config.embed.weights), config.embed)
+        # From no store: it is the computing that is compared.
+        own = embed(
+            manifest, extractor, config.embed, store=None, store_config=config.store, backend=backend, observer=events
+        )
+    embedded = np.asarray(backend.to_host(own.x))
+    found = replace(own, x=backend.from_host(embedded if start_from is None else start_from))
+    transfers = _recorded_transfers(backend)
+    with events.stage("reduce"):
+        projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
+    with events.stage("sweep"):
+        sweep = sweep_k(projection, config.sweep, config.cluster, config.score, **given)
+    with events.stage("cluster"):
+        clustering = cluster(projection, sweep.best_k, config.cluster, **given)
+    with events.stage("score"):
+        scores = score(manifest, found, projection, clustering, config.score, **given)
+    every = {**scores.internal, **(scores.external or {})}
+    return Measured(
+        device=backend.describe(),
+        precision=own.precision,
+        embeddings=embedded,
+        images_per_s=own.images_per_s or 0.0,
+        stages_s=events.stages_s,
+        pcs=np.asarray(backend.to_host(projection.pcs)),
+        inertias=[point.inertia for point in sweep.points],
+        labels=np.asarray(backend.to_host(clustering.labels)),
+        scores={name: value for name, value in every.items() if value is not None},
+        transfers=transfers,
+        peak_bytes=backend.peak_bytes(),
+    )
+
+
+def compare(cpu: Measured, gpu: Measured | None) -> Iterator[Row]:
+    """Yield the rows of the verdict: what is held to a tolerance, then what is only told."""
+    n_images = len(cpu.labels)
+    precision = "float32" if gpu is None else gpu.precision
+    yield Row(
+        "embeddings",
+        f"{n_images} x {cpu.embeddings.shape[1]} {cpu.precision}",
+        None if gpu is None else gpu.precision,
+        None if gpu is None else _relative(gpu.embeddings, cpu.embeddings),
+        _EMBEDDING_TOLERANCE[precision],
+        f"13 convolutions in {precision}, summed in another order",
+    )
+    yield Row(
+        "PCA, two components",
+        f"spread {np.std(cpu.pcs):.4f}",
+        None if gpu is None else f"spread {np.std(gpu.pcs):.4f}",
+        None if gpu is None else _relative(gpu.pcs, cpu.pcs),
+        1e-3,
+        "float32 rounding over the gap between neighbouring axes",
+    )
+    error = None if gpu is None else float(np.max(np.abs(np.divide(gpu.inertias, cpu.inertias) - 1)))
+    yield Row(
+        "inertia, every k",
+        f"{cpu.inertias[0]:.4g} to {cpu.inertias[-1]:.4g}",
+        None if gpu is None else f"{gpu.inertias[0]:.4g} to {gpu.inertias[-1]:.4g}",
+        error,
+        1e-2,
+        "the same starts; a row between two centres may fall to either, and a restart end elsewhere",
+    )
+    yield Row(
+        "labels, 1 - ARI",
+        f"{len(set(cpu.labels.tolist()))} clusters",
+        None if gpu is None else f"{len(set(gpu.labels.tolist()))} clusters",
+        None if gpu is None else 1 - CpuBackend().label_scores(cpu.labels, gpu.labels)["adjusted_rand"],
+        0.02,
+        "as for the inertia",
+    )
+    for name, value in cpu.scores.items():
+        other = None if gpu is None else gpu.scores[name]
+        error = None if other is None else abs(other - value) / max(1.0, abs(value))
+        yield Row(name, f"{value:.4f}", None if other is None else f"{other:.4f}", error, 0.02, "follows the labels")
+    yield from _told(cpu, gpu)
+
+
+def _told(cpu: Measured, gpu: Measured | None) -> Iterator[Row]:
+    def row(name: str, pick: Any) -> Row:
+        return Row(name, pick(cpu), None if gpu is None else pick(gpu))
+
+    yield row("images/s", lambda one: f"{one.images_per_s:.1f}")
+    yield row("peak memory", lambda one: f"{one.peak_bytes / 1e6:.0f} MB")
+    yield row("transfers to the host", lambda one: f"{len(one.transfers)}, largest {_largest(one.transfers)}")
+    for stage in cpu.stages_s:
+        yield row(f"{stage}, s", lambda one, stage=stage: f"{one.stages_s[stage]:.3f}")
+
+
+def _relative(found: FloatArray, expected: FloatArray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _largest(transfers: Sequence[tuple[int, ...]]) -> str:
+    return " x ".join(map(str, max(transfers, key=math.prod, default=())))
+
+
+def _recorded_transfers(backend: Backend) -> list[tuple[int, ...]]:
+    """Record the shape of everything that leaves the device from now on."""
+    shapes: list[tuple[int, ...]] = []
+    original = backend.to_host
+
+    def to_host(array: Any) -> Any:
+        shapes.append(tuple(array.shape))
+        return original(array)
+
+    backend.to_host = to_host  # type: ignore[method-assign]
+    return shapes

@@ -1,0 +1,379 @@
+"""A finished run folder -> report.html: one file that needs nothing else.
+
+File names and labels are anybody's text: Jinja escapes them, the page's own script only ever sets them as text, and its
+Content-Security-Policy allows that script and style by their hashes and nothing from anywhere. Must not know arrays or
+devices.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.errors import DataError, JobError
+from gpu_cluster.files import write_whole
+from gpu_cluster.images import decode
+from gpu_cluster.images.thumbnails import COLUMNS, TILE, Thumbnails
+from gpu_cluster.results import FloatArray, IntArray, printable
+
+# The map shows as many pictures, above a fixed random sample of them; as many of these have a thumbnail.
+MOST_SHOWN = 50_000
+MOST_THUMBNAILS = 4_000
+
+_MOST_CARDS, _STRIP, _MOST_UNCERTAIN, _MOST_PAIRS, _MOST_ROWS = 100, 8, 24, 40, 500
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report.html` into a finished run folder, in place of an earlier one; return its path.
+
+    Raises
+    ------
+    DataError
+        When the folder is no finished run of this version.
+    JobError
+        When the page cannot be written; an earlier one stays.
+    """
+    try:
+        run = _Run(folder)
+        with decode.limited(run.record["config"]["input"]["max_pixels"]):
+            content = _render(run).encode()
+    except (MemoryError, ImportError):
+        raise
+    # What is in the folder may be anything.
+    except Exception as error:
+        raise DataError(
+            f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
+            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    path = folder / "report.html"
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise JobError(
+            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
+        ) from error
+    return path
+
+
+class _Run:
+    """What a run folder holds."""
+
+    def __init__(self, folder: Path) -> None:
+        # Tables of results are read where no device is: pandas, whichever library wrote them.
+        import pandas as pd
+
+        self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        self.metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        self.sweep = pd.read_csv(folder / "sweep.csv")
+        self.pictures = pd.read_parquet(folder / "assignments.parquet")
+        self.manifest = pd.read_parquet(folder / "manifest.parquet", columns=["path", "status", "reason"])
+        self.similar = pd.read_csv(folder / "near_duplicates.csv", dtype={"path": str, "other": str}, na_filter=False)
+        self.elbow = (folder / "plots" / "elbow.png").read_bytes()
+        self.root = Path(self.record["root"])
+
+    @cached_property
+    def labels(self) -> list[str] | None:
+        """The classes, in order; None without labels."""
+        table = self.metrics["class_by_cluster"]
+        return None if table is None else list(table["classes"])
+
+    @cached_property
+    def shown(self) -> IntArray:
+        """Rows of the pictures on the map."""
+        n = len(self.pictures)
+        if n <= MOST_SHOWN:
+            return np.arange(n)
+        return np.sort(np.random.RandomState(0).choice(n, MOST_SHOWN, replace=False))
+
+
+def visible(text: str) -> str:
+    r"""Return a name as it can be shown: what does not print (control characters, marks of direction) as `\uNNNN`."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _render(run: _Run) -> str:
+    import jinja2
+    import markupsafe
+
+    assets = resources.files("gpu_cluster.report") / "assets"
+    page, style, script = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    thumbnails = Thumbnails(run.root, run.pictures["path"])
+    cards, uncertain, pairs = list(_cards(run)), _least_certain(run), _pairs(run)
+    named = [row for card in cards for strip in card["strips"] for row in strip["rows"]]
+    named += [*uncertain, *(row for pair, _ in pairs for row in pair)]
+    on_sheets = _chosen_thumbnails(run, named)
+    thumbnails.make([*named, *on_sheets])
+    for card in cards:
+        for strip in card["strips"]:
+            strip["pictures"] = [_picture(run, row, thumbnails) for row in strip["rows"]]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(page).render(
+        style=markupsafe.Markup(style),
+        script=markupsafe.Markup(script),
+        style_sha256=_sha256(style),
+        script_sha256=_sha256(script),
+        data_json=markupsafe.Markup(_data(run, on_sheets)),
+        sheets=list(thumbnails.sheets(on_sheets)),
+        cards=cards,
+        uncertain=[_picture(run, row, thumbnails) for row in uncertain],
+        similar=[
+            {"pictures": [_picture(run, row, thumbnails) for row in pair], "cosine": f"cosine {cosine:.3f}"}
+            for pair, cosine in pairs
+        ],
+        **_words(run, len(on_sheets)),
+        **_tables(run),
+    )
+
+
+def _words(run: _Run, n_thumbnails: int) -> dict[str, Any]:
+    """Return the page's sentences by their names in the template."""
+    return {
+        "title": f"What is in {visible(run.root.name or str(run.root))}",
+        "answer": _answer(run),
+        "facts": _facts(run),
+        "map_words": _map_words(run, n_thumbnails),
+        "k_words": _k_words(run),
+        "label_words": _label_words(run),
+        "command": visible(run.record["command"]),
+        "notices": [visible(notice) for notice in run.record["notices"]],
+    }
+
+
+def _tables(run: _Run) -> dict[str, Any]:
+    """Return the page's tables, their lengths and its one plot by their names in the template."""
+    copies = run.manifest[run.manifest["status"] == "duplicate"]
+    bad = run.manifest[run.manifest["status"] == "bad"]
+    sweep = [
+        {
+            "k": int(row.k),
+            "inertia": _number(row.inertia, "{:.4g}"),
+            "silhouette": _number(row.silhouette, "{:.3f}"),
+            "agreement": _number(row.agreement, "{:.3f}"),
+            "chosen": bool(row.chosen),
+        }
+        for _, row in run.sweep.iterrows()
+    ]
+    return {
+        "elbow": f"data:image/png;base64,{base64.b64encode(run.elbow).decode()}",
+        "sweep": sweep,
+        "n_cards_left_out": max(0, int(run.metrics["k"]) - _MOST_CARDS),
+        "has_labels": run.labels is not None,
+        "crosstab": _crosstab(run),
+        "n_exact": len(copies),
+        "exact": _rows(copies),
+        "n_similar": len(run.similar),
+        "n_bad": len(bad),
+        "bad": _rows(bad),
+        "record": list(_record(run)),
+    }
+
+
+def _picture(run: _Run, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
+    one = run.pictures.iloc[row]
+    return {
+        "source": thumbnails.source(row),
+        "name": visible(one["path"]),
+        "cluster": int(one["cluster"]),
+        "silhouette": _number(one["silhouette"], "silhouette {:.2f}"),
+    }
+
+
+def _least_certain(run: _Run) -> list[int]:
+    """Return the rows with the lowest silhouettes, lowest first."""
+    silhouettes = run.pictures["silhouette"].to_numpy(np.float64)
+    # NaN sorts last.
+    lowest = np.argsort(silhouettes, kind="stable")[:_MOST_UNCERTAIN]
+    return [int(row) for row in lowest if not np.isnan(silhouettes[row])]
+
+
+def _pairs(run: _Run) -> list[tuple[tuple[int, int], float]]:
+    """Return the rows of the pictures that are most nearly the same, and their cosines."""
+    row_of = {path: row for row, path in enumerate(run.pictures["path"])}
+    named = run.similar[:_MOST_PAIRS].itertuples(index=False)
+    return [((row_of[one], row_of[other]), float(cosine)) for one, other, cosine in named]
+
+
+def _chosen_thumbnails(run: _Run, named: Sequence[int]) -> list[int]:
+    """Return the rows on the map that get a thumbnail: all, or those shown elsewhere too and a random sample."""
+    rows = [int(row) for row in run.shown]
+    if len(rows) <= MOST_THUMBNAILS:
+        return rows
+    on_map = set(rows)
+    first = [row for row in dict.fromkeys(named) if row in on_map][:MOST_THUMBNAILS]
+    others = np.random.RandomState(0).permutation(sorted(on_map - set(first)))[: MOST_THUMBNAILS - len(first)]
+    return sorted([*first, *map(int, others)])
+
+
+def _data(run: _Run, on_sheets: Sequence[int]) -> str:
+    """Return what the map's script works on, as JSON that ends no script element."""
+    pictures = run.pictures.iloc[run.shown]
+    number = {row: at for at, row in enumerate(on_sheets)}
+    labels = run.labels
+    code = {name: at for at, name in enumerate(labels or ())}
+    data = {
+        "names": [visible(path) for path in pictures["path"]],
+        "cluster": pictures["cluster"].tolist(),
+        "labels": None if labels is None else [visible(name) for name in labels],
+        "label": None if labels is None else [code.get(label, -1) for label in pictures["label"]],
+        "silhouette": [None if np.isnan(value) else round(float(value), 2) for value in pictures["silhouette"]],
+        "thumb": [number.get(int(row), -1) for row in run.shown],
+        "tsne": _quantised(pictures[["tsne1", "tsne2"]].to_numpy(np.float64)),
+        "pca": _quantised(pictures[["pc1", "pc2"]].to_numpy(np.float64)),
+        "size": TILE,
+        "columns": COLUMNS,
+    }
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    # `<` is all that could end the element or open a comment in it.
+    return text.replace("<", "\\u003c")
+
+
+def _quantised(places: FloatArray) -> str:
+    """Return places (n, 2) as little-endian 16-bit shares of their range, x and y in turn, base64."""
+    low, span = places.min(axis=0), np.ptp(places, axis=0)
+    shares = (places - low) / np.where(span > 0, span, 1)
+    return base64.b64encode(np.round(shares * 65535).astype("<u2").tobytes()).decode()
+
+
+def _cards(run: _Run) -> Iterator[dict[str, Any]]:
+    table = run.metrics["class_by_cluster"]
+    for number in range(min(int(run.metrics["k"]), _MOST_CARDS)):
+        members = np.flatnonzero(run.pictures["cluster"].to_numpy() == number)
+        nearest = members[np.argsort(run.pictures["distance"].to_numpy()[members], kind="stable")]
+        silhouettes = run.pictures["silhouette"].to_numpy(np.float64)[members]
+        known = silhouettes[~np.isnan(silhouettes)]
+        counts = None if table is None else np.array(table["counts"])[:, number]
+        strips = [{"title": "medoid, and the nearest to the centre", "rows": nearest[:_STRIP].tolist()}]
+        if len(nearest) > _STRIP:
+            farthest = nearest[_STRIP:][::-1][:_STRIP]
+            strips.append({"title": "farthest from the centre", "rows": farthest.tolist()})
+        yield {
+            "number": number,
+            "size": _count(len(members), "picture"),
+            "silhouette": f"{known.mean():.2f}" if len(known) else "not taken",
+            "labels": [] if counts is None else _most_frequent(table["classes"], counts),
+            "strips": strips,
+        }
+
+
+def _most_frequent(classes: Sequence[str], counts: IntArray) -> list[dict[str, Any]]:
+    """Return the four most frequent labels of a cluster, with their share of its labelled pictures."""
+    shares = counts / max(1, counts.sum())
+    return [
+        {
+            "name": visible(classes[row]),
+            "count": int(counts[row]),
+            "share": round(float(shares[row]), 3),
+            "percent": f"{shares[row]:.0%}",
+        }
+        for row in np.argsort(-counts, kind="stable")[:4]
+        if counts[row]
+    ]
+
+
+def _answer(run: _Run) -> str:
+    metrics = run.metrics
+    n, k = metrics["n_images"], metrics["k"]
+    words = [f"{_count(n, 'picture')} in {_count(k, 'group')}."]
+    agreement = metrics["k_agreement"]
+    how = {
+        "given": "The number of groups was given",
+        "agreement": "The number of groups is the one at which restarts of k-means agree most",
+        "silhouette": "The number of groups is the one with the highest silhouette",
+        "knee": "The number of groups is at the knee of the inertia curve",
+        "farthest from the chord": "There was no clear knee; the number of groups is the one farthest from the chord",
+        "only k tried": "No other number of groups was tried",
+    }[metrics["k_chosen_by"]]
+    sure = "" if agreement is None else f", with an adjusted Rand index of {agreement:.2f} between restarts"
+    words.append(f"{how}{sure}.")
+    silhouette = metrics["internal"]["silhouette"]
+    if silhouette is not None:
+        words.append(f"Mean silhouette {silhouette:.2f}.")
+    if metrics["external"] is not None:
+        external = metrics["external"]
+        words.append(
+            f"Against the labels: adjusted Rand index {external['adjusted_rand']:.2f}, homogeneity "
+            f"{external['homogeneity']:.2f}."
+        )
+    return " ".join(words)
+
+
+def _facts(run: _Run) -> str:
+    record, files = run.record, run.record["files"]
+    seconds = sum(record["stages_s"].values())
+    counts = f"{files['ok']:,} ok, {files['bad']:,} bad, {_count(files['duplicate'], 'duplicate')}"
+    where = f"On the {record['device']} ({record['processor']}), {seconds:.1f} s."
+    return f"{_count(files['found'], 'file')} found: {counts}. {where}"
+
+
+def _map_words(run: _Run, n_thumbnails: int) -> str:
+    n = len(run.pictures)
+    words = (
+        "Pictures that look alike lie side by side. Hover, tap or step through them; click one to see its group alone."
+    )
+    if len(run.shown) < n:
+        words += f" Shown are {len(run.shown):,} of {n:,} pictures, drawn at random."
+    if n_thumbnails < len(run.shown):
+        words += f" {n_thumbnails:,} of them have a thumbnail."
+    sample = run.record["config"]["report"]["layout_sample"]
+    if n > sample:
+        words += f" t-SNE is of {sample:,} of them; the others lie beside the nearest of these."
+    return words
+
+
+def _k_words(run: _Run) -> str:
+    sentences = (*run.metrics["k_doubts"], f"Swept in the space: {run.metrics['sweep_space']}")
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _label_words(run: _Run) -> str:
+    labels = run.metrics["labels"]
+    if labels is None:
+        return ""
+    return f"{_count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
+
+
+def _crosstab(run: _Run) -> dict[str, Any] | None:
+    table = run.metrics["class_by_cluster"]
+    if table is None:
+        return None
+    rows = [
+        {"name": visible(name), "counts": counts[:_MOST_CARDS], "most": max(counts)}
+        for name, counts in zip(table["classes"], table["counts"], strict=True)
+    ]
+    return {"clusters": range(min(int(run.metrics["k"]), _MOST_CARDS)), "rows": rows[:_MOST_ROWS]}
+
+
+def _rows(table: Any) -> list[dict[str, str]]:
+    rows = zip(table["path"][:_MOST_ROWS], table["reason"][:_MOST_ROWS], strict=True)
+    return [{"name": visible(path), "reason": visible(reason)} for path, reason in rows]
+
+
+def _record(run: _Run) -> Iterator[tuple[str, str]]:
+    record = run.record
+    yield "gpu-cluster", record["gpu_cluster"]
+    yield "space", run.metrics["space"]
+    yield "device", f"{record['device']}: {record['device_reason']}"
+    yield "weights", f"{visible(record['weights']['path'])}, sha256 {record['weights']['sha256']}"
+    yield from record["versions"].items()
+    for stage, seconds in record["stages_s"].items():
+        yield f"{stage}, s", f"{seconds:.1f}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if np.isnan(value) else form.format(value)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

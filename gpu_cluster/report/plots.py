@@ -1,0 +1,285 @@
+"""Results -> pictures: elbow, scatter, silhouettes, and a contact sheet a cluster.
+
+Every cluster has a number, a colour and a marker: colours alone do not tell 30 clusters apart, nor for everyone.
+Must not know where the files go beyond the folder given.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpu_cluster.backend import Backend
+from gpu_cluster.images.thumbnails import GREY, small
+from gpu_cluster.results import (
+    Clustering,
+    Comparison,
+    Findings,
+    FloatArray,
+    IntArray,
+    Manifest,
+    Projection,
+    Scores,
+    Sweep,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+# Okabe and Ito 2008, 'Color Universal Design': tells apart for all common kinds of colour blindness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
+MARKERS = "os^Dv*PX<>h"
+_INK = "#333333"
+
+# More points than this say no more in a plot of this size.
+_MOST_POINTS = 20_000
+# More classes than this do not fit a legend; the rest are drawn grey.
+_MOST_NAMED = 30
+
+# Characters of a label.
+_LONGEST = 60
+
+_TILE = 112
+_COLUMNS = 10
+_HEAD = 34
+
+
+def draw_all(folder: Path, manifest: Manifest, findings: Findings, *, backend: Backend, most_thumbnails: int) -> None:
+    """Draw every plot of a run as PNG into `folder`."""
+    folder.mkdir()
+    labels = backend.to_host(findings.clustering.labels)
+    pcs = backend.to_host(findings.projection.pcs)
+    rows = findings.embeddings.rows
+    _save(elbow(findings.sweep), folder / "elbow.png")
+    names = [f"{cluster}" for cluster in range(findings.clustering.k)]
+    _save(scatter(pcs, labels, names, "Clusters", findings.projection), folder / "scatter.png")
+    if findings.scores.contingency is not None and manifest.labels is not None:
+        classes = findings.scores.contingency.classes
+        code_of = {name: code for code, name in enumerate(classes)}
+        codes = np.array([code_of.get(manifest.labels[row] or "", -1) for row in rows])
+        _save(scatter(pcs, codes, classes, "Labels", findings.projection), folder / "scatter_labels.png")
+    _save(silhouette(labels, findings.clustering, findings.scores), folder / "silhouette.png")
+    distances = backend.to_host(findings.clustering.distances)
+    digits = max(2, len(str(findings.clustering.k - 1)))
+
+    def draw_sheet(cluster: int) -> None:
+        members = np.flatnonzero(labels == cluster)
+        nearest_first = members[np.argsort(distances[members], kind="stable")]
+        files = [manifest.file(rows[member]) for member in nearest_first[:most_thumbnails]]
+        title = _sheet_title(cluster, len(members), len(files), findings.scores)
+        # Photos hardly compress: half the time of Pillow's default level for a twentieth more bytes.
+        contact_sheet(files, title).save(folder / f"cluster_{cluster:0{digits}d}.png", compress_level=2)
+
+    # Pillow decodes and encodes without Python's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(draw_sheet, range(findings.clustering.k)))
+
+
+def elbow(sweep: Sweep) -> Figure:
+    """Draw inertia, silhouette and agreement of restarts over k, with the chosen k marked."""
+    from matplotlib.ticker import MaxNLocator
+
+    ks = [point.k for point in sweep.points]
+    figure, (left, middle, right) = _figure(15, 4.4, columns=3)
+    left.plot(ks, [point.inertia for point in sweep.points], "o-", color=COLOURS[0])
+    left.set_ylabel("inertia (sum of squared distances)")
+    middle.plot(ks, [_nan(point.silhouette) for point in sweep.points], "s-", color=COLOURS[2])
+    middle.set_ylabel("mean silhouette (higher is better)")
+    right.plot(ks, [_nan(point.agreement) for point in sweep.points], "D-", color=COLOURS[3])
+    right.set_ylabel("adjusted Rand index with the best restart")
+    words = {"farthest from the chord": "no clear knee", "agreement": "restarts agree most", "only k tried": ""}
+    why = words.get(sweep.chosen_by, sweep.chosen_by)
+    for axes in (left, middle, right):
+        axes.axvline(sweep.best_k, color=COLOURS[4], linestyle="--", linewidth=1.5)
+        axes.set_xlabel("number of clusters k")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+    left.set_title(f"Elbow; k = {sweep.best_k}" + (f" ({why})" if why else ""), loc="left")
+    middle.set_title("Silhouette", loc="left")
+    right.set_title("Agreement of restarts", loc="left")
+    return figure
+
+
+def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str, projection: Projection) -> Figure:
+    """Draw images in the plane of the first two principal components, by group; group -1 is grey.
+
+    Parameters
+    ----------
+    pcs
+        (n, 2), host.
+    groups
+        (n,) index into `names`, host.
+    """
+    figure, (axes,) = _figure(9.5, 6.2)
+    n, drawn = len(pcs), _at_most(len(pcs))
+    pcs, groups = pcs[drawn], groups[drawn]
+    size = float(np.clip(9000 / max(len(pcs), 1), 4, 46))
+    other = (groups < 0) | (groups >= _MOST_NAMED)
+    if other.any():
+        axes.scatter(pcs[other, 0], pcs[other, 1], s=size * 0.6, color=GREY, marker=".", label="others")
+    numbers_only = all(name.isdecimal() for name in names)
+    for group, name in enumerate(names[:_MOST_NAMED]):
+        own = pcs[groups == group]
+        axes.scatter(
+            own[:, 0], own[:, 1], s=size, alpha=0.8, linewidths=0.3, edgecolors=_INK, label=str(group), **_style(group)
+        )
+        if numbers_only and len(own):
+            _number(axes, np.median(own, axis=0), name, aside=len(own) == 1)
+    ratios = projection.pcs_variance_ratio
+    axes.set_xlabel(f"PC1 ({ratios[0]:.1%} of the variance)")
+    axes.set_ylabel(f"PC2 ({ratios[1]:.1%} of the variance)")
+    of_all = f", {len(drawn):,} of {n:,} images" if len(drawn) < n else ""
+    axes.set_title(f"{title} in PCA space{of_all}", loc="left")
+    columns = 1 if len(names) <= 18 else 2
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns, fontsize=9)
+    shown = [*(["others"] if other.any() else []), *names[:_MOST_NAMED]]
+    for text, name in zip(legend.get_texts(), shown, strict=True):
+        # Set here and not as the label of the points: matplotlib hides labels that begin with an underscore. And a
+        # label is not a formula, whatever dollar signs it holds.
+        text.set_parse_math(False)
+        text.set_text(_short(name))
+    return figure
+
+
+def silhouette(labels: IntArray, clustering: Clustering, scores: Scores) -> Figure:
+    """Draw the silhouette of every image as a bar, sorted within its cluster."""
+    k = clustering.k
+    figure, (axes,) = _figure(8, float(np.clip(2.2 + 0.3 * k, 4, 14)))
+    mean = scores.internal["silhouette"]
+    if mean is None:
+        axes.text(0.5, 0.5, "not defined for this number of clusters", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return figure
+    taken = np.flatnonzero(~np.isnan(scores.silhouettes))
+    gap = max(1, len(taken) // 150)
+    start, ticks = 0, []
+    for cluster in range(k):
+        values = np.sort(scores.silhouettes[taken[labels[taken] == cluster]])[::-1]
+        positions = np.arange(start, start + len(values))
+        colour = COLOURS[cluster % len(COLOURS)]
+        axes.fill_betweenx(positions, 0, values, step="mid", color=colour, linewidth=0.8)
+        ticks.append(start + len(values) / 2)
+        start += len(values) + gap
+    axes.axvline(mean, color=_INK, linestyle="--", linewidth=1)
+    axes.text(mean, -gap, f" mean {mean:.2f}", va="bottom", color=_INK, fontsize=9)
+    sizes = clustering.sizes
+    axes.set_yticks(ticks, [f"{cluster}  ({sizes[cluster]:,})" for cluster in range(k)], fontsize=9)
+    axes.set_ylabel("cluster (images)")
+    axes.set_xlabel("silhouette")
+    axes.set_ylim(start, -3 * gap)
+    axes.set_title("How well each image fits its cluster", loc="left")
+    return figure
+
+
+def draw_comparison(file: Path, found: Comparison) -> None:
+    """Draw how stable the groups of every pair of features and algorithm are, and how close to the labels, as PNG."""
+    features = list(dict.fromkeys(row.features for row in found.rows))
+    algorithms = list(dict.fromkeys(row.algorithm for row in found.rows))
+    panels = {"adjusted_rand": "ARI with the labels", "stability": "Stability (ARI of subsamples)"}
+    if all(row.adjusted_rand is None for row in found.rows):
+        panels = {"stability": "Stability (ARI of subsamples)", "silhouette": "Silhouette"}
+    figure, every = _figure(3.2 + 2.2 * len(algorithms), 1.4 + 0.55 * len(features), columns=len(panels))
+    for axes, (name, title) in zip(every, panels.items(), strict=True):
+        values = np.full((len(features), len(algorithms)), np.nan)
+        for row in found.rows:
+            values[features.index(row.features), algorithms.index(row.algorithm)] = _nan(getattr(row, name))
+        axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for (line, column), value in np.ndenumerate(values):
+            shown = "" if np.isnan(value) else f"{value:.2f}"
+            axes.text(column, line, shown, ha="center", va="center", color="black" if value > 0.5 else "white")
+        axes.set_xticks(range(len(algorithms)), algorithms)
+        axes.set_yticks(range(len(features)), features if axes is every[0] else [])
+        axes.tick_params(length=0)
+        axes.set_title(title, loc="left", fontsize=11)
+    _save(figure, file)
+
+
+def contact_sheet(files: Sequence[Path], title: str) -> Image:
+    """Return thumbnails of `files`, row by row in their order, below a title."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = min(_COLUMNS, max(len(files), 4))
+    lines = -(-len(files) // columns)
+    font = ImageFont.load_default(16)
+    width = max(columns * _TILE, int(font.getlength(title)) + 12)
+    sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
+    # Pillow holds the pixels of a text, too, to what --max-pixels allows: a sheet can do without.
+    with suppress(Image.DecompressionBombError):
+        ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
+    for position, file in enumerate(files):
+        tile = small(file, _TILE - 6)
+        line, column = divmod(position, columns)
+        left = column * _TILE + (_TILE - tile.width) // 2
+        top = _HEAD + line * _TILE + (_TILE - tile.height) // 2
+        sheet.paste(tile, (left, top))
+    return sheet
+
+
+def _short(label: str) -> str:
+    """Return a label that a plot has room for: it may be as long as a field of a CSV may be."""
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
+
+
+def _sheet_title(cluster: int, n_members: int, n_shown: int, scores: Scores) -> str:
+    shown = f"{n_members:,} images" if n_shown == n_members else f"{n_shown} of {n_members:,} images"
+    title = f"Cluster {cluster}: {shown}, nearest to the centre first"
+    if scores.contingency is None:
+        return title
+    counts = scores.contingency.counts[:, cluster]
+    most = int(np.argmax(counts))
+    return f"{title}; {counts[most]} are {_short(scores.contingency.classes[most])}" if counts[most] else title
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    every = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(every)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    with warnings.catch_warnings():
+        # Labels come in every script; a box in place of a letter is no news for the terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file)
+
+
+def _style(group: int) -> dict[str, Any]:
+    # 8 colours and 11 markers have no common factor: the first 88 groups all look different, neighbours in both.
+    return {"color": COLOURS[group % len(COLOURS)], "marker": MARKERS[group % len(MARKERS)]}
+
+
+def _number(axes: Axes, at: FloatArray, name: str, *, aside: bool) -> None:
+    """Write a cluster's number at a place, or beside it where it would hide the only point."""
+    box = {
+        "boxstyle": "round,pad=0.2",
+        "facecolor": "white",
+        "edgecolor": _INK,
+        "linewidth": 0.6,
+        "alpha": 0.9,
+    }
+    offset = (9, 9) if aside else (0, 0)
+    place = (float(at[0]), float(at[1]))
+    axes.annotate(name, place, offset, textcoords="offset points", ha="center", va="center", fontsize=9, bbox=box)
+
+
+def _at_most(n: int) -> IntArray:
+    if n <= _MOST_POINTS:
+        return np.arange(n)
+    return np.sort(np.random.RandomState(0).choice(n, _MOST_POINTS, replace=False))
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,255 @@
+"""Results -> the files of the run folder: tables, scores, the record of the run, and plots.
+
+Must not compute anything that is not about showing. Formats are described in docs/run-folder.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.backend import Backend
+from gpu_cluster.config import ReportConfig
+from gpu_cluster.files import write_whole
+from gpu_cluster.options import NOT_RECORDED
+from gpu_cluster.report import plots
+from gpu_cluster.results import Compared, Comparison, Findings, Manifest, RunResult, Scores, printable
+
+
+def write_report(
+    stage: Path, manifest: Manifest, findings: Findings, config: ReportConfig, *, backend: Backend
+) -> None:
+    """Write the tables, the scores and the plots of a run into the folder `stage`."""
+    write_bad_files(stage / "bad_files.csv", manifest)
+    assignments = _assignments(manifest, findings, backend)
+    # As text with the shortest digits that read back the same float32.
+    assignments.to_csv(stage / "assignments.csv", index=False, lineterminator="\n")
+    _write_parquet(stage / "assignments.parquet", assignments)
+    _sweep_table(findings, backend).to_csv(stage / "sweep.csv", index=False, lineterminator="\n")
+    _similar_table(manifest, findings, backend).to_csv(stage / "near_duplicates.csv", index=False, lineterminator="\n")
+    _write_json(stage / "metrics.json", _metrics(manifest, findings))
+    plots.draw_all(stage / "plots", manifest, findings, backend=backend, most_thumbnails=config.thumbnails)
+
+
+def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> None:
+    """Write the table of a comparison, as CSV and as Markdown, and its plot."""
+    table = backend.frames.DataFrame(
+        {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
+    )
+    table.to_csv(stage / "compare.csv", index=False, lineterminator="\n")
+    (stage / "compare.md").write_text("\n".join(comparison_lines(found)) + "\n", encoding="utf-8")
+    (stage / "plots").mkdir()
+    plots.draw_comparison(stage / "plots" / "compare.png", found)
+
+
+# How many different values make a column worth showing, where not one: all rows are of as many images, as a rule.
+_FEWEST_VALUES = {"k": 0, "n_images": 2}
+
+_COMPARED: Mapping[str, tuple[str, str]] = {
+    "n_images": ("images", "d"),
+    "k": ("groups", "d"),
+    "noise": ("noise", ".0%"),
+    "silhouette": ("silhouette", ".2f"),
+    "stability": ("stability", ".2f"),
+    "homogeneity": ("homogeneity", ".2f"),
+    "adjusted_rand": ("ARI", ".2f"),
+    "normalized_mutual_info": ("NMI", ".2f"),
+    "features_s": ("features, s", ".1f"),
+    "cluster_s": ("groups, s", ".2f"),
+}
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Return the table of a comparison in Markdown, less the columns that say nothing."""
+    n_values = {name: len({getattr(row, name) for row in found.rows} - {None}) for name in _COMPARED}
+    shown = {
+        name: (title, form)
+        for name, (title, form) in _COMPARED.items()
+        if n_values[name] >= _FEWEST_VALUES.get(name, 1)
+    }
+    titles = ["features", "algorithm", *(title for title, _ in shown.values())]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in found.rows:
+        values = [getattr(row, name) for name in shown]
+        cells = [
+            "" if value is None else format(value, form)
+            for value, (_, form) in zip(values, shown.values(), strict=True)
+        ]
+        if row.reason is not None:
+            cells = [row.reason.replace("|", "\\|"), *[""] * (len(shown) - 1)]
+        lines.append(f"| {' | '.join([row.features, row.algorithm, *cells])} |")
+    return lines
+
+
+BAD_FILES_COLUMNS = ("path", "reason")
+
+
+def write_bad_files(file: Path, manifest: Manifest) -> None:
+    """Write the table of the files that cannot be used; just its header where every file was read."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(BAD_FILES_COLUMNS)
+    table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
+    write_whole(file, stream.getvalue().encode())
+
+
+def write_run_record(stage: Path, result: RunResult, *, command: str, backend: Backend) -> None:
+    """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
+    manifest, findings = result.manifest, result.findings
+    _write_parquet(stage / "manifest.parquet", _manifest_table(manifest, backend))
+    config = result.config.model_dump(mode="json", exclude={name: set(some) for name, some in NOT_RECORDED.items()})
+    path, sha256 = result.weights
+    _write_json(
+        stage / "run.json",
+        {
+            "gpu_cluster": version("gpu-cluster"),
+            "config": config,
+            "command": command,
+            "root": str(manifest.root),
+            "files": manifest.counts(),
+            "weights": {"path": str(path), "sha256": sha256},
+            **result.device,
+            "device_reason": result.device_reason,
+            **_embedding_facts(findings),
+            "stages_s": {stage_name: round(seconds, 3) for stage_name, seconds in result.stages_s.items()},
+            "notices": list(result.notices),
+        },
+    )
+
+
+def _manifest_table(manifest: Manifest, backend: Backend) -> Any:
+    """Return the table of one row a file found."""
+    statuses = [manifest.status(row) for row in range(len(manifest))]
+    files = manifest.files
+    text = {
+        "path": [printable(path) for path in manifest.paths],
+        "status": [status for status, _ in statuses],
+        "reason": [reason for _, reason in statuses],
+        "format": [file.format for file in files],
+        "mode": [file.mode for file in files],
+        "content_hash": [file.content_hash for file in files],
+        "label": list(manifest.labels or [None] * len(manifest)),
+    }
+    numbers = {
+        name: [getattr(file, name) for file in files] for name in ("size", "mtime_ns", "width", "height", "orientation")
+    }
+    table = backend.frames.DataFrame({**text, **numbers})
+    return table.astype({**dict.fromkeys(text, "str"), **dict.fromkeys(numbers, "Int64")})
+
+
+def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
+    """Return the table of one row an embedded image, in the order of the manifest."""
+    clustering, rows = findings.clustering, findings.embeddings.rows
+    is_medoid = np.zeros(len(rows), dtype=bool)
+    is_medoid[clustering.medoids] = True
+    labels = manifest.labels or (None,) * len(manifest)
+    pcs = backend.to_host(findings.projection.pcs)
+    return backend.frames.DataFrame(
+        {
+            "path": [printable(manifest.paths[row]) for row in rows],
+            "cluster": backend.to_host(clustering.labels),
+            "label": backend.frames.Series([labels[row] for row in rows], dtype="str"),
+            "distance": backend.to_host(clustering.distances),
+            "silhouette": findings.scores.silhouettes,
+            "is_medoid": is_medoid,
+            "pc1": pcs[:, 0],
+            "pc2": pcs[:, 1],
+            "tsne1": findings.layout[:, 0],
+            "tsne2": findings.layout[:, 1],
+            "content_hash": [manifest.files[row].content_hash for row in rows],
+        }
+    )
+
+
+def _similar_table(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
+    pairs = findings.similar
+    return backend.frames.DataFrame(
+        {
+            "path": backend.frames.Series([printable(manifest.paths[pair.row]) for pair in pairs], dtype="str"),
+            "other": backend.frames.Series([printable(manifest.paths[pair.other]) for pair in pairs], dtype="str"),
+            "cosine": backend.frames.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
+        }
+    )
+
+
+def _sweep_table(findings: Findings, backend: Backend) -> Any:
+    points, best_k = findings.sweep.points, findings.sweep.best_k
+    return backend.frames.DataFrame(
+        {
+            "k": [point.k for point in points],
+            "inertia": [point.inertia for point in points],
+            "silhouette": [point.silhouette for point in points],
+            "agreement": [point.agreement for point in points],
+            "n_iter": [point.n_iter for point in points],
+            "elapsed_s": [round(point.elapsed_s, 4) for point in points],
+            "chosen": [point.k == best_k for point in points],
+        }
+    )
+
+
+def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
+    scores, clustering, sweep = findings.scores, findings.clustering, findings.sweep
+    return {
+        "k": clustering.k,
+        "k_asked": clustering.k_asked,
+        "k_chosen_by": sweep.chosen_by,
+        "k_agreement": sweep.agreement,
+        "k_doubts": sweep.doubts,
+        "space": scores.space,
+        "sweep_space": sweep.space,
+        "files": manifest.counts(),
+        "n_images": len(findings.embeddings.rows),
+        "cluster_sizes": clustering.sizes.tolist(),
+        "internal": dict(scores.internal),
+        "n_silhouette": scores.n_silhouette,
+        "external": None if scores.external is None else dict(scores.external),
+        "labels": _label_counts(manifest, scores),
+        "class_by_cluster": None
+        if scores.contingency is None
+        else {"classes": list(scores.contingency.classes), "counts": scores.contingency.counts.tolist()},
+        "holdout": None if scores.holdout is None else dict(scores.holdout),
+    }
+
+
+def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
+    if manifest.labels is None:
+        return None
+    return {
+        "source": manifest.label_source,
+        "n_labelled_images": scores.n_labelled,
+        "n_files_without_label": manifest.n_files_without_label,
+        "n_labels_without_file": manifest.n_labels_without_file,
+    }
+
+
+def _embedding_facts(findings: Findings | None) -> dict[str, Any]:
+    if findings is None:
+        return {}
+    embeddings = findings.embeddings
+    return {
+        "n_computed": embeddings.n_computed,
+        "images_per_s": None if embeddings.images_per_s is None else round(embeddings.images_per_s, 3),
+        "precision": embeddings.precision,
+        "batch_size": embeddings.batch_size,
+    }
+
+
+def _write_parquet(path: Path, table: Any) -> None:
+    # By way of memory: Arrow takes no path that is not UTF-8.
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    path.write_bytes(buffer.getvalue())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A path that is not UTF-8 holds surrogates; as \\udcNN they are valid JSON and read back as they were.
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -1,0 +1,165 @@
+"""What is kept between runs: look at it, verify it, prune it. Jobs may go on using the store meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.results import printable
+from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folders, is_shard, read_key
+from gpu_cluster.store.store import embedding_schema, scan_schema
+
+_DAY_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the store holds for one key.
+
+    Attributes
+    ----------
+    kind : embeddings or scans
+    key : what all its rows were made with
+    n_damaged : shards that were set aside
+    last_used : seconds since 1970
+    """
+
+    folder: Path
+    kind: str
+    key: Mapping[str, Any]
+    n_shards: int
+    n_rows: int
+    n_bytes: int
+    n_damaged: int
+    last_used: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON holds it."""
+        return {
+            **asdict(self),
+            "folder": printable(str(self.folder)),
+            "key": {name: _shown(value) for name, value in self.key.items()},
+        }
+
+
+def inspect(root: Path) -> list[Recipe]:
+    """Return what a store holds; only the ends of the shards are read."""
+    found = []
+    for kind in ("embeddings", "scans"):
+        for folder in folders(root / kind):
+            shards = [path for path in folder.iterdir() if is_shard(path.name)]
+            damaged = list((folder / DAMAGED).glob("*")) if (folder / DAMAGED).is_dir() else []
+            found.append(
+                Recipe(
+                    folder=folder,
+                    kind=kind,
+                    key=read_key(folder),
+                    n_shards=len(shards),
+                    n_rows=sum(_n_rows(path) for path in shards),
+                    n_bytes=sum(path.stat().st_size for path in (*shards, *damaged)),
+                    n_damaged=len(damaged),
+                    last_used=folder.stat().st_mtime,
+                )
+            )
+    return found
+
+
+def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
+    """Read every shard of a store against its checksum.
+
+    Returns
+    -------
+    n_shards
+        Shards that are as they were written.
+    damaged
+        Where the others were set aside.
+    """
+    n_shards, damaged = 0, []
+    events = Recorder(observer)
+    with events.stage("verify"):
+        looked_at = [
+            (shards, name)
+            for kind in ("embeddings", "scans")
+            for folder in folders(root / kind)
+            for shards in [_open_shards(kind, folder, events)]
+            for name in shards.names()
+        ]
+        for done, (shards, name) in enumerate(looked_at, start=1):
+            aside = shards.folder / DAMAGED / name
+            if shards.read(name) is not None:
+                n_shards += 1
+            # Otherwise another job has pruned it meanwhile.
+            elif aside.exists():
+                damaged.append(aside)
+            events.progress("verify", done, len(looked_at))
+    return n_shards, damaged
+
+
+def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
+    key = read_key(folder)
+    width = key.get("n_features")
+    # Without a key the checksum alone speaks.
+    schema = scan_schema() if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
+    return Shards(folder, key, schema, observer)
+
+
+def prune(root: Path, *, unused_days: float | None, now: float | None = None) -> int:
+    """Remove what is of no use: shards set aside, what killed jobs left half written, scans of folders that are gone.
+
+    With `unused_days` also every recipe that no job has used for so long. Returns the bytes that were freed.
+    """
+    now = time.time() if now is None else now
+    freed = 0
+    for recipe in inspect(root):
+        gone = recipe.kind == "scans" and "root" in recipe.key and not os.path.isdir(str(recipe.key["root"]))
+        if gone or (unused_days is not None and now - recipe.last_used > unused_days * _DAY_S):
+            freed += sum(_remove(path) for path in (*_shards(recipe.folder), recipe.folder / KEY_FILE))
+            with suppress(OSError):
+                # Only where nothing is left in it: what is not the store's stays.
+                recipe.folder.rmdir()
+        leftovers = [*recipe.folder.glob(".shard-*.tmp"), *recipe.folder.glob(f".{KEY_FILE}.*.tmp")]
+        freed += sum(_remove(path) for path in leftovers if _age(path, now) > _DAY_S)
+        freed += sum(_remove(path) for path in _shards(recipe.folder / DAMAGED))
+    return freed
+
+
+def _shards(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*") if is_shard(path.name))
+
+
+def _age(path: Path, now: float) -> float:
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _remove(path: Path) -> int:
+    """Remove a file, which another job may have done already; return the bytes that were freed."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
+def _n_rows(shard: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with shard.open("rb") as stream:
+            return int(pq.read_metadata(stream).num_rows)
+    except (pa.ArrowException, OSError):
+        return 0

@@ -1,0 +1,245 @@
+"""What is kept between runs: embeddings by content hash, and what the scan found, in folders of shards.
+
+docs/store.md describes the files. Must not know pictures, networks or devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gpu_cluster.config import StoreConfig
+from gpu_cluster.events import Observer
+from gpu_cluster.results import FileFacts, FloatArray, IntArray
+from gpu_cluster.store.shards import Shards, explained, folder_name, folders, read_key, read_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Store:
+    """The folder of everything that is kept."""
+
+    def __init__(self, root: Path, observer: Observer) -> None:
+        """Open the store, and make it where it is not there yet.
+
+        Raises
+        ------
+        StoreError
+            When it cannot be written.
+        """
+        self.root = root
+        self._observer = observer
+        for kind in ("embeddings", "scans"):
+            with explained(root):
+                (root / kind).mkdir(parents=True, exist_ok=True)
+                if not os.access(root / kind, os.R_OK | os.W_OK | os.X_OK):
+                    raise PermissionError(13, "Permission denied", str(root / kind))
+
+    def embeddings(self, key: Mapping[str, Any]) -> EmbeddingShards:
+        """Return the embeddings made with one recipe: what the key says of network, weights and preprocessing."""
+        return EmbeddingShards(self._folder("embeddings", key), key, self._observer)
+
+    def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
+        """Return what earlier scans with this key found: of this folder, of folders in it and of those it lies in."""
+        own = {"root": str(root), **key}
+        folder = self._folder("scans", own)
+        related = [
+            Shards(other, key, scan_schema(), self._observer)
+            for other, theirs in ((other, read_key(other)) for other in folders(self.root / "scans"))
+            if other != folder and {**theirs, "root": own["root"]} == own and _related(str(theirs.get("root")), root)
+        ]
+        return ScanShards(folder, own, related, self._observer)
+
+    def _folder(self, kind: str, key: Mapping[str, Any]) -> Path:
+        return self.root / kind / folder_name(key)
+
+
+def default_root() -> Path:
+    """Return the store's place in the user's cache folder, as the platform has it."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("gpu-cluster", appauthor=False))
+
+
+def open_store(config: StoreConfig, observer: Observer) -> Store | None:
+    """Return the store that a job uses, None where it is to keep nothing.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be written.
+    """
+    return None if config.no_cache else Store(config.cache or default_root(), observer)
+
+
+class EmbeddingShards(Shards):
+    """Embeddings of one recipe: `content_hash`, `embedding`, and for content that cannot be decoded its `reason`."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer) -> None:
+        super().__init__(folder, key, embedding_schema(int(key["n_features"])), observer)
+
+    def find(self, wanted: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray, Sequence[str | None]]]:
+        """Yield what is kept of the hashes `wanted`, shard by shard, each hash once.
+
+        Yields
+        ------
+        at
+            (s,) indices into `wanted`.
+        x
+            (s, d) float32, host; NaN where the content cannot be decoded.
+        reasons
+            s reasons, None where there is an embedding.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self.mark_as_used()
+        missing = np.ones(len(wanted), dtype=bool)
+        value_set = pa.array(wanted, pa.string())
+        for name in self.names():
+            if not missing.any():
+                return
+            hashes = self._hashes(name)
+            if hashes is None or not self._new(pc.index_in(hashes, value_set=value_set), missing)[1].any():
+                continue
+            table = self.read(name)
+            if table is None:
+                continue
+            at, new = self._new(pc.index_in(table["content_hash"], value_set=value_set), missing)
+            missing[at[new]] = False
+            yield (
+                at[new],
+                _matrix(table["embedding"], int(self._key["n_features"]))[new],
+                [why for why, taken in zip(table["reason"].to_pylist(), new, strict=True) if taken],
+            )
+
+    def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> None:
+        """Write one shard: x (s, d) float32, host; a row with a reason has no embedding."""
+        import pyarrow as pa
+
+        if not len(hashes):
+            return
+        flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).reshape(-1))
+        mask = pa.array([why is not None for why in reasons], pa.bool_())
+        embedding = pa.FixedSizeListArray.from_arrays(flat, x.shape[1], mask=mask)
+        self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
+
+    def _hashes(self, name: str) -> pa.ChunkedArray | None:
+        """Return one column of a shard, unchecked: the whole of it is only read where something in it is wanted."""
+        import pyarrow as pa
+
+        try:
+            with (self.folder / name).open("rb") as stream:
+                return read_parquet(stream, columns=["content_hash"])["content_hash"]
+        except (pa.ArrowException, OSError, KeyError):
+            # Gone, or damaged: reading all of it finds out.
+            table = self.read(name)
+            return None if table is None else table["content_hash"]
+
+    @staticmethod
+    def _new(found: Any, missing: np.ndarray) -> tuple[IntArray, np.ndarray]:
+        """Return index into the wanted of each row of a shard, and which rows are wanted and first seen here."""
+        at = found.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+        _, first = np.unique(at, return_index=True)
+        once = np.zeros(len(at), dtype=bool)
+        once[first] = True
+        return at, once & (at >= 0) & missing[at]
+
+
+class ScanShards(Shards):
+    """What scans found: one row a file, by its absolute path."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], related: Sequence[Shards], observer: Observer) -> None:
+        super().__init__(folder, key, scan_schema(), observer)
+        self._related = related
+
+    def known(self, paths: Sequence[Path]) -> KnownFiles:
+        """Return what is known of files, by their absolute paths."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self.mark_as_used()
+        tables = [table for shards in (self, *self._related) for name in shards.names() if (table := shards.read(name))]
+        if not tables:
+            return KnownFiles(None, np.full(len(paths), -1))
+        table = pa.concat_tables(tables)
+        wanted = pa.array([os.fsencode(path) for path in paths], pa.binary())
+        # The first of several rows of a path is taken, which is of the newest shard.
+        at = pc.index_in(wanted, value_set=table["path"].combine_chunks())
+        return KnownFiles(table, at.fill_null(-1).to_numpy(zero_copy_only=False))
+
+    def keep(self, paths: Sequence[Path], facts: Sequence[FileFacts]) -> None:
+        """Write one shard: what was found of these files."""
+        columns: dict[str, Any] = {"path": [os.fsencode(path) for path in paths]}
+        for name in scan_schema().names[1:]:
+            columns[name] = [getattr(one, name) for one in facts]
+        self.append(columns)
+
+
+class KnownFiles:
+    """What earlier scans found of the files of this one."""
+
+    def __init__(self, table: pa.Table | None, at: IntArray) -> None:
+        self._table = table
+        self._at = at
+
+    def slice(self, first: int, last: int) -> list[FileFacts | None]:
+        """Return what is known of files `first` to `last`, that one not included; None where nothing is."""
+        at = self._at[first:last]
+        facts: list[FileFacts | None] = [None] * len(at)
+        if self._table is not None and (at >= 0).any():
+            columns = self._table.take(at[at >= 0]).drop_columns(["path"]).to_pylist()
+            for position, found in zip(np.flatnonzero(at >= 0), columns, strict=True):
+                facts[position] = FileFacts(**found)
+        return facts
+
+
+def embedding_schema(n_features: int) -> pa.Schema:
+    """Return the columns of a shard of embeddings."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("content_hash", pa.string()),
+            pa.field("embedding", pa.list_(pa.float32(), n_features)),
+            pa.field("reason", pa.string()),
+        ]
+    )
+
+
+def scan_schema() -> pa.Schema:
+    """Return the columns of a shard of scanned files."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            # Bytes, as the file system gives them: not every path is UTF-8.
+            pa.field("path", pa.binary()),
+            pa.field("size", pa.int64()),
+            pa.field("mtime_ns", pa.int64()),
+            pa.field("content_hash", pa.string()),
+            pa.field("format", pa.string()),
+            pa.field("mode", pa.string()),
+            pa.field("width", pa.int64()),
+            pa.field("height", pa.int64()),
+            pa.field("orientation", pa.int8()),
+            pa.field("reason", pa.string()),
+        ]
+    )
+
+
+def _matrix(column: pa.ChunkedArray, width: int) -> FloatArray:
+    """Return a column of lists as (s, width) float32; NaN where there is no list."""
+    array = column.combine_chunks()
+    # `values`, not `flatten()`, which leaves out the rows without a list.
+    x = array.values.to_numpy(zero_copy_only=False)[array.offset * width :][: len(array) * width].reshape(-1, width)
+    return cast(FloatArray, np.where(array.is_valid().to_numpy(zero_copy_only=False)[:, None], x, np.float32("nan")))
+
+
+def _related(one: str, other: Path) -> bool:
+    return Path(one).is_relative_to(other) or other.is_relative_to(one)
