@@ -10,8 +10,7 @@ import pytest
 import gpu_cluster
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.run_folder import CONTENTS, choose, staged
-
-from .conftest import write_pictures
+from tests.conftest import write_pictures
 
 
 def run_folder(folder: Path, mark: str = "old") -> Path:

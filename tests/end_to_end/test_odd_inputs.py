@@ -1,0 +1,373 @@
+"""Odd inputs go through: few, equal and oddly named pictures, and pictures of every kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from gpu_cluster import RunResult, embed, run
+from gpu_cluster.cli.terminal import print_summary
+from gpu_cluster.results import printable
+from tests.conftest import gpu_cluster, picture, write_pictures
+from tests.images.test_scan import ODD_NAMES
+
+# What is printed on the way would be printed with --quiet as well.
+pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+
+
+def strict_json(file: Path) -> dict[str, Any]:
+    """Read JSON as other languages do: NaN and Infinity are errors."""
+
+    def fail(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"), parse_constant=fail)
+    return content
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def small_run(images: Path, **options: Any) -> RunResult:
+    return run(images, image_size=32, out=images.with_name("run"), **options)
+
+
+def assert_complete(result: RunResult, n: int, bad: int = 0, duplicates: int = 0) -> None:
+    """Check that every file of a run folder is there, can be read and fits the others."""
+    folder = result.folder
+    csv = pd.read_csv(folder / "assignments.csv", dtype={"label": "str"})
+    parquet = pd.read_parquet(folder / "assignments.parquet")
+    manifest = pd.read_parquet(folder / "manifest.parquet")
+    metrics, record = strict_json(folder / "metrics.json"), strict_json(folder / "run.json")
+    counts = {"found": n, "ok": n - bad - duplicates, "bad": bad, "duplicate": duplicates}
+    assert metrics["files"] == record["files"] == counts
+    assert (len(manifest), len(csv), len(parquet)) == (n, n - bad, n - bad)
+    assert len(pd.read_csv(folder / "bad_files.csv")) == bad
+    assert parquet["path"].tolist() == manifest.loc[manifest["status"] != "bad", "path"].tolist()
+    assert csv["path"].tolist() == parquet["path"].tolist()
+    assert csv["cluster"].tolist() == parquet["cluster"].tolist()
+    assert parquet["cluster"].value_counts().sort_index().tolist() == metrics["cluster_sizes"]
+    assert len(metrics["cluster_sizes"]) == metrics["k"] == parquet["is_medoid"].sum()
+    assert np.isfinite(parquet[["distance", "pc1", "pc2"]]).all(axis=None)
+    plots = {"elbow.png", "scatter.png", "silhouette.png", *(f"cluster_{k:02d}.png" for k in range(metrics["k"]))}
+    assert {file.name for file in (folder / "plots").iterdir()} - {"scatter_labels.png"} == plots
+    for name in plots:
+        with Image.open(folder / "plots" / name) as plot:
+            plot.verify()
+
+
+# How many
+
+
+def test_one_image_is_one_cluster_and_its_scores_are_null(tmp_path):
+    write_pictures(tmp_path / "in", 1)
+    result = small_run(tmp_path / "in")
+    assert_complete(result, 1)
+    metrics = strict_json(result.folder / "metrics.json")
+    assert (metrics["k"], metrics["cluster_sizes"], metrics["k_chosen_by"]) == (1, [1], "only k tried")
+    assert metrics["internal"] == {"silhouette": None, "davies_bouldin": None, "calinski_harabasz": None, "inertia": 0}
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_few_images_cut_the_range_of_k_and_say_so(tmp_path, n):
+    write_pictures(tmp_path / "in", n)
+    result = small_run(tmp_path / "in")
+    assert_complete(result, n)
+    assert pd.read_csv(result.folder / "sweep.csv")["k"].tolist() == list(range(2, n + 1))
+    assert f"Range of k cut from 2:15 to 2:{n}, as many as there are images" in result.notices
+
+
+def test_one_cluster_has_null_where_scores_are_not_defined(tmp_path):
+    write_pictures(tmp_path / "in", 5)
+    result = small_run(tmp_path / "in", k=1, k_range="1:3")
+    assert_complete(result, 5)
+    internal = strict_json(result.folder / "metrics.json")["internal"]
+    assert [internal[name] for name in ("silhouette", "davies_bouldin", "calinski_harabasz")] == [None] * 3
+    assert internal["inertia"] > 0
+    assert pd.read_csv(result.folder / "sweep.csv")["silhouette"].isna().tolist() == [True, False, False]
+    assert pd.read_parquet(result.folder / "assignments.parquet")["silhouette"].isna().all()
+
+
+def test_as_many_clusters_as_images_have_null_where_scores_are_not_defined(tmp_path):
+    write_pictures(tmp_path / "in", 5)
+    result = small_run(tmp_path / "in", k=5, k_range="4:5")
+    assert_complete(result, 5)
+    metrics = strict_json(result.folder / "metrics.json")
+    assert metrics["cluster_sizes"] == [1] * 5
+    assert [metrics["internal"][name] for name in ("silhouette", "davies_bouldin", "calinski_harabasz")] == [None] * 3
+    # Each centre is the one row it holds, of unit length: what is left is float32 rounding.
+    assert metrics["internal"]["inertia"] < 1e-10
+    assert pd.read_csv(result.folder / "sweep.csv")["silhouette"].isna().tolist() == [False, True]
+
+
+def test_images_that_are_all_equal_are_one_cluster_and_the_user_is_told(tmp_path):
+    (first, *others) = write_pictures(tmp_path / "in", 6)
+    for other in others:
+        shutil.copy(first, other)
+    result = small_run(tmp_path / "in", k=3)
+    assert_complete(result, 6, duplicates=5)
+    metrics = strict_json(result.folder / "metrics.json")
+    assert (metrics["k"], metrics["k_asked"], metrics["cluster_sizes"]) == (1, 3, [6])
+    assert "3 clusters asked for, 1 hold images: there are no more distinct ones" in result.notices
+
+
+def test_fewer_distinct_images_than_clusters_leave_no_cluster_empty(tmp_path):
+    files = write_pictures(tmp_path / "in", 6)
+    for file in files[3:]:
+        shutil.copy(files[2], file)
+    result = small_run(tmp_path / "in", k=5)
+    assert_complete(result, 6, duplicates=3)
+    assert strict_json(result.folder / "metrics.json")["cluster_sizes"] == [4, 1, 1]
+
+
+# Names
+
+
+def test_odd_file_names_go_through_to_every_table(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed, name in enumerate(ODD_NAMES):
+        picture(seed).save(folder / "plain.png")
+        (folder / "plain.png").rename(folder / name)
+    result = small_run(folder, k=3)
+    assert_complete(result, len(ODD_NAMES))
+    expected = [printable(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
+    assert pd.read_csv(result.folder / "assignments.csv")["path"].tolist() == expected
+
+
+def test_odd_names_of_bad_files_go_through_to_their_list(tmp_path):
+    folder = tmp_path / "in"
+    write_pictures(folder, 2)
+    for name in ODD_NAMES:
+        (folder / name).touch()
+    result = small_run(folder)
+    assert_complete(result, len(ODD_NAMES) + 2, bad=len(ODD_NAMES))
+    expected = [printable(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
+    assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == expected
+
+
+# `$` and `_` mean something to matplotlib, and its fonts lack the letters of most scripts.
+ODD_LABELS = {
+    "punctuation": ["rose, red", 'the "queen"', "two\nlines", "100%", "{0}", "[bold]", "NA", "röd", r"C:\new", "a$"],
+    "no formula": [r"$\frac$", "US$ and A$"],
+    "underscore": ["_hidden", "shown"],
+    "no glyph": ["写真", "🌼"],
+}
+
+
+@pytest.mark.parametrize("labels", ODD_LABELS.values(), ids=ODD_LABELS)
+def test_odd_labels_go_through_to_the_table_and_the_scores(tmp_path, labels):
+    files = write_pictures(tmp_path / "in", len(labels))
+    rows = [(file.name, label) for file, label in zip(files, labels, strict=True)]
+    with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("file", "label"), *rows])
+    result = small_run(tmp_path / "in", k=2, labels=tmp_path / "labels.csv")
+    assert_complete(result, len(labels))
+    table = pd.read_csv(result.folder / "assignments.csv", keep_default_na=False)
+    assert table["label"].tolist() == labels
+    assert strict_json(result.folder / "metrics.json")["class_by_cluster"]["classes"] == sorted(labels)
+
+
+def test_labels_that_few_images_have_are_scored_on_these(tmp_path):
+    write_pictures(tmp_path / "in", 5)
+    (tmp_path / "labels.csv").write_text("file,label\n000.png,a\n002.png,b\ngone.png,c\n")
+    result = small_run(tmp_path / "in", k=2, labels=tmp_path / "labels.csv")
+    assert_complete(result, 5)
+    counts = strict_json(result.folder / "metrics.json")["labels"]
+    assert counts["n_labelled_images"] == 2
+    assert counts["n_files_without_label"] == 3
+    assert counts["n_labels_without_file"] == 1
+    labels = pd.read_csv(result.folder / "assignments.csv")["label"]
+    assert labels.isna().tolist() == [False, True, False, True, True]
+
+
+def test_suffixes_in_upper_case_go_through(tmp_path):
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate(["A.PNG", "B.JPG", "C.JPEG", "D.TIFF", "E.Bmp", "F.WebP", "G.GIF"]):
+        picture(seed).save(tmp_path / "in" / name)
+    assert_complete(small_run(tmp_path / "in", k=2), 7)
+
+
+def test_a_folder_whose_name_is_not_utf8_goes_through_and_its_record_repeats_the_run(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    write_pictures(folder, 4)
+    result = small_run(folder, k=2)
+    assert_complete(result, 4)
+    again = run(config=result.folder / "run.json", out=tmp_path / "again")
+    assert (again.folder / "assignments.csv").read_bytes() == (result.folder / "assignments.csv").read_bytes()
+
+
+def test_a_run_folder_whose_name_is_not_utf8_is_written_and_shown(tmp_path, capsys):
+    write_pictures(tmp_path / "in", 3)
+    result = run(tmp_path / "in", image_size=32, out=tmp_path / os.fsdecode(b"r\xe9sultats"))
+    assert_complete(result, 3)
+    print_summary(result)
+    assert rf"results: {tmp_path}/r\xe9sultats" in capsys.readouterr().out.splitlines()
+
+
+def test_a_carriage_return_in_a_name_does_not_break_the_tables(tmp_path):
+    write_pictures(tmp_path / "in", 2)
+    picture(5).save(tmp_path / "in" / "a\rgood.png")
+    (tmp_path / "in" / "a\rbad.png").touch()
+    result = small_run(tmp_path / "in")
+    assert pd.read_csv(result.folder / "assignments.csv")["path"].tolist() == ["000.png", "001.png", r"a\x0dgood.png"]
+    assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == [r"a\x0dbad.png"]
+
+
+# The record of a run
+
+
+@pytest.mark.slow
+def test_the_record_of_a_run_repeats_it_from_another_folder_in_another_process(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "here" / "in", 8)
+    rows = [f"in/{n:03d}.png,{n % 2}\n" for n in range(8)]
+    (tmp_path / "here" / "labels.csv").write_text("name,kind\n" + "".join(rows))
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    options: dict[str, Any] = {
+        "labels": "labels.csv",
+        "file_col": "name",
+        "label_col": "kind",
+        "seed": 3,
+        "k_range": "2:4",
+    }
+    first = run("in", image_size=32, out="run", **options)
+    second = gpu_cluster(
+        "run", "--config", "../here/run/run.json", "--quiet", cwd=tmp_path / "there", out=tmp_path / "there" / "run"
+    )
+    assert (second.code, second.err) == (0, "")
+    for name in ("assignments.csv", "metrics.json"):
+        assert (second.folder / name).read_bytes() == (first.folder / name).read_bytes()
+    assert second.json("run.json")["config"] == strict_json(first.folder / "run.json")["config"]
+
+
+# Kinds of pictures
+
+# How one picture is saved, and the mode that its pixels were brought to before: what it must equal as a plain PNG.
+KINDS: Mapping[str, tuple[str, Callable[[Image.Image, Path], None]]] = {
+    "grey.png": ("L", lambda image, file: image.save(file)),
+    "grey and alpha.png": ("L", lambda image, file: image.convert("LA").save(file)),
+    "grey.bmp": ("L", lambda image, file: image.save(file)),
+    "grey.tif": ("L", lambda image, file: image.save(file)),
+    "black and white.png": ("1", lambda image, file: image.save(file)),
+    "black and white.tif": ("1", lambda image, file: image.save(file)),
+    "palette.png": ("P", lambda image, file: image.save(file)),
+    "palette.bmp": ("P", lambda image, file: image.save(file)),
+    "palette.gif": ("P", lambda image, file: image.save(file)),
+    "palette.tif": ("P", lambda image, file: image.save(file)),
+    "rgb.bmp": ("RGB", lambda image, file: image.save(file)),
+    "rgb.tif": ("RGB", lambda image, file: image.save(file, compression="tiff_lzw")),
+    "rgb.webp": ("RGB", lambda image, file: image.save(file, lossless=True)),
+    "rgba.png": ("RGB", lambda image, file: image.convert("RGBA").save(file)),
+    "rgba.bmp": ("RGB", lambda image, file: image.convert("RGBA").save(file)),
+    "rgba.tif": ("RGB", lambda image, file: image.convert("RGBA").save(file)),
+    "rgba.webp": ("RGB", lambda image, file: image.convert("RGBA").save(file, lossless=True)),
+    "cmyk.tif": ("RGB", lambda image, file: image.convert("CMYK").save(file)),
+    "animation.gif": (
+        "P",
+        lambda image, file: image.save(file, save_all=True, append_images=[picture(1).convert("P")]),
+    ),
+    "animation.png": ("RGB", lambda image, file: image.save(file, save_all=True, append_images=[picture(1)])),
+    "animation.webp": (
+        "RGB",
+        lambda image, file: image.save(file, lossless=True, save_all=True, append_images=[picture(1)]),
+    ),
+    "pages.tif": ("RGB", lambda image, file: image.save(file, save_all=True, append_images=[picture(1)])),
+    "16 bits.png": ("L", lambda image, file: sixteen_bits(image).save(file)),
+    "16 bits.tif": ("L", lambda image, file: sixteen_bits(image).save(file)),
+    "a png called.jpg": ("RGB", lambda image, file: image.save(file, format="PNG")),
+    "a bmp called.png": ("RGB", lambda image, file: image.save(file, format="BMP")),
+}
+
+
+def sixteen_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+
+
+def brought_to(mode: str) -> Image.Image:
+    image = picture(0)
+    return image.quantize(64) if mode == "P" else image.convert(mode)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_picture_of_any_kind_is_embedded_as_the_same_picture_in_a_plain_png_is(tmp_path, name):
+    mode, save = KINDS[name]
+    image = brought_to(mode)
+    image.convert("RGB").save(tmp_path / "plain.png")
+    save(image, tmp_path / name)
+    plain, found = embed([tmp_path / "plain.png", tmp_path / name], image_size=32)
+    # TensorFlow's result depends on the batch by 4e-8, and what goes through Pillow is in another one.
+    assert relative_error(found, plain) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_lossy_jpeg_is_embedded_much_as_the_picture_it_was_made_of(tmp_path, mode):
+    for seed, name in enumerate(["plain", "other"]):
+        image = picture(seed).convert(mode)
+        image.convert("RGB").save(tmp_path / f"{name}.png")
+        image.save(tmp_path / f"{name}.jpg", quality=95)
+    names = ("plain.png", "plain.jpg", "other.png")
+    plain, found, other = embed([tmp_path / name for name in names], image_size=32)
+    # Half the resolution of the colours is lost, and coefficients are rounded; measured 0.03 to 0.06.
+    assert relative_error(found, plain) < 0.2
+    assert relative_error(other, plain) > 0.5
+
+
+def test_pictures_of_every_kind_go_through_a_run_together(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, (mode, save) in KINDS.items():
+        save(brought_to(mode), tmp_path / "in" / name)
+    # "a png called.jpg" and "a bmp called.png" hold the bytes of others.
+    assert_complete(small_run(tmp_path / "in", k=3), len(KINDS), duplicates=2)
+
+
+def test_pictures_of_few_pixels_go_through(tmp_path):
+    (tmp_path / "in").mkdir()
+    for seed, size in enumerate([(1, 1), (1, 300), (300, 1), (2, 3)]):
+        picture(seed, size).save(tmp_path / "in" / f"{size}.png")
+    assert_complete(small_run(tmp_path / "in", k=2), 4)
+
+
+# Bad files
+
+
+def test_bad_files_shift_no_other_file(tmp_path):
+    write_pictures(tmp_path / "good", 6)
+    files = write_pictures(tmp_path / "mixed", 6)
+    for name in ("00!.png", "002!.png", "003!.png", "9.png"):
+        (tmp_path / "mixed" / name).write_bytes(files[0].read_bytes()[:60])
+    good = run(tmp_path / "good", image_size=32, k=3, batch_size=4, out=tmp_path / "good run")
+    mixed = run(tmp_path / "mixed", image_size=32, k=3, batch_size=4, out=tmp_path / "mixed run")
+    assert_complete(mixed, 10, bad=4)
+    assert good.findings is not None
+    assert mixed.findings is not None
+    # TensorFlow's result depends on the batch by 4e-8 of its size.
+    assert relative_error(mixed.findings.embeddings.x, good.findings.embeddings.x) < 1e-5
+    columns = ["path", "cluster", "content_hash", "is_medoid"]
+    tables = [pd.read_csv(result.folder / "assignments.csv")[columns] for result in (good, mixed)]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    hashes = pd.read_parquet(mixed.folder / "manifest.parquet").set_index("path")["content_hash"]
+    assert tables[1]["content_hash"].tolist() == hashes[tables[1]["path"]].tolist()
+
+
+def test_labels_of_any_length_fit_the_plots(tmp_path):
+    write_pictures(tmp_path / "in", 6)
+    # As long as a field of a CSV may be for Python.
+    rows = "".join(f"{number:03d}.png,{'x' * 131_000 if number < 3 else 'y'}\n" for number in range(6))
+    (tmp_path / "in" / "labels.csv").write_text(f"file,label\n{rows}")
+    result = small_run(tmp_path / "in", k=2)
+    assert_complete(result, 6)
+    for plot in (result.folder / "plots").iterdir():
+        with Image.open(plot) as image:
+            assert max(image.size) < 3_000

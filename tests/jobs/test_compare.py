@@ -1,0 +1,422 @@
+"""Features times algorithms: real pictures, the real network, and every algorithm's own library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+import sys
+from importlib import import_module
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from keras.src.legacy.saving import legacy_h5_format
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, SpectralClustering
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
+from typer.main import get_command
+
+import gpu_cluster
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.cli.commands import app
+from gpu_cluster.clustering.cluster import of_labels
+from gpu_cluster.config import JobConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.errors import ConfigError, JobError, NothingReadableError, WeightsError
+from gpu_cluster.events import Observer
+from gpu_cluster.options import options_of
+from gpu_cluster.report import plots
+from gpu_cluster.report.tables import comparison_lines
+from gpu_cluster.results import Compared, Comparison, Manifest, Projection
+from tests.conftest import NO_REDUCTION, picture, write_pictures
+from tests.conftest import gpu_cluster as command
+
+FEW: dict[str, Any] = {"image_size": 32, "k": 3}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory):
+    """The sample set by three features and all algorithms, small enough to take seconds."""
+    out = tmp_path_factory.mktemp("compare") / "run"
+    return command(
+        *("compare", "--features", "vgg16-average,colours,notebook", "--image-size", "64", "--k", "10"), out=out
+    )
+
+
+@pytest.mark.slow
+def test_every_pair_is_a_row_with_its_scores(compared):
+    assert compared.code == 0, compared.err
+    table = compared.table("compare.csv")
+    pairs = list(zip(table["features"], table["algorithm"], strict=True))
+    names = ("vgg16-average", "colours", "notebook")
+    assert pairs == [(one, other) for one in names for other in ("kmeans", "ward", "spectral", "hdbscan")]
+    scores = ["silhouette", "stability", "homogeneity", "adjusted_rand", "normalized_mutual_info", "cluster_s"]
+    assert table[scores].notna().all(axis=None)
+    assert (table.loc[table["algorithm"] != "hdbscan", "k"] == 10).all()
+
+
+@pytest.mark.slow
+def test_the_network_beats_colours_and_the_published_recipe(compared):
+    table = compared.table("compare.csv").query("algorithm == 'kmeans'").set_index("features")
+    assert table.loc["vgg16-average", "adjusted_rand"] > 2 * table.loc["notebook", "adjusted_rand"]
+    assert table.loc["vgg16-average", "adjusted_rand"] > 2 * table.loc["colours", "adjusted_rand"]
+
+
+@pytest.mark.slow
+def test_what_is_printed_is_the_table_that_is_left(compared):
+    lines = (compared.folder / "compare.md").read_text().splitlines()
+    assert len(lines) == 2 + 12
+    assert set(lines) <= set(compared.out.splitlines())
+    assert (compared.folder / "plots" / "compare.png").stat().st_size > 10_000
+    assert compared.json("run.json")["config"]["sweep"]["k"] == 10
+
+
+def test_features_are_computed_once(tmp_path):
+    write_pictures(tmp_path / "in", 12)
+    for folder in ("first", "again"):
+        found = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / folder)
+    events = [json.loads(line) for line in (found.folder / "events.jsonl").read_text().splitlines()]
+    assert found.rows[0].features_s is None
+    assert "12 of 12 pictures are in the store of embeddings already" in [one.get("message") for one in events]
+
+
+def test_k_is_chosen_once_in_the_first_space(tmp_path):
+    write_pictures(tmp_path / "in", 40)
+    result = gpu_cluster.compare(
+        tmp_path / "in", features=["colours", "hog"], algorithms=["kmeans"], image_size=32, out=tmp_path / "run"
+    )
+    first, second = result.rows
+    assert first.k == second.k
+    assert first.adjusted_rand is None
+
+
+def test_bad_files_are_told_and_left_out(tmp_path):
+    write_pictures(tmp_path / "in", 8)
+    (tmp_path / "in" / "broken.png").write_bytes((tmp_path / "in" / "000.png").read_bytes()[:80])
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
+    assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == ["broken.png"]
+
+
+@pytest.mark.slow
+def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
+    write_pictures(tmp_path / "in", 6)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_text("no picture")
+    given = ("compare", tmp_path / "in", "--features", "colours", "--algorithms", "ward", "--k", "2")
+    done = command(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
+    assert done.code == 3
+    assert done.err.splitlines()[-1].startswith(
+        "error: 2 of 8 files could not be decoded, more than --max-bad-fraction"
+    )
+    assert len(done.table("compare.csv")) == 1
+
+
+def test_pictures_that_go_away_cost_the_features_after_them_and_no_others(tmp_path):
+    files = write_pictures(tmp_path / "in", 12)
+
+    class Away(Observer):
+        def stage_finished(self, stage: str, elapsed_s: float) -> None:
+            if stage == "cluster":
+                for _ in range(6):
+                    left.pop().unlink()
+
+    left = [*files]
+    given: dict[str, Any] = {"features": ["colours", "hog", "notebook"], "algorithms": ["kmeans"], "observer": Away()}
+    result = gpu_cluster.compare(tmp_path / "in", **given, **FEW, out=tmp_path / "run")
+    assert [row.n_images for row in result.rows] == [12, 6, None]
+    assert result.rows[2].reason == "left out: no file can be decoded"
+    assert pd.read_csv(result.folder / "compare.csv")["n_images"].tolist()[:2] == [12, 6]
+    titles, _, *rows = comparison_lines(result)
+    assert "| images |" in titles
+    assert [row.split(" | ")[2] for row in rows[:2]] == ["12", "6"]
+    assert len(result.manifest.bad) == 12
+
+
+def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no picture")
+    done = command("compare", tmp_path / "in", "--features", "colours,hog", out=tmp_path / "run")
+    assert done.code == 3
+    assert "none of the 1 files found could be decoded; the reasons are in" in done.err
+    assert done.table("bad_files.csv")["path"].tolist() == ["a.png"]
+    assert not (done.folder / "compare.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_is_repeated_by_its_record_and_by_its_command(tmp_path):
+    write_pictures(tmp_path / "in", 12)
+    given: dict[str, Any] = {"features": ["hog", "colours"], "algorithms": ["ward", "kmeans"], "image_size": 32, "k": 3}
+    first = gpu_cluster.compare(tmp_path / "in", **given, seed=7, pca=4, normalize=False, out=tmp_path / "first")
+    record = json.loads((first.folder / "run.json").read_text())
+    assert record["command"].startswith(f"gpu-cluster compare {tmp_path / 'in'} ")
+    by_command = command(*shlex.split(record["command"])[1:], out=tmp_path / "by command")
+    assert by_command.code == 0, by_command.err
+    by_record = gpu_cluster.compare(config=first.folder / "run.json", out=tmp_path / "by record")
+    timeless = [column for column in by_command.table("compare.csv").columns if not column.endswith("_s")]
+    tables = [pd.read_csv(folder / "compare.csv")[timeless] for folder in (first.folder, by_record.folder)]
+    assert tables[0]["features"].tolist() == ["hog", "hog", "colours", "colours"]
+    pd.testing.assert_frame_equal(tables[1], tables[0])
+    pd.testing.assert_frame_equal(by_command.table("compare.csv")[timeless], tables[0])
+
+
+@pytest.mark.parametrize("option", ["pooling", "thumbnails", "nothing"])
+def test_an_option_that_means_nothing_to_a_comparison_is_refused(option):
+    with pytest.raises(ConfigError, match=f"unknown option '{option}' of compare; known are algorithms, "):
+        gpu_cluster.compare("pictures", **{option: "max"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown option 'features' of run"):
+        gpu_cluster.run(features=["hog"])
+
+
+@pytest.mark.parametrize("name", ["run", "compare"])
+def test_every_option_that_means_something_is_on_the_command_line(name):
+    click = get_command(app).commands[name]  # type: ignore[attr-defined]
+    of_all = {"config", "quiet", "verbose", "debug", "help"}
+    assert {parameter.name for parameter in click.params} - of_all == {*options_of(name)} - {"default_range"}
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8])
+def test_as_many_groups_as_pictures_go_through_every_algorithm(tmp_path, n):
+    write_pictures(tmp_path / "in", n)
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], image_size=32, k=n, out=tmp_path / "run")
+    assert [row.reason for row in result.rows] == [None] * 4
+    assert [row.k for row in result.rows[:3]] == [n] * 3
+
+
+def test_one_group_and_noise_alone_are_not_called_stable(tmp_path):
+    for number in range(6):
+        picture(0).save(tmp_path / f"{number}.png")
+    result = gpu_cluster.compare(tmp_path, features=["colours"], **FEW, out=tmp_path / "run")
+    found = {row.algorithm: (row.k, row.stability) for row in result.rows}
+    assert (found["kmeans"], found["hdbscan"]) == ((1, None), (0, None))
+    assert found["ward"][1] is not None
+
+
+def test_an_algorithm_that_fails_costs_its_row_and_nothing_else(tmp_path, monkeypatch):
+    def out_of_memory(*_args: Any, **_options: Any) -> None:
+        np.empty((1 << 50, 512), np.float32)
+
+    # Spectral's own library, which on a larger matrix would say the same.
+    monkeypatch.setattr(SpectralClustering, "fit_predict", out_of_memory)
+    write_pictures(tmp_path / "in", 12)
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
+    reasons = [row.reason for row in result.rows]
+    assert [reason is None for reason in reasons] == [True, True, False, True]
+    assert "failed: MemoryError Unable to allocate" in (reasons[2] or "")
+    record = json.loads((result.folder / "run.json").read_text())
+    assert [notice for notice in record["notices"] if notice.startswith("colours, spectral failed: MemoryError")]
+
+
+def test_features_that_do_not_fit_the_device_cost_their_rows_and_no_others(tmp_path, monkeypatch):
+    def out_of_memory(*_args: Any, **_options: Any) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    # What TensorFlow raises on a device that is full, here from what computes the second features.
+    monkeypatch.setattr("skimage.feature.hog", out_of_memory)
+    write_pictures(tmp_path / "in", 12)
+    given: dict[str, Any] = {"features": ["colours", "hog"], "algorithms": ["kmeans"]}
+    result = gpu_cluster.compare(tmp_path / "in", **given, **FEW, out=tmp_path / "run")
+    assert [row.k for row in result.rows] == [3, None]
+    assert "failed: DeviceError out of memory on the cpu for a single image" in (result.rows[1].reason or "")
+
+
+def test_two_pictures_are_too_few_to_compare_anything(tmp_path):
+    write_pictures(tmp_path / "in", 2)
+    done = command("compare", tmp_path / "in", "--features", "colours", "--image-size", "32", out=tmp_path / "run")
+    assert done.code == 1
+    assert "nothing could be grouped" in done.err
+    assert "left out: 2 images are too few" in done.err
+    assert len(done.table("compare.csv")) == 4
+
+
+def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
+    module = sys.modules["gpu_cluster.jobs.compare"]
+
+    def reduce(embeddings: Any, *given: Any, **options: Any) -> Projection:
+        if embeddings.x.shape[1] == 256:
+            # What a matrix does that no memory holds.
+            np.empty((1 << 50, 512), np.float32)
+        return real(embeddings, *given, **options)
+
+    real = module.reduce
+    monkeypatch.setattr(module, "reduce", reduce)
+    write_pictures(tmp_path / "in", 12)
+    given: dict[str, Any] = {**FEW, "algorithms": ["kmeans", "ward"], "out": tmp_path / "run"}
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours", "hog"], **given)
+    assert [(row.features, row.reason is None) for row in result.rows] == [
+        *[("colours", False)] * 2,
+        *[("hog", True)] * 2,
+    ]
+    with pytest.raises(JobError, match=r"nothing could be grouped; .*compare\.csv', the first: failed: MemoryError"):
+        gpu_cluster.compare(tmp_path / "in", features=["colours"], **given)
+    assert pd.read_csv(tmp_path / "run" / "compare.csv")["reason"].str.startswith("failed: MemoryError").all()
+
+
+def test_features_below_0_are_not_among_those_taken_for_a_square_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    path = extractors.keras_weights("convnexttiny")
+    path.parent.mkdir(parents=True)
+    path.write_text("not looked at")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no picture")
+    with pytest.raises(NothingReadableError):
+        gpu_cluster.compare(tmp_path / "in", scaling="sqrt-l2", out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "hog" in record["config"]["compare"]["features"]
+    assert "convnexttiny" not in record["config"]["compare"]["features"]
+
+
+def test_features_below_0_have_no_square_root(tmp_path):
+    with pytest.raises(ConfigError, match="sqrt-l2 needs features none of which is below 0; found convnexttiny"):
+        gpu_cluster.compare(features=["convnexttiny"], scaling="sqrt-l2", out=tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["gpu_cluster.jobs.compare"], "MOST_IMAGES", 5)
+    write_pictures(tmp_path / "in", 6)
+    given: dict[str, Any] = {"algorithms": ["kmeans"], "k": 2, "out": tmp_path / "run"}
+    result = gpu_cluster.compare(tmp_path / "in", **given)
+    assert "vgg16-flatten" not in {row.features for row in result.rows}
+    assert "hog" in {row.features for row in result.rows}
+    named = gpu_cluster.compare(tmp_path / "in", features=["vgg16-flatten"], **given)
+    assert [row.features for row in named.rows] == ["vgg16-flatten"]
+
+
+def test_too_many_images_leave_an_algorithm_out_and_say_so(tmp_path, monkeypatch):
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["gpu_cluster.jobs.compare"], "MOST_IMAGES", 10)
+    write_pictures(tmp_path / "in", 12)
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
+    assert [row.reason for row in result.rows] == [None, *["left out: 12 images are more than 10"] * 3]
+    assert result.rows[0].k == 3
+    assert "| colours | ward | left out: 12 images are more than 10 |  |" in (result.folder / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(("option", "names"), [("--features", "vgg16-gem-4-5,vgg19"), ("--algorithms", "kmeans,vgg19")])
+def test_an_unknown_name_is_wrong_use_and_the_known_are_listed(tmp_path, option, names):
+    done = command("compare", option, names, out=tmp_path / "run")
+    assert done.code == 2
+    assert f"{option}: unknown 'vgg19'; known are " in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_whose_weights_are_not_here_is_an_error_that_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"ResNet50 are not on this machine: .*keras\.applications\.ResNet50"):
+        extractors.of_keras("resnet50", 64)
+
+
+def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    path = extractors.keras_weights("mobilenetv2")
+    path.parent.mkdir()
+    shutil.copy(vgg16.find_weights().path, path.with_suffix(".weights.h5"))
+    path.with_suffix(".weights.h5").rename(path)
+    with pytest.raises(WeightsError, match="not those of MobileNetV2"):
+        extractors.of_keras("mobilenetv2", 64).build("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", extractors.KERAS_MODELS)
+def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloads(tmp_path, monkeypatch, name):
+    # Weights drawn at random: the real ones are nowhere in the registries that tests may ask. Keras builds some
+    # networks otherwise where the weights are ImageNet's, so it is told that, and finds this file as downloaded.
+    model = extractors.KERAS_MODELS[name]
+    build = getattr(keras.applications, model.name)
+    given: dict[str, Any] = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    path = extractors.keras_weights(name)
+    path.parent.mkdir()
+    # The format of Keras's own downloads.
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, build(weights=None, **given))
+    asked = []
+
+    def downloaded(file: str, *_args: Any, **_options: Any) -> str:
+        asked.append(file)
+        return str(path)
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", downloaded)
+    own = build(weights="imagenet", **given)
+    assert asked == [path.name]
+    pictures = np.stack([np.asarray(picture(seed, (64, 64)), np.float32) for seed in range(2)])
+    extractor = extractors.of_keras(name, 64)
+    found = extractor.build("float32")(pictures).numpy()
+    preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
+    expected = own.predict(preprocess(pictures.copy()), verbose=0)
+    assert found.shape == (2, extractor.n_features)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert model.below_0 or (found >= 0).all()
+
+
+def test_a_histogram_of_colours_counts_them():
+    pictures = np.zeros((1, 4, 4, 3), np.float32)
+    pictures[0, :, :2] = (255, 0, 0)
+    pictures[0, :, 2:] = (250, 250, 250)
+    (found,) = extractors.colour_histogram().build("float32")(pictures).numpy()
+    # Red: hue 0, saturation and value 1. White: hue and saturation 0, value almost 1.
+    assert found[(0 * 4 + 3) * 4 + 3] == 0.5
+    assert found[(0 * 4 + 0) * 4 + 3] == 0.5
+    assert found.sum() == 1
+
+
+def test_gradients_tell_upright_stripes_from_lying_ones():
+    stripes = np.tile(np.repeat([0, 255], 8), 4).astype(np.float32)
+    upright = np.repeat(np.tile(stripes, (64, 1))[:, :, None], 3, axis=2)
+    pictures = tf.constant(np.stack([upright, upright.transpose(1, 0, 2)]))
+    extractor = extractors.oriented_gradients(64)
+    found = extractor.build("float32")(pictures).numpy()
+    assert found.shape == (2, extractor.n_features)
+    histograms = found.reshape(2, -1, 9).sum(axis=1)
+    # Orientation 0 is a gradient along a row, 90 degrees (bin 4) one along a column.
+    assert histograms.argmax(axis=1).tolist() == [0, 4]
+
+
+def blobs() -> np.ndarray:
+    points, _ = make_blobs(120, 5, centers=4, cluster_std=0.5, random_state=1)
+    return points.astype(np.float32)
+
+
+def test_groups_are_those_of_scikit_learn():
+    x = blobs()
+    expected = {
+        "ward": AgglomerativeClustering(4).fit_predict(x),
+        "spectral": SpectralClustering(4, affinity="nearest_neighbors", random_state=0).fit_predict(x),
+        "hdbscan": HDBSCAN(min_cluster_size=5, copy=True).fit_predict(x),
+    }
+    for algorithm, labels in expected.items():
+        found = CpuBackend().group(x, algorithm, k=4, seed=0)  # type: ignore[arg-type]
+        assert adjusted_rand_score(found, labels) == 1
+
+
+def test_groups_of_any_labels_are_described_by_their_means():
+    x = blobs()
+    found = np.where(np.arange(120) < 20, -1, np.arange(120) // 60 + 4)
+    projection = Projection(NO_REDUCTION, x, "", x[:, :2], (0.5, 0.5), x, "")
+    described = of_labels(projection, found, backend=CpuBackend())
+    assert described.sizes.tolist() == [60, 40, 20]
+    np.testing.assert_allclose(described.centres[2], x[:20].mean(axis=0), rtol=1e-5)
+    distances = np.linalg.norm(x[:20] - x[:20].mean(axis=0), axis=1)
+    np.testing.assert_allclose(described.distances[:20], distances, rtol=1e-4)
+    assert described.medoids[2] == distances.argmin()
+
+
+def test_a_comparison_without_labels_shows_silhouettes(tmp_path):
+    rows = tuple(Compared("a", algorithm, "", 1.0, k=2, silhouette=0.1, stability=1.0) for algorithm in ("x", "y"))
+    found = Comparison(tmp_path, JobConfig(), Manifest(tmp_path, ()), rows)
+    plots.draw_comparison(tmp_path / "plot.png", found)
+    assert "ARI" not in comparison_lines(found)[0]
+    only_left_out = dataclasses.replace(found, rows=(Compared("a", "x", "", reason="left out: 1 | 2"),))
+    assert comparison_lines(only_left_out) == [
+        "| features | algorithm | groups |",
+        "|---|---|---|",
+        "| a | x | left out: 1 \\| 2 |",
+    ]
+    labelled = tuple(dataclasses.replace(row, adjusted_rand=0.0) for row in rows)
+    assert "ARI" in comparison_lines(dataclasses.replace(found, rows=labelled))[0]

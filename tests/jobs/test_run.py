@@ -1,0 +1,216 @@
+"""The whole command on the sample set: what it prints, what it leaves, and that it repeats."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn import metrics as sk
+
+import gpu_cluster as api
+from gpu_cluster.config import shipped_data
+from tests.conftest import gpu_cluster
+
+
+@pytest.fixture(scope="module")
+def table(sample_run) -> pd.DataFrame:
+    return sample_run.table("assignments.csv")
+
+
+def test_the_job_succeeds_and_says_first_that_it_took_the_sample_set(sample_run):
+    assert sample_run.code == 0, sample_run.err
+    assert sample_run.out.splitlines()[0].startswith("No images named: using the 210 drawn flowers")
+
+
+def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
+    found = {path.name for path in sample_run.folder.iterdir()}
+    expected = {"assignments.csv", "assignments.parquet", "bad_files.csv", "events.jsonl", "manifest.parquet", "model"}
+    assert found == expected | {
+        *("metrics.json", "near_duplicates.csv", "plots", "report.html", "run.json", "sweep.csv")
+    }
+    plots = {path.name for path in (sample_run.folder / "plots").iterdir()}
+    sheets = {f"cluster_{number:02d}.png" for number in range(sample_run.json("metrics.json")["k"])}
+    assert plots == {"elbow.png", "scatter.png", "scatter_labels.png", "silhouette.png"} | sheets
+    assert not list(sample_run.folder.parent.glob(".run*"))
+
+
+def test_assignments_have_a_row_an_image_in_order_with_its_own_label(table):
+    columns = ["path", "cluster", "label", "distance", "silhouette", "is_medoid", "pc1", "pc2", "tsne1", "tsne2"]
+    assert list(table.columns) == [*columns, "content_hash"]
+    assert list(table["path"]) == [f"{number:04d}.png" for number in range(1, 211)]
+    truth = pd.read_csv(shipped_data() / "flowers" / "flower_labels.csv")
+    assert list(table["label"]) == list(truth["label"])
+    assert table["content_hash"].nunique() == 210
+
+
+def test_assignments_are_the_same_in_csv_and_parquet(sample_run, table):
+    parquet = pd.read_parquet(sample_run.folder / "assignments.parquet")
+    # pandas reads numbers of a CSV as float64, the Parquet file keeps float32.
+    pd.testing.assert_frame_equal(table, parquet, check_dtype=False, rtol=1e-6)
+
+
+def test_clusters_are_numbered_by_size_and_have_one_medoid_each_the_nearest_row(sample_run, table):
+    sizes = table["cluster"].value_counts().sort_index()
+    assert list(sizes.index) == list(range(len(sizes)))
+    assert list(sizes) == sorted(sizes, reverse=True)
+    assert list(sizes) == sample_run.json("metrics.json")["cluster_sizes"]
+    medoids = table[table["is_medoid"]]
+    assert sorted(medoids["cluster"]) == list(range(len(sizes)))
+    nearest = table.groupby("cluster")["distance"].min()
+    np.testing.assert_array_equal(medoids.set_index("cluster")["distance"].sort_index(), nearest)
+
+
+def test_external_scores_are_scikit_learns_of_the_assignments(sample_run, table):
+    scores = sample_run.json("metrics.json")["external"]
+    expected = {
+        "homogeneity": sk.homogeneity_score(table["label"], table["cluster"]),
+        "completeness": sk.completeness_score(table["label"], table["cluster"]),
+        "v_measure": sk.v_measure_score(table["label"], table["cluster"]),
+        "adjusted_rand": sk.adjusted_rand_score(table["label"], table["cluster"]),
+        "normalized_mutual_info": sk.normalized_mutual_info_score(table["label"], table["cluster"]),
+    }
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
+    assert 0 < scores["accuracy"] <= 1
+
+
+def test_class_by_cluster_table_counts_the_assignments(sample_run, table):
+    found = sample_run.json("metrics.json")["class_by_cluster"]
+    expected = pd.crosstab(table["label"], table["cluster"])
+    assert found["classes"] == list(expected.index)
+    assert found["counts"] == expected.to_numpy().tolist()
+
+
+def test_silhouette_and_inertia_agree_with_the_rows(sample_run, table):
+    internal = sample_run.json("metrics.json")["internal"]
+    # float32 values, written with the digits that read back the same.
+    assert internal["silhouette"] == pytest.approx(table["silhouette"].mean(), rel=1e-5)
+    assert internal["inertia"] == pytest.approx((table["distance"] ** 2).sum(), rel=1e-5)
+
+
+def test_sweep_has_every_k_with_falling_inertia_and_one_chosen(sample_run):
+    sweep = sample_run.table("sweep.csv")
+    assert list(sweep["k"]) == list(range(2, 16))
+    assert sweep["inertia"].is_monotonic_decreasing
+    assert list(sweep.loc[sweep["chosen"], "k"]) == [sample_run.json("metrics.json")["k"]]
+
+
+def test_run_record_names_device_weights_versions_and_times(sample_run):
+    record = sample_run.json("run.json")
+    assert record["device"] == "cpu"
+    assert record["weights"]["sha256"].startswith("fb89143d")
+    assert record["files"] == {"found": 210, "ok": 210, "bad": 0, "duplicate": 0}
+    assert record["images_per_s"] > 0
+    stages = ["scan", "embed", "reduce", "sweep", "cluster", "score", "similar", "layout", "report"]
+    assert list(record["stages_s"]) == stages
+    assert record["versions"]["tensorflow"].startswith("2.21")
+
+
+def test_events_tell_the_job_from_start_to_end(sample_run):
+    events = [json.loads(line) for line in (sample_run.folder / "events.jsonl").read_text().splitlines()]
+    finished = [event["stage"] for event in events if event["event"] == "stage_finished"]
+    assert finished == ["embed", "reduce", "sweep", "cluster", "score", "similar", "layout", "report", "page"]
+    embedded = [
+        (event["done"], event["total"]) for event in events if event.get("stage") == "embed" and "done" in event
+    ]
+    assert embedded[-1] == (210, 210)
+
+
+def test_summary_gives_files_k_scores_and_the_folder(sample_run):
+    for expected in ("files: 210 found: 210 ok, 0 bad, 0 duplicates", "clusters: ", "silhouette: ", "adjusted_rand: "):
+        assert expected in sample_run.out
+    assert f"results: {sample_run.folder}" in sample_run.out
+
+
+def test_what_is_no_terminal_gets_plain_lines(sample_run):
+    assert "\x1b" not in sample_run.out + sample_run.err
+    assert "oneDNN" not in sample_run.err
+
+
+@pytest.mark.slow
+def test_two_runs_with_the_same_seed_give_byte_identical_assignments(tmp_path):
+    runs = [gpu_cluster("run", "--seed", "5", out=tmp_path / name) for name in ("a", "b")]
+    first, second = [(run.folder / "assignments.csv").read_bytes() for run in runs]
+    assert first == second
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_starts(sample_run, tmp_path):
+    other = api.run(image_size=64, k_range="2:15", seed=1, out=tmp_path / "run", n_init=1)
+    assert other.findings is not None
+    inertias = [point.inertia for point in other.findings.sweep.points]
+    assert inertias != list(sample_run.table("sweep.csv")["inertia"])
+
+
+@pytest.mark.slow
+def test_a_run_folder_given_again_is_replaced_whole(tmp_path):
+    out = tmp_path / "run"
+    api.run(image_size=32, k=3, out=out)
+    (out / "plots" / "left_over.png").write_bytes(b"")
+    api.run(image_size=32, k=2, out=out)
+    assert json.loads((out / "metrics.json").read_text())["k"] == 2
+    assert not (out / "plots" / "left_over.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_without_labels_external_scores_are_absent(tmp_path, sample_images):
+    result = api.run(sample_images[:12], image_size=32, k=3, k_range="2:4", out=tmp_path / "run")
+    found = json.loads((result.folder / "metrics.json").read_text())
+    assert found["external"] is None
+    assert found["class_by_cluster"] is None
+    assert not (result.folder / "plots" / "scatter_labels.png").exists()
+
+
+def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
+    result = api.run(sample_images[:40], image_size=32, k=3, silhouette_sample=25, out=tmp_path / "run")
+    found = json.loads((result.folder / "metrics.json").read_text())
+    assert found["n_silhouette"] == 25
+    assert "Silhouette on a fixed random sample of 25 of 40 images" in result.notices
+    assert result.findings is not None
+    assert np.isnan(result.findings.scores.silhouettes).sum() == 15
+
+
+def test_no_clear_knee_is_said(tmp_path, sample_images):
+    # Two points have no knee.
+    result = api.run(sample_images[:40], image_size=32, k_range="2:3", select="elbow", out=tmp_path / "run")
+    assert result.findings is not None
+    assert result.findings.sweep.chosen_by == "farthest from the chord"
+    assert any(notice.startswith("No clear knee") for notice in result.notices)
+
+
+def test_k_is_where_restarts_agree_most_and_every_criterion_is_in_the_table(sample_run):
+    sweep = sample_run.table("sweep.csv")
+    metrics = sample_run.json("metrics.json")
+    candidates = sweep[sweep["k"] >= 3]
+    assert metrics["k_chosen_by"] == "agreement"
+    assert metrics["k"] == candidates.loc[candidates["agreement"].idxmax(), "k"]
+    assert metrics["k_agreement"] == pytest.approx(candidates["agreement"].max())
+    assert sweep[["inertia", "silhouette", "agreement"]].notna().all(axis=None)
+
+
+def test_select_silhouette_takes_the_highest(tmp_path, sample_images):
+    result = api.run(sample_images[:40], image_size=32, k_range="2:6", select="silhouette", out=tmp_path / "run")
+    assert result.findings is not None
+    points = result.findings.sweep.points
+    assert result.findings.sweep.best_k == max(points, key=lambda point: point.silhouette or -1).k
+    assert result.findings.sweep.chosen_by == "silhouette"
+
+
+def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "in" / f"{number}.png")
+    result = api.run(tmp_path / "in", image_size=32, k_range="3:7", out=tmp_path / "run")
+    assert any(notice.startswith("No clear number of groups, k 3 to 7") for notice in result.notices)
+    assert "No clear number of groups, k 3 to 7" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_range_that_ends_too_soon_is_told_in_the_report(tmp_path, sample_images):
+    result = api.run(sample_images, image_size=64, k_range="2:8", thumbnails=20, out=tmp_path / "run")
+    notice = next(notice for notice in result.notices if ", the end of the range: there may be more groups" in notice)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.index("Choice of k</h2>") < page.index(notice) < page.index("Swept in the space")
