@@ -10,21 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import select
 from gpu_cluster.config import EmbedConfig, StoreConfig
-from gpu_cluster.embedding import extractors, vgg16
-from gpu_cluster.embedding.embed import check_precision
-from gpu_cluster.embedding.embed import embed as embed_manifest
-from gpu_cluster.errors import ConfigError, DataError
+from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import decode
-from gpu_cluster.images.scan import scan
-from gpu_cluster.jobs.compare import run_compare
-from gpu_cluster.jobs.predict import Prediction, run_predict
-from gpu_cluster.jobs.run import run_job
+from gpu_cluster.jobs.compare import compare as compare_job
+from gpu_cluster.jobs.embed import embed as embed_job
+from gpu_cluster.jobs.predict import Prediction
+from gpu_cluster.jobs.predict import predict as predict_job
+from gpu_cluster.jobs.run import run as run_job
 from gpu_cluster.options import build_config, check_options
-from gpu_cluster.results import Comparison, Manifest, RunResult, printable
-from gpu_cluster.store.store import open_store
+from gpu_cluster.results import Comparison, RunResult
 
 PathLike = str | os.PathLike[str]
 
@@ -104,7 +99,7 @@ def compare(
         algorithms=tuple(algorithms) or None,
         **options,
     )
-    return run_compare(job, observer)
+    return compare_job(job, observer)
 
 
 def predict(
@@ -135,7 +130,7 @@ def predict(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return run_predict(Path(run), build_config(images=_paths(images), **options), Path(out), observer)
+    return predict_job(Path(run), build_config(images=_paths(images), **options), Path(out), observer)
 
 
 def embed(
@@ -167,30 +162,7 @@ def embed(
     unknown = sorted(set(options) - known)
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r} of embed; known are {', '.join(sorted(known))}")
-    job = build_config(**options)
-    files = [Path(path) for path in _paths(paths)]
-    if not files:
-        return np.empty((0, vgg16.count_features(job.embed.pooling, job.embed.image_size)), np.float32)
-    observer = observer or Observer()
-    backend = select(job.device).backend
-    check_precision(job.embed, backend)
-    extractor = extractors.of_vgg16(vgg16.find_weights(job.embed.weights), job.embed)
-    store = open_store(job.store, observer)
-    with decode.limited(job.input.max_pixels):
-        # Not sorted, and a file may be named twice: rows come out as they were asked for.
-        manifest = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
-        manifest = scan(manifest, job.input, observer, store=store, rehash=job.store.rehash)
-        found = embed_manifest(
-            manifest, extractor, job.embed, store=store, store_config=job.store, backend=backend, observer=observer
-        )
-    bad = manifest.with_bad(found.bad).bad
-    if bad:
-        first = min(bad)
-        raise DataError(
-            f"{len(bad)} of {len(files)} files cannot be embedded; the first is "
-            f"{printable(str(files[first]))!r}: {bad[first]}"
-        )
-    return np.asarray(backend.to_host(found.x))
+    return embed_job([Path(path) for path in _paths(paths)], build_config(**options), observer)
 
 
 def _paths(named: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:

@@ -237,23 +237,28 @@ class CompareConfig(_Section):
     algorithms: tuple[str, ...] = Field((), description="Algorithms, separated by commas.")
 
 
-class JobConfig(_Section):
+class ClusteringConfig(_Section):
+    """What turns embeddings into clusters and scores."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random; repeats a run.")
+    reduce: ReduceConfig = ReduceConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    score: ScoreConfig = ScoreConfig()
+
+
+class JobConfig(ClusteringConfig):
     """A whole job. `JobConfig()` is the default preset on the sample set."""
 
     preset: Literal["default", "notebook"] = Field(
         "default", description="default, or notebook: the published recipe that the project began from."
     )
     device: Device = Field("auto", description="auto takes a GPU where one can be used; gpu never falls back.")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random; repeats a run.")
     max_bad_fraction: float = Field(
         0.5, ge=0, le=1, description="Largest share of unreadable files before the exit code is 3."
     )
     input: InputConfig = InputConfig()
     embed: EmbedConfig = EmbedConfig()
     store: StoreConfig = StoreConfig()
-    reduce: ReduceConfig = ReduceConfig()
-    sweep: SweepConfig = SweepConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    score: ScoreConfig = ScoreConfig()
     report: ReportConfig = ReportConfig()
     compare: CompareConfig = CompareConfig()

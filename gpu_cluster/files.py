@@ -1,4 +1,4 @@
-"""Files that are whole or not there. Must not know what is in them."""
+"""Files that are whole or not there, and paths as text. Must not know what is in the files."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def write_whole(path: Path, content: Any) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def printable(path: str) -> str:
+    """Return a path as a table can hold it: bytes that are not UTF-8, and carriage returns, appear as `\\xNN`."""
+    # Python 3.11's csv leaves a carriage return unquoted where lines end in a newline alone; readers break there.
+    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\x0d")

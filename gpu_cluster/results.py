@@ -6,10 +6,8 @@ device of the run unless marked host. Must not know how any of it was computed.
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +16,9 @@ import numpy.typing as npt
 
 from gpu_cluster.backend import Array
 from gpu_cluster.config import JobConfig
+from gpu_cluster.manifest import IntArray, Manifest
 
 FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.integer[Any]]
-
-
-def printable(path: str) -> str:
-    """Return a path as a table can hold it: bytes that are not UTF-8, and carriage returns, appear as `\\xNN`."""
-    # Python 3.11's csv leaves a carriage return unquoted where lines end in a newline alone; readers break there.
-    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\x0d")
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What one look at a file found, whatever its name; None where it could not be read.
-
-    Attributes
-    ----------
-    size : bytes
-    mtime_ns : when its content last changed, nanoseconds since 1970
-    content_hash : BLAKE2b-128 of its content, hex
-    format, mode : by its content, in Pillow's words
-    width, height : pixels as stored, before the orientation is applied
-    orientation : Exif's 1 to 8; 1 is upright
-    reason : why it cannot be used, in plain words; None where nothing in its header speaks against it
-    """
-
-    size: int | None = None
-    mtime_ns: int | None = None
-    content_hash: str | None = None
-    format: str | None = None
-    mode: str | None = None
-    width: int | None = None
-    height: int | None = None
-    orientation: int = 1
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The files found, sorted by path.
-
-    Attributes
-    ----------
-    root : folder that `paths` are relative to
-    paths : one a file, as the file system gives them (surrogate escapes for bytes that are not UTF-8)
-    files : what one look at each found; empty before the scan
-    labels : one a file, None where a file has none; None altogether without a source of labels
-    label_source : where the labels came from, in words
-    n_labels_without_file : rows of the labels CSV whose file was not found
-    bad : reason by row, for files that cannot be used
-    duplicates : first row of the same content by row, for files whose content an earlier row holds
-    """
-
-    root: Path
-    paths: tuple[str, ...]
-    files: tuple[FileFacts, ...] = ()
-    labels: tuple[str | None, ...] | None = None
-    label_source: str | None = None
-    n_labels_without_file: int = 0
-    bad: Mapping[int, str] = field(default_factory=dict)
-    duplicates: Mapping[int, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def file(self, row: int) -> Path:
-        """Return the full path of a row's file."""
-        return self.root / self.paths[row]
-
-    def originals(self, rows: IntArray) -> IntArray | None:
-        """Return for each of the ascending `rows` the position in `rows` of the first file of the same bytes.
-
-        None where no two of these files have the same bytes.
-        """
-        if not self.duplicates:
-            return None
-        return np.searchsorted(rows, [self.duplicates.get(int(row), int(row)) for row in rows])
-
-    def with_bad(self, bad: Mapping[int, str]) -> Manifest:
-        """Return the manifest with `bad` files marked; what cannot be used is no duplicate either."""
-        duplicates = {row: first for row, first in self.duplicates.items() if row not in bad}
-        return replace(self, bad={**self.bad, **bad}, duplicates=duplicates)
-
-    def status(self, row: int) -> tuple[str, str | None]:
-        """Return `ok`, `bad` or `duplicate`, and the reason in plain words."""
-        if row in self.bad:
-            return "bad", self.bad[row]
-        if row in self.duplicates:
-            return "duplicate", f"same content as {printable(self.paths[self.duplicates[row]])}"
-        return "ok", None
-
-    def counts(self) -> dict[str, int]:
-        """Return how many files were found, and how many of them are ok, bad and duplicates."""
-        kinds = Counter(self.status(row)[0] for row in range(len(self)))
-        return {"found": len(self), **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")}}
-
-    def too_many_bad(self, max_bad_fraction: float) -> bool:
-        """Tell whether a larger share of the files found than this cannot be used."""
-        return len(self.bad) > max_bad_fraction * len(self)
-
-    @property
-    def n_files_without_label(self) -> int:
-        """Files that have no label, or 0 where nothing is labelled."""
-        return 0 if self.labels is None else sum(label is None for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -224,7 +121,6 @@ class Sweep:
     points: tuple[SweepPoint, ...]
     best_k: int
     chosen_by: str
-    space: str
     doubts: tuple[str, ...] = ()
 
     @property
@@ -277,7 +173,6 @@ class Scores:
 
     Attributes
     ----------
-    space : the space that the internal scores were taken in
     internal : silhouette, davies_bouldin, calinski_harabasz, inertia
     external : homogeneity, completeness, v_measure, adjusted_rand, normalized_mutual_info, accuracy; or None
     n_labelled : images that the external scores were taken on
@@ -287,7 +182,6 @@ class Scores:
     holdout : n, silhouette and homogeneity on a random share of the images; None unless asked for
     """
 
-    space: str
     internal: Mapping[str, float | None]
     external: Mapping[str, float | None] | None
     n_labelled: int
@@ -298,8 +192,32 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class SimilarPair:
-    """Two pictures that show nearly the same: their manifest rows, and the cosine of their embeddings."""
+class Truth:
+    """The labels of the images, encoded; they are only compared with what came out.
+
+    Attributes
+    ----------
+    classes : the labels there are, in order
+    codes : (n,) host; index into `classes` of each image's label, -1 for an image without one
+    """
+
+    classes: tuple[str, ...]
+    codes: IntArray
+
+
+def encode_labels(manifest: Manifest, rows: IntArray) -> Truth | None:
+    """Return the labels of some rows of a manifest as codes; None where nothing is labelled."""
+    if manifest.labels is None:
+        return None
+    labels = [manifest.labels[row] for row in rows]
+    classes = tuple(sorted({label for label in labels if label is not None}))
+    code_of: dict[str | None, int] = {label: code for code, label in enumerate(classes)}
+    return Truth(classes, np.array([code_of.get(label, -1) for label in labels], dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """Two pictures that show nearly the same: their rows of x, and the cosine of their embeddings."""
 
     row: int
     other: int
@@ -312,8 +230,8 @@ class Findings:
 
     Attributes
     ----------
-    similar : pictures that show nearly the same, most alike first
-    layout : (n, 2) float32, host; where each picture lies in the plane of t-SNE
+    near_duplicates : pictures that show nearly the same, most alike first
+    tsne : (n, 2) float32, host; where each picture lies in the plane of t-SNE
     """
 
     embeddings: Embeddings
@@ -321,8 +239,8 @@ class Findings:
     sweep: Sweep
     clustering: Clustering
     scores: Scores
-    similar: tuple[SimilarPair, ...]
-    layout: FloatArray
+    near_duplicates: tuple[NearDuplicate, ...]
+    tsne: FloatArray
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The folder that a run leaves behind: staged under a temporary name, renamed when it is whole.
 
-Must not know what is written into it.
+Owns the names of the files in it, and reads them. Must not know what is done with them.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -14,32 +15,118 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gpu_cluster.errors import ConfigError, JobError
 
+# The files of a run folder, each named here and nowhere else.
+RECORD = "run.json"
+BAD_FILES = "bad_files.csv"
+MANIFEST = "manifest.parquet"
+ASSIGNMENTS = "assignments.csv"
+ASSIGNMENTS_PARQUET = "assignments.parquet"
+NEAR_DUPLICATES = "near_duplicates.csv"
+SWEEP = "sweep.csv"
+METRICS = "metrics.json"
+MODEL = "model"
+PLOTS = "plots"
+PAGE = "report.html"
+EVENTS = "events.jsonl"
+COMPARISON = "compare.csv"
+COMPARISON_PAGE = "compare.md"
+
 # Every run folder holds these, with whatever else; a folder with both may be replaced by a new run.
-_MARKS = frozenset({"run.json", "bad_files.csv"})
+_MARKS = frozenset({RECORD, BAD_FILES})
 
 # All that a run may leave. A folder that holds anything else is not replaced: it may be somebody's work.
 CONTENTS = _MARKS | {
-    "assignments.csv",
-    "assignments.parquet",
-    "compare.csv",
-    "compare.md",
-    "events.jsonl",
-    "manifest.parquet",
-    "metrics.json",
-    "model",
-    "near_duplicates.csv",
-    "report.html",
-    "plots",
-    "sweep.csv",
+    MANIFEST,
+    ASSIGNMENTS,
+    ASSIGNMENTS_PARQUET,
+    NEAR_DUPLICATES,
+    SWEEP,
+    METRICS,
+    MODEL,
+    PLOTS,
+    PAGE,
+    EVENTS,
+    COMPARISON,
+    COMPARISON_PAGE,
 }
-
 
 # One of these half written, as a kill leaves it (`files.write_whole`).
 _PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
+
+
+class FinishedRun:
+    """What the folder of a finished run holds, read when it is asked for.
+
+    Whatever is in the folder may be anything: reading raises whatever the file systems and the parsers raise.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What was run, on what, how long it took, and what the user was told."""
+        return dict(json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """All scores, and how k was chosen."""
+        return dict(json.loads((self.folder / METRICS).read_text(encoding="utf-8")))
+
+    @cached_property
+    def pictures(self) -> Any:
+        """The table of one row an embedded picture."""
+        # Tables of results are read where no device is: pandas, whichever library wrote them.
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / ASSIGNMENTS_PARQUET)
+
+    @cached_property
+    def manifest(self) -> Any:
+        """The table of one row a file found: its path, its status and the reason for it."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / MANIFEST, columns=["path", "status", "reason"])
+
+    @cached_property
+    def sweep(self) -> Any:
+        """The table of one row a k that was tried."""
+        import pandas as pd
+
+        return pd.read_csv(self.folder / SWEEP)
+
+    @cached_property
+    def near_duplicates(self) -> Any:
+        """The table of one row a pair of pictures that show nearly the same."""
+        import pandas as pd
+
+        return pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
+
+    @property
+    def root(self) -> Path:
+        """The folder that the paths of the pictures are relative to."""
+        return Path(self.record["root"])
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest picture that the run decoded."""
+        return int(self.record["config"]["input"]["max_pixels"])
+
+    @property
+    def model(self) -> Path:
+        """The folder of what `predict` needs."""
+        return self.folder / MODEL
+
+    @property
+    def elbow(self) -> bytes:
+        """The plot of inertia, silhouette and agreement over k, PNG."""
+        return (self.folder / PLOTS / "elbow.png").read_bytes()
 
 
 def is_run_folder(names: Iterable[str]) -> bool:

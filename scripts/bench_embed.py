@@ -22,10 +22,12 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
-from gpu_cluster.results import Manifest
 
 
 def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
@@ -46,13 +48,13 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
 def pipeline(files: list[Path]) -> Callable[[], float]:
     """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
     job = build_config(preset="notebook")
-    backend, extractor = CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed)
+    engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed), job.embed)
 
     def run(chosen: list[Path]) -> float:
         # Without a store: every picture is computed.
-        manifest = scan(Manifest(Path("/"), tuple(map(str, chosen))), job.input, Observer())
-        given = {"store": None, "store_config": job.store, "backend": backend, "observer": Observer()}
-        found = embed(manifest, extractor, job.embed, **given)  # type: ignore[arg-type]
+        source = open_source(Path("/"))
+        manifest = scan(Manifest(Path("/"), tuple(map(str, chosen))), source, job.input, Observer())
+        found = embed(manifest, source, engine, store=None, store_config=job.store, observer=Observer())
         assert found.images_per_s is not None
         assert found.n_computed == len(chosen), "the same picture twice: choose fewer with --images"
         return len(chosen) / found.images_per_s
@@ -71,7 +73,7 @@ def main() -> None:
     suffixes = {".jpg", ".jpeg", ".png"}
     found = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in suffixes)
     files = list(itertools.islice(itertools.cycle(found), arguments.images))
-    CpuBackend().prepare_tensorflow()
+    CpuBackend().share_device_with("tensorflow")
     loop, tf_data = notebook_loop(files), pipeline(files)
     ratios = []
     for number in range(1, arguments.rounds + 1):

@@ -76,10 +76,10 @@ def main() -> None:
 def choose_ks(part: Labelled, config: JobConfig, seed: int, others: bool) -> dict[str, list[Choice]]:
     """Return what each criterion chooses from each range that holds the number of classes."""
     n, true_k = len(part.labels), part.n_classes
-    projection = reduce(part.embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
+    projection = reduce(part.embeddings.x, config.reduce, backend=CpuBackend())
     swept = SweepConfig(k_range=f"2:{min(max(RANGES), n // 3)}")
     given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
-    points = sweep_k(projection, swept, config.cluster, config.score, **given).points
+    points = sweep_k(projection.x, swept, config.cluster, config.score, **given).points
     agreement = {point.k: point.agreement or 0 for point in points}
     choosers: dict[str, Chooser] = {name: partial(choose_by, name, points, n) for name in CRITERIA}
     if others:

@@ -23,6 +23,7 @@ from selenium.webdriver.common.by import By
 
 import gpu_cluster
 from gpu_cluster.report.page import write_page
+from gpu_cluster.run_folder import FinishedRun
 
 
 def multiply(folder: Path, n: int) -> None:
@@ -73,7 +74,7 @@ def main() -> None:
         folder = gpu_cluster.run(image_size=64, out=Path(name) / "run").folder
         multiply(folder, arguments.images)
         start = time.perf_counter()
-        file = write_page(folder)
+        file = write_page(FinishedRun(folder))
         written_s = time.perf_counter() - start
         size = file.stat().st_size / 1e6
         ready, frame = until_interactive(file)

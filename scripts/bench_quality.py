@@ -27,7 +27,7 @@ from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
-from gpu_cluster.results import Embeddings, Projection
+from gpu_cluster.results import Projection
 from scripts.labelled_sets import Labelled, embedded, image_sets, of_vgg16, subsets
 
 
@@ -43,42 +43,42 @@ def quality(
     part: Labelled,
     config: JobConfig,
     seeds: Sequence[int],
-    project: Callable[[Embeddings, JobConfig], Projection] | None = None,
+    project: Callable[[np.ndarray, JobConfig], Projection] | None = None,
 ) -> Quality:
     """Cluster one set into as many clusters as there are classes, seed by seed."""
-    projection = (project or as_configured)(part.embeddings, config)
+    projection = (project or as_configured)(part.embeddings.x, config)
     found = []
     for seed in seeds:
         given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
-        labels = cluster(projection, part.n_classes, config.cluster, **given).labels
+        labels = cluster(projection.x, part.n_classes, config.cluster, **given).labels
         found.append((homogeneity_score(part.labels, labels), adjusted_rand_score(part.labels, labels)))
     homogeneity, adjusted_rand = zip(*found, strict=True)
     return Quality(homogeneity, adjusted_rand)
 
 
-def as_configured(embeddings: Embeddings, config: JobConfig) -> Projection:
-    return reduce(embeddings, config.reduce, sweep_space="projection", backend=CpuBackend())
+def as_configured(x: np.ndarray, config: JobConfig) -> Projection:
+    return reduce(x, config.reduce, backend=CpuBackend())
 
 
 # What was tried
 
 
-def components(count: Callable[[int], int]) -> Callable[[Embeddings, JobConfig], Projection]:
+def components(count: Callable[[int], int]) -> Callable[[np.ndarray, JobConfig], Projection]:
     """Return a projection to a number of components that depends on the number of pictures."""
 
-    def project(embeddings: Embeddings, config: JobConfig) -> Projection:
-        reduction = config.reduce.model_copy(update={"pca": count(len(embeddings.x))})
-        return as_configured(embeddings, config.model_copy(update={"reduce": reduction}))
+    def project(x: np.ndarray, config: JobConfig) -> Projection:
+        reduction = config.reduce.model_copy(update={"pca": count(len(x))})
+        return as_configured(x, config.model_copy(update={"reduce": reduction}))
 
     return project
 
 
-def shrunk(share: float) -> Callable[[Embeddings, JobConfig], Projection]:
+def shrunk(share: float) -> Callable[[np.ndarray, JobConfig], Projection]:
     """Return a projection whitened by variances that are all raised by a share of their mean."""
 
-    def project(embeddings: Embeddings, config: JobConfig) -> Projection:
+    def project(x: np.ndarray, config: JobConfig) -> Projection:
         reduction = config.reduce.model_copy(update={"whitening": 0.0, "normalize": False})
-        plain = as_configured(embeddings, config.model_copy(update={"reduce": reduction}))
+        plain = as_configured(x, config.model_copy(update={"reduce": reduction}))
         variance = plain.x.var(axis=0, ddof=1)
         x = plain.x / np.sqrt(variance + share * variance.mean())
         return replace(plain, x=(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
@@ -104,7 +104,7 @@ class Recipe:
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)
     extractor: Callable[[EmbedConfig], Extractor] | None = None
-    project: Callable[[Embeddings, JobConfig], Projection] | None = None
+    project: Callable[[np.ndarray, JobConfig], Projection] | None = None
 
 
 AVERAGE = {"pooling": "average", "scaling": "sqrt-l2"}
@@ -165,7 +165,7 @@ def print_algorithms(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
     wholes = [embedded(name, build_config(**images)) for name, images in sets.items()]
     config = build_config()
     spaces = [
-        [(part, as_configured(part.embeddings, config).x) for part in (whole, *subsets(whole))] for whole in wholes
+        [(part, as_configured(part.embeddings.x, config).x) for part in (whole, *subsets(whole))] for whole in wholes
     ]
     for algorithm in ("kmeans", "ward", "spectral"):
         cells, means = [], []

@@ -22,7 +22,7 @@ from gpu_cluster.config import shipped_data
 
 PROGRAM = """
 import sys
-from gpu_cluster.cli.commands import main
+from gpu_cluster.cli.main import main
 sys.argv[0] = "gpu-cluster"
 try:
     main()

@@ -40,9 +40,12 @@ def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]
     """Run a phase on the first pictures of a folder in this process."""
     from gpu_cluster.backend import CpuBackend
     from gpu_cluster.embedding.embed import embed
+    from gpu_cluster.embedding.engines import choose_engine
     from gpu_cluster.embedding.extractors import Extractor
     from gpu_cluster.events import Observer
-    from gpu_cluster.images.scan import discover, scan
+    from gpu_cluster.images.discover import discover
+    from gpu_cluster.images.scan import scan
+    from gpu_cluster.images.source import open_source
     from gpu_cluster.options import build_config
     from gpu_cluster.store.store import open_store
 
@@ -57,12 +60,14 @@ def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]
     observer = Observer()
     start = time.perf_counter()
     store = open_store(job.store, observer)
-    manifest = scan(discover(job.input, observer), job.input, observer, store=store)
+    manifest = discover(job.input, observer)
+    source = open_source(manifest.root)
+    manifest = scan(manifest, source, job.input, observer, store=store)
     seconds = time.perf_counter() - start
     if phase == "embed":
         start = time.perf_counter()
         given: dict[str, Any] = {"store": store, "store_config": job.store, "observer": observer}
-        found = embed(manifest, extractor, job.embed, backend=CpuBackend(), **given)
+        found = embed(manifest, source, choose_engine(CpuBackend(), extractor, job.embed), **given)
         seconds = time.perf_counter() - start
         assert found.x.shape == (len(manifest), N_FEATURES)
     assert manifest.counts()["ok"] == first

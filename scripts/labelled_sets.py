@@ -16,9 +16,12 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, JobConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
-from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import open_store
 
@@ -63,10 +66,12 @@ def embedded(title: str, config: JobConfig, extractor: Callable[[EmbedConfig], E
     """Embed the pictures of a config through the store."""
     observer = Observer()
     store = open_store(config.store, observer)
-    manifest = scan(discover(config.input, observer), config.input, observer, store=store)
+    manifest = discover(config.input, observer)
+    source = open_source(manifest.root)
+    manifest = scan(manifest, source, config.input, observer, store=store)
     given: dict[str, Any] = {"store": store, "store_config": config.store, "observer": observer}
-    make = extractor or of_vgg16
-    found = embed(manifest, make(config.embed), config.embed, backend=CpuBackend(), **given)
+    engine = choose_engine(CpuBackend(), (extractor or of_vgg16)(config.embed), config.embed)
+    found = embed(manifest, source, engine, **given)
     assert manifest.labels is not None, "the images have no labels"
     return Labelled(title, found, np.array([manifest.labels[row] for row in found.rows]))
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from gpu_cluster.config import shipped_data
+from gpu_cluster.config import InputConfig, shipped_data
+from gpu_cluster.events import Observer
+from gpu_cluster.images import decode
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Reduction
 
 COMMAND = Path(sys.executable).with_name("gpu-cluster")
@@ -104,6 +109,19 @@ def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     random = np.random.default_rng(seed)
     corners = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize(size, Image.Resampling.BICUBIC)
+
+
+def decoded(file: Path) -> np.ndarray[Any, Any]:
+    """Decode a file as the second look does, by Pillow."""
+    with file.open("rb") as stream:
+        return decode.decode(stream, file.suffix)
+
+
+def scanned_pictures(files: Sequence[Path]) -> list[Picture]:
+    """Scan files of any folders, and return them as an engine takes them."""
+    source = open_source(Path("/"))
+    manifest = scan(Manifest(Path("/"), tuple(map(str, files))), source, InputConfig(), Observer())
+    return [Picture(source, path, facts) for path, facts in zip(manifest.paths, manifest.files, strict=True)]
 
 
 def write_pictures(folder: Path, n: int, suffix: str = ".png") -> list[Path]:

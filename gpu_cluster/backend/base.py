@@ -82,16 +82,11 @@ class Backend(ABC):
 
     @abstractmethod
     def claim_device(self, matrix_bytes: int) -> None:
-        """Set the device up for engines that will work on a matrix of this size; loads no TensorFlow."""
+        """Set the device up for work on a matrix of this size; loads nothing that runs a network."""
 
     @abstractmethod
-    def prepare_tensorflow(self) -> None:
-        """Load TensorFlow and set it up to share the device; before it computes anything."""
-
-    @property
-    @abstractmethod
-    def engine(self) -> str:
-        """What runs the network: TensorFlow's version and the kind of device."""
+    def share_device_with(self, library: str) -> None:
+        """Set up a library that runs networks (by its engine's name) to share the device; before it computes."""
 
     @abstractmethod
     def batch_size(self, image_size: int) -> int:
@@ -99,11 +94,14 @@ class Backend(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what the run ran on, for `run.json`: the device, its threads, the versions of the engines."""
+        """Return what the run ran on, for `run.json`: the device, its threads, the versions of its libraries."""
 
     @abstractmethod
-    def from_tensorflow(self, tensor: Any) -> Array:
-        """Return a TensorFlow tensor as an array of this device; read-only, valid while the tensor lives."""
+    def from_dlpack(self, capsule: Any) -> Array:
+        """Return what a DLPack capsule holds, on this device, as an array; read-only, valid while its owner lives.
+
+        A capsule can be taken once.
+        """
 
     @abstractmethod
     def synchronize(self) -> None:

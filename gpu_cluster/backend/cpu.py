@@ -45,14 +45,12 @@ class CpuBackend(Backend):
 
         return pd
 
-    @property
-    def engine(self) -> str:
-        return f"tensorflow {_tensorflow_version()} {self.name}"
-
     def claim_device(self, matrix_bytes: int) -> None:
         pass
 
-    def prepare_tensorflow(self) -> None:
+    def share_device_with(self, library: str) -> None:
+        if library != "tensorflow":
+            return
         # Its errors come as exceptions too; as lines they tell of kernels that it does not need.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with _native_stderr_kept():
@@ -69,16 +67,16 @@ class CpuBackend(Backend):
         return 32
 
     def describe(self) -> dict[str, Any]:
-        engines = ("numpy", "scikit-learn", "pandas", "keras")
+        libraries = ("numpy", "scikit-learn", "pandas")
         return {
             "device": self.name,
             "processor": platform.processor() or platform.machine(),
             "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "versions": {name: version(name) for name in engines} | {"tensorflow": _tensorflow_version()},
+            "versions": {name: version(name) for name in libraries},
         }
 
-    def from_tensorflow(self, tensor: Any) -> Array:
-        return tensor.numpy()
+    def from_dlpack(self, capsule: Any) -> Array:
+        return np.from_dlpack(_Capsule(capsule))
 
     def synchronize(self) -> None:
         pass
@@ -188,12 +186,15 @@ def _native_stderr_kept() -> Iterator[None]:
             os.close(terminal)
 
 
-def _tensorflow_version() -> str:
-    from importlib.metadata import PackageNotFoundError
+class _Capsule:
+    """Offers a DLPack capsule of the host's memory the way that NumPy asks for it."""
 
-    for distribution in ("tensorflow-cpu", "tensorflow"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return "not installed"
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        # kDLCPU of dlpack.h.
+        return 1, 0

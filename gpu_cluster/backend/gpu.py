@@ -61,17 +61,15 @@ class GpuBackend(Backend):
             GpuBackend._claimed = True
             _claim(matrix_bytes)
 
-    def prepare_tensorflow(self) -> None:
+    def share_device_with(self, library: str) -> None:
+        if library != "tensorflow":
+            return
         import tensorflow as tf
 
         # Before TensorFlow touches the card: by default it would take all that is left of its memory.
         for device in tf.config.list_physical_devices("GPU"):
             if not tf.config.experimental.get_memory_growth(device):
                 tf.config.experimental.set_memory_growth(device, True)
-
-    @property
-    def engine(self) -> str:
-        return f"tensorflow {version('tensorflow')} {self.name}"
 
     def batch_size(self, image_size: int) -> int:
         a_picture = _BYTES_A_PICTURE * (image_size / 224) ** 2
@@ -83,21 +81,20 @@ class GpuBackend(Backend):
 
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
         _free, total = cupy.cuda.runtime.memGetInfo()
-        engines = ("tensorflow", "keras", "cupy-cuda12x", "cuml-cu12", "cudf-cu12", "rmm-cu12", "numpy")
+        libraries = ("cupy-cuda12x", "cuml-cu12", "cudf-cu12", "rmm-cu12", "numpy")
         return {
             "device": self.name,
             "processor": properties["name"].decode(),
             "memory_bytes": total,
             "driver_cuda": cupy.cuda.runtime.driverGetVersion(),
-            "versions": {name: version(name) for name in engines},
+            "versions": {name: version(name) for name in libraries},
         }
 
-    def from_tensorflow(self, tensor: Any) -> Array:
+    def from_dlpack(self, capsule: Any) -> Array:
         import cupy
-        import tensorflow as tf
 
-        # The capsule and not the tensor: CuPy would ask TensorFlow for a stream, which it refuses to take.
-        return cupy.from_dlpack(tf.experimental.dlpack.to_dlpack(tensor))
+        # The capsule and not its owner: of a tensor CuPy would ask for a stream, which TensorFlow refuses to take.
+        return cupy.from_dlpack(capsule)
 
     def to_host(self, array: Array) -> HostArray:
         import cupy

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import os
-import signal
-import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import gpu_cluster
-from gpu_cluster.cli.signals import Signals, Terminated
+from gpu_cluster.cli.signals import Signals
 from gpu_cluster.cli.terminal import (
     TerminalObserver,
     print_cache,
@@ -28,17 +23,21 @@ from gpu_cluster.cli.terminal import (
     print_summary,
     print_verdict,
 )
-from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError, StoreError
+from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observers
+from gpu_cluster.files import printable
 from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 from gpu_cluster.jobs.doctor import diagnose
-from gpu_cluster.jobs.predict import run_predict
-from gpu_cluster.jobs.selftest import run_selftest
+from gpu_cluster.jobs.predict import predict as predict_job
+from gpu_cluster.jobs.report import report as report_job
+from gpu_cluster.jobs.selftest import selftest as selftest_job
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config, describe
-from gpu_cluster.report.page import write_page
-from gpu_cluster.results import Manifest, printable
 from gpu_cluster.store.maintenance import inspect, prune, verify
 from gpu_cluster.store.store import default_root
+
+# Every command watches for them, and the exit code of a stopped one is theirs.
+signals = Signals()
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -127,7 +126,7 @@ def run(
     """
     options = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB}
     _log(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
-    observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
+    observer = Observers(signals, *([] if quiet else [TerminalObserver()]))
     result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
     if not quiet:
         print_summary(result)
@@ -156,7 +155,7 @@ def report(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write report.html of a finished run again, in place of the one that is there."""
-    print_done(f"report: {printable(write_page(run_folder.absolute()).as_uri())}")
+    print_done(f"report: {printable(report_job(run_folder.absolute()).as_uri())}")
 
 
 @app.command()
@@ -195,8 +194,8 @@ def predict(
     """
     options = {name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "run_folder", "out"}}
     config = build_config(images=tuple(images or ()) or None, **options)
-    observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
-    found = run_predict(run_folder, config, out, observer)
+    observer = Observers(signals, *([] if quiet else [TerminalObserver()]))
+    found = predict_job(run_folder, config, out, observer)
     if not quiet:
         print_prediction(found)
     raise typer.Exit(_bad_exit(found.manifest, config.max_bad_fraction, found.bad_files))
@@ -278,7 +277,7 @@ def compare(
         name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "features", "algorithms"}
     }
     _log(logging.ERROR if quiet else logging.WARNING)
-    observer = Observers(_signals, *([] if quiet else [TerminalObserver()]))
+    observer = Observers(signals, *([] if quiet else [TerminalObserver()]))
     found = gpu_cluster.compare(
         images or (),
         features=_names(features),
@@ -329,7 +328,7 @@ def selftest(
 
     Exit codes: 0 all within tolerance; 1 a miss, or no GPU where one was asked for.
     """
-    verdict = run_selftest(build_config(device=device).device, image_size=image_size, observer=TerminalObserver())
+    verdict = selftest_job(build_config(device=device).device, image_size=image_size, observer=TerminalObserver())
     print_verdict(verdict)
     out.write_text(json.dumps(verdict.as_json(), indent=2) + "\n", encoding="utf-8")
     raise typer.Exit(0 if verdict.passed else 1)
@@ -387,69 +386,3 @@ def _cache_root(cache: Path | None) -> Path:
 
 
 _NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})
-
-
-def main() -> None:
-    """Run the command line and end the process with its exit code."""
-    _signals.listen()
-    _fill_closed_descriptors()
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:] or ["--help"]
-    debug = "--debug" in arguments
-    try:
-        _check_arguments(arguments)
-        # Out of standalone mode Typer leaves usage errors to us, and we keep every error on one line.
-        code = app(args=arguments, standalone_mode=False)
-        if code == 128 + signal.SIGINT:
-            # Typer turns a KeyboardInterrupt in a command into this code, without a word.
-            raise KeyboardInterrupt
-    except (GpuClusterError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print_error(message, with_traceback=debug)
-        code = 128 + (_signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
-    except (KeyboardInterrupt, typer.Abort, Terminated):
-        code = _print_interrupted()
-    except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
-        if _signals.number is not None:
-            # A C extension that is being imported makes an ImportError of whatever a signal raises in it.
-            code = _print_interrupted()
-        else:
-            found = " ".join(str(error).split())
-            unexpected = f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints"
-            print_error(unexpected, with_traceback=debug)
-            code = 1
-    sys.exit(code)
-
-
-def _fill_closed_descriptors() -> None:
-    """Give a process started without standard streams some: else the first files it opens are taken for them."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # The lowest that is free, which is this one.
-            os.open(os.devnull, os.O_RDWR)
-    # Python itself has none then.
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-def _check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse empty arguments: as a path each would be the current folder, whatever is in there."""
-    for number, argument in enumerate(arguments, start=1):
-        if not argument or (argument.startswith("--") and argument.endswith("=")):
-            raise ConfigError(
-                f"argument {number} is empty: expected a value, found {argument!r}; is a variable of the shell not set?"
-            )
-
-
-_signals = Signals()
-
-
-def _print_interrupted() -> int:
-    """Say that nothing came of it, and return the exit code of a process that a signal ended."""
-    print_error("interrupted; no results were written: run the same command again to go on")
-    return 128 + (_signals.number or signal.SIGINT)

@@ -30,11 +30,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gpu_cluster.events import Observer
+from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.selftest import Verdict
 from gpu_cluster.report.tables import comparison_lines
-from gpu_cluster.results import Comparison, Findings, RunResult, printable
+from gpu_cluster.results import Comparison, Findings, RunResult
+from gpu_cluster.run_folder import PAGE
 from gpu_cluster.store.maintenance import Recipe
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
@@ -243,7 +245,7 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     sure = findings.sweep.agreement
     yield "clusters", f"{clustering.k} ({why})" + ("" if sure is None else f"; restarts agree there to {sure:.2f}")
-    yield "space", scores.space
+    yield "space", findings.projection.space
     for name, value in scores.internal.items():
         sampled = name == "silhouette" and 0 < scores.n_silhouette < len(findings.embeddings.rows)
         yield name, _number(value) + (f" (on a sample of {scores.n_silhouette:,})" if sampled else "")
@@ -262,7 +264,7 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
     yield "results", printable(str(result.folder))
-    page = result.folder.absolute() / "report.html"
+    page = result.folder.absolute() / PAGE
     if page.is_file():
         yield "report", printable(page.as_uri())
 

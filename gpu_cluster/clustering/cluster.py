@@ -1,4 +1,4 @@
-"""Projection + k -> Clustering.
+"""A space + k -> Clustering.
 
 Must not know why this k.
 """
@@ -12,11 +12,12 @@ from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Clustering, IntArray, Projection
+from gpu_cluster.manifest import IntArray
+from gpu_cluster.results import Clustering
 
 
 def cluster(
-    projection: Projection,
+    x: Array,
     k: int,
     config: ClusterConfig,
     *,
@@ -25,13 +26,13 @@ def cluster(
     observer: Observer,
     originals: IntArray | None = None,
 ) -> Clustering:
-    """Cluster into k; number the clusters by size, largest first, and drop those that hold nothing.
+    """Cluster x (n, m) into k; number the clusters by size, largest first, and drop those that hold nothing.
 
     A number then means the same from run to run and from device to device, whichever restart won. Copies, as
     `originals` names them (see `copies`), get the label and the distance of their originals.
     """
     xp = backend.xp
-    partition = kmeans.fit(projection.x, k, config, seed=seed, backend=backend)
+    partition = kmeans.fit(x, k, config, seed=seed, backend=backend)
     squared = as_originals(partition.squared_distances, originals, backend)
     found = backend.to_host(as_originals(partition.labels, originals, backend))
     order = _by_size(found, k)
@@ -52,9 +53,9 @@ def cluster(
     )
 
 
-def of_labels(projection: Projection, found: IntArray, *, backend: Backend) -> Clustering:
-    """Describe the groups `found` (n,), host, that whatever algorithm gave, by their means, as a Clustering."""
-    xp, x = backend.xp, projection.x
+def of_labels(x: Array, found: IntArray, *, backend: Backend) -> Clustering:
+    """Describe the groups `found` (n,), host, of the rows of x, whichever algorithm found them, by their means."""
+    xp = backend.xp
     _held, dense = np.unique(found, return_inverse=True)
     order = _by_size(dense, int(dense.max()) + 1)
     number = np.empty(len(order), dtype=np.int64)

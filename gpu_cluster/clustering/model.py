@@ -19,7 +19,8 @@ import numpy as np
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.config import EmbedConfig, ReduceConfig
 from gpu_cluster.errors import DataError
-from gpu_cluster.results import FloatArray, Reduction, printable
+from gpu_cluster.files import printable
+from gpu_cluster.results import FloatArray, Reduction
 
 SCHEMA = 2
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Array, Backend
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Embeddings, Manifest, SimilarPair
+from gpu_cluster.manifest import IntArray
+from gpu_cluster.results import NearDuplicate
 
 # Cosine of the default embeddings. Of 8 photos saved again at quality 50, brightened or cropped by a twentieth all are
 # above it, scaled to half 5 of 8, cropped by a fifth none; of 210 flowers drawn apart the nearest two have 0.95.
@@ -20,20 +21,21 @@ NEARLY_THE_SAME = 0.97
 MOST_IMAGES = 20_000
 
 
-def find_similar(
-    manifest: Manifest, embeddings: Embeddings, *, backend: Backend, observer: Observer
-) -> tuple[SimilarPair, ...]:
-    """Return for each picture the one most like it where their embeddings' cosine is above 0.97; each pair once.
+def find_near_duplicates(
+    x: Array, *, backend: Backend, observer: Observer, originals: IntArray | None = None
+) -> tuple[NearDuplicate, ...]:
+    """Return for each row of the embeddings x (n, d) the one most like it where their cosine is above 0.97.
 
-    Copies of the same bytes are no pairs: the manifest has them.
+    Each pair is named once. Copies of the same bytes, as `originals` names them (see `copies`), are no pairs.
     """
     xp = backend.xp
-    rows = [number for number, row in enumerate(embeddings.rows) if row not in manifest.duplicates]
+    n_rows = x.shape[0]
+    rows = np.arange(n_rows) if originals is None else np.flatnonzero(originals == np.arange(n_rows))
     n = len(rows)
     if n > MOST_IMAGES:
         observer.notice(f"Near duplicates are looked for among up to {MOST_IMAGES:,} pictures; there are {n:,}")
         return ()
-    x = xp.take(embeddings.x, backend.from_host(np.array(rows, dtype=np.int64)), axis=0)
+    x = xp.take(x, backend.from_host(rows), axis=0)
     norms = xp.sqrt(kmeans.row_squares(x, backend))[:, None]
     x = x / xp.where(norms > 0, norms, xp.ones_like(norms))
     pairs: dict[tuple[int, int], float] = {}
@@ -46,7 +48,6 @@ def find_similar(
             one, other = sorted((part.start + int(at), int(which[at])))
             pairs[one, other] = float(best[at])
     found = [
-        SimilarPair(int(embeddings.rows[rows[one]]), int(embeddings.rows[rows[other]]), min(cosine, 1.0))
-        for (one, other), cosine in pairs.items()
+        NearDuplicate(int(rows[one]), int(rows[other]), min(cosine, 1.0)) for (one, other), cosine in pairs.items()
     ]
     return tuple(sorted(found, key=lambda pair: (-round(pair.cosine, 4), pair.row, pair.other)))

@@ -14,7 +14,8 @@ from gpu_cluster.backend import Array, Backend, PCAFit
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ReduceConfig
-from gpu_cluster.results import Embeddings, IntArray, Projection, Reduction
+from gpu_cluster.manifest import IntArray
+from gpu_cluster.results import Projection, Reduction
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +28,21 @@ _EQUAL_SHARE = 1e-7
 
 
 def reduce(
-    embeddings: Embeddings,
+    x: Array,
     config: ReduceConfig,
     *,
-    sweep_space: str,
     backend: Backend,
+    sweep_space: str = "projection",
     originals: IntArray | None = None,
 ) -> Projection:
-    """Project the embeddings into the space to cluster in.
+    """Project the embeddings x (n, d) float32 into the space to cluster in.
 
     Copies, as `originals` names them (see `copies`), get the principal components of their originals.
 
     Memory: one more (n, d) matrix while it runs; kept only if the sweep is on the scaled columns.
     """
-    low, span = _column_range(embeddings.x, backend) if config.scaling == "minmax" else (None, None)
-    scaled = scale(embeddings.x, config.scaling, backend, low=low, span=span)
+    low, span = _column_range(x, backend) if config.scaling == "minmax" else (None, None)
+    scaled = scale(x, config.scaling, backend, low=low, span=span)
     n_components = count_components(config.pca, *scaled.shape)
     fit = _fixed_signs(_fit(scaled, max(2, n_components), backend), backend)
     kept = None if config.pca == "none" else min(n_components, len(fit.explained_variance))
@@ -55,18 +56,18 @@ def reduce(
         divisors=_divisors(fit, kept, config.whitening, backend) if kept is not None and config.whitening else None,
         normalize=config.normalize,
     )
-    x, pcs = _applied(scaled, reduction, backend)
+    projected, pcs = _applied(scaled, reduction, backend)
     space = _words(reduction, config.whitening)
     log.info("space: %s", space)
     swept_scaled = sweep_space == "scaled"
     scaling = _SCALING_WORDS[config.scaling]
     return Projection(
         reduction=reduction,
-        x=x,
+        x=projected,
         space=space,
         pcs=as_originals(pcs, originals, backend),
         pcs_variance_ratio=_variance_ratio(fit),
-        sweep_x=scaled if swept_scaled else x,
+        sweep_x=scaled if swept_scaled else projected,
         sweep_space=f"{scaling}, {scaled.shape[1]} columns" if swept_scaled else space,
     )
 

@@ -1,4 +1,4 @@
-"""Projection -> Sweep: k-means for each k of a range, and the k chosen.
+"""A space -> Sweep: k-means for each k of a range, and the k chosen.
 
 Must not know how the space came about or what is done with the k.
 """
@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Array, Backend
 from gpu_cluster.clustering import kmeans, metrics
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Projection, Sweep, SweepPoint
+from gpu_cluster.results import Sweep, SweepPoint
 
 # Restarts that agree less than this have found no groups that are there whatever the start.
 CLEAR_AGREEMENT = 0.65
@@ -45,7 +45,7 @@ def check_ks(config: SweepConfig, n: int) -> None:
 
 
 def sweep_k(
-    projection: Projection,
+    x: Array,
     config: SweepConfig,
     clustering: ClusterConfig,
     scoring: ScoreConfig,
@@ -54,8 +54,7 @@ def sweep_k(
     backend: Backend,
     observer: Observer,
 ) -> Sweep:
-    """Cluster for each k of the range and choose one: `k` if given, else by the criterion that `select` names."""
-    x = projection.sweep_x
+    """Cluster x (n, m) for each k of the range and choose one: `k` if given, else by what `select` names."""
     ks = _ks_to_try(config, x.shape[0], observer)
     points = []
     for done, k in enumerate(ks):
@@ -73,7 +72,7 @@ def sweep_k(
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
         observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
-    sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by, space=projection.sweep_space)
+    sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:
         observer.notice(doubt)

@@ -1,4 +1,4 @@
-"""Projection -> a position in the plane for every picture, neighbours beside neighbours (t-SNE), to look at.
+"""A space -> a position in the plane for every picture, neighbours beside neighbours (t-SNE), to look at.
 
 Must not know clusters or labels: what the eye finds in the plane is not put there by them.
 """
@@ -11,14 +11,16 @@ from gpu_cluster.backend import Array, Backend
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.results import FloatArray, IntArray, Projection
+from gpu_cluster.manifest import IntArray
+from gpu_cluster.results import FloatArray
 
 # Fewer have no neighbours to speak of.
 _FEWEST = 5
 
 
 def lay_out(
-    projection: Projection,
+    x: Array,
+    pcs: Array,
     config: ReportConfig,
     *,
     seed: int,
@@ -26,23 +28,22 @@ def lay_out(
     observer: Observer,
     originals: IntArray | None = None,
 ) -> FloatArray:
-    """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space.
+    """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space x (n, m).
 
     Above `layout_sample` pictures t-SNE is of a fixed random sample of as many, and the others are put beside the
     nearest picture of it. Fewer than 5 pictures, and pictures or a sample that differ in no more than one direction,
-    keep their first two principal components. Copies, as `originals` names them (see `copies`), lie where their
-    originals lie.
+    keep their first two principal components `pcs` (n, 2). Copies, as `originals` names them (see `copies`), lie where
+    their originals lie.
     """
-    plane = _lay_out(projection, config, seed=seed, backend=backend, observer=observer)
+    plane = _lay_out(x, pcs, config, seed=seed, backend=backend, observer=observer)
     return plane if originals is None else plane[originals]
 
 
 def _lay_out(
-    projection: Projection, config: ReportConfig, *, seed: int, backend: Backend, observer: Observer
+    x: Array, pcs: Array, config: ReportConfig, *, seed: int, backend: Backend, observer: Observer
 ) -> FloatArray:
-    x = projection.x
     n = x.shape[0]
-    plain = np.asarray(backend.to_host(projection.pcs), np.float32)
+    plain = np.asarray(backend.to_host(pcs), np.float32)
     random = np.random.RandomState(seed)
     rows, sampled = np.arange(n), x
     if n > config.layout_sample:

@@ -183,7 +183,7 @@ def _build_keras(model: _KerasModel, path: Path, image_size: int, precision: Pre
             f"the weights {str(path)!r} are not those of {model.name} without its top: {' '.join(str(error).split())}"
         ) from error
 
-    @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)])  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)], autograph=False)  # type: ignore[untyped-decorator]
     def extract(pictures: tf.Tensor) -> Any:
         return tf.cast(network(preprocess(pictures, data_format="channels_last"), training=False), tf.float32)
 

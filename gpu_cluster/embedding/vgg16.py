@@ -214,7 +214,7 @@ def build(
         model.get_layer(name).set_weights([kernel, bias])
 
     # One signature for every batch size: the last, smaller batch is not traced again.
-    @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)])  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)], autograph=False)  # type: ignore[untyped-decorator]
     def network(pictures: tf.Tensor) -> Any:
         block4, block5 = blocks(
             keras.applications.vgg16.preprocess_input(pictures, data_format="channels_last"), training=False

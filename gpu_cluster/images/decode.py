@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# Part of the key of every embedding that is kept: to be counted up when a file's pixels come out otherwise than before.
+VERSION = 2
 
 # What Pillow opens and we do not: EPS runs Ghostscript on the file, the others it can only recognise.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -131,8 +133,8 @@ def read_header(stream: IO[bytes], suffix: str = "") -> Header:
         return Header(str(image.format), image.mode, image.width, image.height, _orientation(image))
 
 
-def decode(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return a file's picture (h, w, 3) uint8: RGB, upright, on white where it is transparent.
+def decode(stream: IO[bytes], suffix: str = "") -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, RGB, upright, on white.
 
     Of 16 bits the high byte is taken, as TensorFlow does; 32-bit pixels have no agreed white, and are stretched so
     that the lowest is black and the highest white.
@@ -144,22 +146,23 @@ def decode(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """
     from PIL import Image
 
-    formats = _formats(path.suffix.lower())
-    with Image.open(path, formats=formats) as image:
+    formats = _formats(suffix.lower())
+    with Image.open(stream, formats=formats) as image:
         if image.format == "PNG":
             if not image.tile:
                 raise OSError("no pixels in it")
             # Pillow itself passes over a wrong checksum of the pixels.
             image.verify()
-    with Image.open(path, formats=formats) as image:
+    stream.seek(0)
+    with Image.open(stream, formats=formats) as image:
         # Pillow turns a TIFF upright as it loads it.
         orientation = 1 if image.format == "TIFF" else _orientation(image)
         flat = _on_white(_eight_bits(image))
         return np.asarray(_upright(flat, orientation))
 
 
-def shrunk(path: Path, side: int) -> Image:
-    """Return a file's picture as `decode` does, but no side longer than `side`.
+def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
+    """Return the picture of a file as `decode` does, but no side longer than `side`.
 
     Raises
     ------
@@ -168,14 +171,15 @@ def shrunk(path: Path, side: int) -> Image:
     """
     from PIL import Image
 
-    with Image.open(path, formats=_formats(path.suffix.lower())) as image:
+    with Image.open(stream, formats=_formats(suffix.lower())) as image:
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
             orientation = _orientation(image)
             # libjpeg then leaves out what a small copy does not show: most of the time of a large photo.
             image.draft(image.mode, (2 * side, 2 * side))
             small = _upright(image.convert("RGB"), orientation)
         else:
-            small = Image.fromarray(decode(path))
+            stream.seek(0)
+            small = Image.fromarray(decode(stream, suffix))
     small.thumbnail((side, side))
     return small
 

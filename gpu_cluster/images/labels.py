@@ -16,7 +16,8 @@ from pathlib import Path
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Manifest, printable
+from gpu_cluster.files import printable
+from gpu_cluster.manifest import Manifest
 
 
 def labelled(manifest: Manifest, named: Sequence[Path], config: InputConfig, observer: Observer) -> Manifest:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import base64
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpu_cluster.images.decode import shrunk
+from gpu_cluster.images.source import Source, UnreadableError, unescaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,9 +28,9 @@ GREY = "#BBBBBB"
 class Thumbnails:
     """Small copies of pictures, each made once; grey where a picture is gone or cannot be read any more."""
 
-    def __init__(self, root: Path, paths: Iterable[str]) -> None:
-        """Take the pictures by their paths, relative to `root`, as tables show them."""
-        self._root = root
+    def __init__(self, source: Source, paths: Iterable[str]) -> None:
+        """Take the pictures by their locations in `source`, as tables show them."""
+        self._source = source
         self._paths = list(paths)
         self._made: dict[int, Image] = {}
 
@@ -63,28 +62,30 @@ class Thumbnails:
             yield _as_uri(sheet)
 
     def _tile(self, row: int) -> Image:
-        return small(_find(self._root, self._paths[row]), TILE)
+        return small(self._source, _location(self._source, self._paths[row]), TILE)
 
 
-def small(path: Path, side: int) -> Image:
+def small(source: Source, location: str, side: int) -> Image:
     """Return a picture with no side longer than this; grey where it cannot be read any more."""
     from PIL import Image
 
     try:
-        return shrunk(path, side)
+        stream, _stat = source.open(location)
+        with stream:
+            return shrunk(stream, os.path.splitext(location)[1], side)
     # Moved, edited, or only TensorFlow could read it: a grey tile is better than no page.
     except Exception:  # noqa: BLE001
         return Image.new("RGB", (side, side), GREY)
 
 
-def _find(root: Path, shown: str) -> Path:
-    r"""Return the file that a table shows, in which `\xNN` may stand for a byte that is not UTF-8."""
-    plain = root / shown
-    # Path.exists raises where the name is too long, as it is with an escape for every byte.
-    if os.path.exists(plain):
-        return plain
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), os.fsencode(shown))
-    return root / os.fsdecode(raw)
+def _location(source: Source, shown: str) -> str:
+    r"""Return the location that a table shows, in which `\xNN` may stand for a byte that is not UTF-8."""
+    try:
+        source.stat(shown)
+    # Too long with an escape for every byte, or not there.
+    except UnreadableError:
+        return unescaped(shown)
+    return shown
 
 
 def _as_uri(image: Image) -> str:

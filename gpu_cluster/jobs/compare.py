@@ -9,26 +9,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from pathlib import Path
+from typing import TypeAlias, cast, get_args
 
 import numpy as np
 
+from gpu_cluster import run_folder
 from gpu_cluster.backend import Array, Backend
-from gpu_cluster.clustering import cluster as clusters
 from gpu_cluster.clustering import kmeans
-from gpu_cluster.clustering.reduce import reduce
+from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.score import score
-from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.clustering.sequence import find_k, find_space
+from gpu_cluster.clustering.sweep import check_ks
 from gpu_cluster.config import Algorithm, CompareConfig, EmbedConfig, JobConfig, ReduceConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import ConfigError, DeviceError, JobError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.jobs.prepare import Job, filled, nothing_readable, prepare
+from gpu_cluster.files import printable
+from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import Job, choose_folder, describe_device, filled, nothing_readable, opened
+from gpu_cluster.manifest import IntArray, Manifest
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
-from gpu_cluster.results import Compared, Comparison, Embeddings, IntArray, Manifest, Projection, printable
+from gpu_cluster.results import Compared, Comparison, Embeddings, Projection, RunResult, encode_labels
 
 # Above this many images all but k-means are left out: Ward holds n (n - 1) / 2 distances, 1.6 GB here, and the others
 # compare every image with every other.
@@ -64,7 +70,10 @@ class _Recipe:
     reduce: ReduceConfig
 
 
-def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
+_Job: TypeAlias = Job[tuple[list[_Recipe], Path]]
+
+
+def compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
     """Compare features and algorithms, and leave a folder with the table and the plot.
 
     Raises
@@ -81,40 +90,61 @@ def run_compare(config: JobConfig, observer: Observer | None = None) -> Comparis
         For everything else that stops a job (see `gpu_cluster.errors`); then no folder is left.
     """
     events = Recorder(observer or Observer())
-    with events.stage("scan"):
-        names = _known(config.compare.features, FEATURES, "--features") or _default_features_for(config)
-        algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
-        job, recipes = prepare(
-            config, events, lambda weights: [_recipe(name, weights, config) for name in names], prefix="compare-"
-        )
-    if not config.compare.features and len(job.manifest) > MOST_IMAGES:
-        recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
-        events.notice(
-            f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
-        )
-    # What the record repeats: on another machine other features may be there.
-    compared = CompareConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
-    job = replace(job, config=config.model_copy(update={"compare": compared}))
-    with filled(job) as stage:
-        rows, manifest = _fill(job, recipes)
-        write_bad_files(stage.path / "bad_files.csv", manifest)
-        found = Comparison(folder=job.folder, config=job.config, manifest=manifest, rows=rows)
-        # Files that are gone by now cost what was grouped before nothing.
-        grouped = any(row.reason is None for row in rows)
-        readable = len(manifest.bad) < len(manifest)
-        if grouped or readable:
-            with events.stage("report"):
-                write_comparison(stage.path, found, backend=job.backend)
-        command = command_line(job.config, "compare")
-        write_run_record(stage.path, job.result(manifest), command=command, backend=job.backend)
+    names = _known(config.compare.features, FEATURES, "--features") or _default_features_for(config)
+    algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
+
+    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[list[_Recipe], Path]:
+        check_ks(config.sweep, len(manifest))
+        recipes = [_recipe(name, weights, config) for name in names]
+        # Refuses a precision that the device has not.
+        choose_engine(backend, recipes[0].extractor, recipes[0].embed)
+        return recipes, choose_folder(config, manifest, prefix="compare-")
+
+    with opened(config, events, lambda: discover(config.input, events), prepared) as opened_job:
+        recipes, folder = opened_job.tools
+        if not config.compare.features and len(opened_job.manifest) > MOST_IMAGES:
+            recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
+            events.notice(
+                f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
+            )
+        # What the record repeats: on another machine other features may be there.
+        compared = CompareConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
+        job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
+        with filled(folder, events) as stage:
+            rows, manifest = _fill(job, recipes)
+            found = Comparison(folder=folder, config=job.config, manifest=manifest, rows=rows)
+            readable = len(manifest.bad) < len(manifest)
+            _write(stage.path, found, job, recipes[0], readable=readable)
+    grouped = any(row.reason is None for row in rows)
     if not grouped and not readable:
         raise nothing_readable(manifest, stage.folder)
     if not grouped:
         raise JobError(
-            f"nothing could be grouped; the reasons are in {printable(str(stage.folder / 'compare.csv'))!r}, "
+            f"nothing could be grouped; the reasons are in {printable(str(stage.folder / run_folder.COMPARISON))!r}, "
             f"the first: {rows[0].reason}"
         )
     return replace(found, folder=stage.folder)
+
+
+def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, readable: bool) -> None:
+    """Write the folder of a comparison; the table only where there is something to be said in it."""
+    write_bad_files(folder / run_folder.BAD_FILES, found.manifest)
+    # Files that are gone by now cost what was grouped before nothing.
+    if readable or any(row.reason is None for row in found.rows):
+        with job.events.stage("report"):
+            write_comparison(folder, found, backend=job.backend)
+    result = RunResult(
+        folder=found.folder,
+        config=job.config,
+        manifest=found.manifest,
+        findings=None,
+        weights=(job.weights.path, job.weights.sha256),
+        device=describe_device(job.backend, choose_engine(job.backend, recipe.extractor, recipe.embed)),
+        device_reason=job.choice.reason,
+        stages_s=job.events.stages_s,
+        notices=job.events.notices,
+    )
+    write_run_record(folder, result, command=command_line(job.config, "compare"), backend=job.backend)
 
 
 def _default_features_for(config: JobConfig) -> tuple[str, ...]:
@@ -129,7 +159,7 @@ def _has_below_0(name: str) -> bool:
     return name in extractors.KERAS_MODELS and extractors.KERAS_MODELS[name].below_0
 
 
-def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
+def _fill(job: _Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
     """Return every row of the table, and the manifest with what is bad."""
     rows: list[Compared] = []
     manifest, k = job.manifest, job.config.sweep.k
@@ -140,7 +170,7 @@ def _fill(job: Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], M
     return tuple(rows), manifest
 
 
-def _of_recipe(job: Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
+def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
     """Return the rows of one kind of features, and k: when this returns, the space has left the memory."""
     events, backend = job.events, job.backend
     algorithms, manifest = job.config.compare.algorithms, job.manifest
@@ -148,21 +178,16 @@ def _of_recipe(job: Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared]
     try:
         with events.stage("embed"):
             events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
+            engine = choose_engine(backend, recipe.extractor, recipe.embed)
             embeddings = embed(
-                manifest,
-                recipe.extractor,
-                recipe.embed,
-                store=job.store,
-                store_config=job.config.store,
-                backend=backend,
-                observer=events,
+                manifest, job.source, engine, store=job.store, store_config=job.config.store, observer=events
             )
         manifest = manifest.with_bad(embeddings.bad)
         n = len(embeddings.rows)
         if not n:
             return _without_result(recipe, algorithms, "left out: no file can be decoded"), manifest, k
-        with events.stage("reduce"):
-            projection = reduce(embeddings, recipe.reduce, sweep_space="projection", backend=backend)
+        config = job.config.model_copy(update={"reduce": recipe.reduce})
+        projection = find_space(embeddings.x, config, backend=backend, events=events)
         elapsed_s = time.perf_counter() - start if embeddings.n_computed >= n - len(manifest.duplicates) else None
         space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
         if k is None:
@@ -180,25 +205,15 @@ def _without_result(recipe: _Recipe, algorithms: Sequence[str], why: str) -> lis
     return [Compared(recipe.name, algorithm, "", reason=why) for algorithm in algorithms]
 
 
-def _failure(job: Job, what: str, error: Exception) -> str:
+def _failure(job: _Job, what: str, error: Exception) -> str:
     """Return why there is no result, as a reason of rows, and say it."""
     why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
     job.events.notice(f"{what} {why}")
     return why
 
 
-def _choose_k(job: Job, space: _Space) -> int:
-    config = job.config
-    with job.events.stage("sweep"):
-        k = sweep_k(
-            space.projection,
-            config.sweep,
-            config.cluster,
-            config.score,
-            seed=config.seed,
-            backend=job.backend,
-            observer=job.events,
-        ).best_k
+def _choose_k(job: _Job, space: _Space) -> int:
+    k = find_k(space.projection, job.config, backend=job.backend, events=job.events).best_k
     job.events.notice(f"k is {k}, chosen in the space of {space.recipe.name}")
     return k
 
@@ -242,7 +257,7 @@ class _Space:
     elapsed_s: float | None
 
 
-def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
+def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
     """Group one space by one algorithm, and judge what comes out."""
     config, backend = job.config, job.backend
     x, n = space.projection.x, len(space.embeddings.rows)
@@ -258,16 +273,15 @@ def _compare(job: Job, space: _Space, algorithm: str, k: int) -> Compared:
         found = backend.to_host(group(x, k))
         elapsed_s = time.perf_counter() - start
         stability = _stability(x, found, lambda part: group(part, min(k, part.shape[0])), config.seed, backend)
-        clustering = clusters.of_labels(space.projection, found, backend=backend)
+        clustering = of_labels(space.projection.x, found, backend=backend)
         scores = score(
-            space.manifest,
-            space.embeddings,
-            space.projection,
+            space.projection.x,
             clustering,
             config.score,
             seed=config.seed,
             backend=backend,
             observer=job.events,
+            truth=encode_labels(space.manifest, space.embeddings.rows),
         )
     # One algorithm's library that fails on one space costs its row, not what the others took hours for.
     except Exception as error:

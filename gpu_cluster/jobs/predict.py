@@ -14,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend, select
+from gpu_cluster.backend import Backend
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.clustering.model import Model, load_model
 from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import JobConfig
 from gpu_cluster.embedding import extractors, vgg16
-from gpu_cluster.embedding.embed import check_precision, embed
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import ConfigError, DataError, JobError, WeightsError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.files import write_whole
-from gpu_cluster.images import decode
-from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.files import printable, write_whole
+from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import opened
+from gpu_cluster.manifest import IntArray, Manifest
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
-from gpu_cluster.results import Embeddings, FloatArray, IntArray, Manifest, printable
-from gpu_cluster.store.store import open_store
+from gpu_cluster.results import Embeddings, FloatArray
+from gpu_cluster.run_folder import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Prediction:
     far: np.ndarray
 
 
-def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | None = None) -> Prediction:
+def predict(run: Path, config: JobConfig, out: Path, observer: Observer | None = None) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
     Embeds what the store lacks, as the run did: its options of embedding hold, not those of the config. An earlier
@@ -81,24 +83,22 @@ def run_predict(run: Path, config: JobConfig, out: Path, observer: Observer | No
     # Which of them says that a link leads back to itself depends on Python's version.
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: {error}") from error
-    with events.stage("scan"):
-        _check_out(out)
-        backend = select(config.device).backend
-        check_precision(config.embed, backend)
-        model = load_model(run / "model", backend)
-        weights = vgg16.find_weights(config.embed.weights)
+    _check_out(out)
+
+    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> tuple[Model, Engine]:
+        model = load_model(FinishedRun(run).model, backend)
         _check_model(run, model, weights)
-        manifest = discover(config.input, events, with_labels=False)
-        store = open_store(config.store, events)
-        manifest = scan(manifest, config.input, events, store=store, rehash=config.store.rehash)
-    how = model.embed.model_copy(update={"batch_size": config.embed.batch_size, "precision": config.embed.precision})
-    with decode.limited(config.input.max_pixels), events.stage("embed"):
-        given: dict[str, Any] = {"store": store, "store_config": config.store, "backend": backend, "observer": events}
-        embeddings = embed(manifest, extractors.of_vgg16(weights, how), how, **given)
-    manifest = manifest.with_bad(embeddings.bad)
-    with events.stage("predict"):
-        found = _assign(model, embeddings, manifest, out, backend)
-    return found
+        theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
+        return model, choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
+
+    with opened(config, events, lambda: discover(config.input, events, with_labels=False), prepared) as job:
+        model, engine = job.tools
+        with events.stage("embed"):
+            embeddings = embed(
+                job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events
+            )
+        with events.stage("predict"):
+            return _assign(model, embeddings, job.manifest.with_bad(embeddings.bad), out, job.backend)
 
 
 # What tells a table of predictions from any other, and from one to which somebody has added a column of his own. The
@@ -152,8 +152,8 @@ def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
     n_features, found = vgg16.count_features(model.embed.pooling, model.embed.image_size), model.reduction.mean.shape[0]
     if found != n_features:
         raise DataError(
-            f"the model {printable(str(run / 'model'))!r} is damaged (expected {n_features} features, found {found}): "
-            "run the clustering again, which takes its embeddings from the store"
+            f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {n_features} features, found "
+            f"{found}): run the clustering again, which takes its embeddings from the store"
         )
     theirs = model.features.get("weights")
     if theirs != weights.sha256:

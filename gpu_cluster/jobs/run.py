@@ -1,4 +1,4 @@
-"""The job: images in, a run folder out. This file is the flow; each step of it is a module of that name."""
+"""The job `run`: pictures in, a run folder out. This file is the flow; each step of it is a module of that name."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
+from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend
-from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.model import Model, save_model
-from gpu_cluster.clustering.near_duplicates import find_similar
-from gpu_cluster.clustering.reduce import reduce
-from gpu_cluster.clustering.score import score
-from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.clustering.near_duplicates import find_near_duplicates
+from gpu_cluster.clustering.sequence import find_clusters
+from gpu_cluster.clustering.sweep import check_ks
 from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.config import JobConfig
-from gpu_cluster.embedding import extractors
+from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
-from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import DeviceError, JobError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.jobs.prepare import Job, filled, nothing_readable, prepare
+from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import Job, choose_folder, describe_device, filled, nothing_readable, opened
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import command_line
 from gpu_cluster.report.page import write_page
 from gpu_cluster.report.tables import write_bad_files, write_report, write_run_record
-from gpu_cluster.results import Embeddings, Findings, Manifest, RunResult
+from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
 
 
-def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
+def run(config: JobConfig, observer: Observer | None = None) -> RunResult:
     """Run a whole job and leave its run folder.
 
     Whatever can be wrong with the options, the input or the output is found before work starts. What a job that is
@@ -44,38 +45,48 @@ def run_job(config: JobConfig, observer: Observer | None = None) -> RunResult:
         For everything else that stops a job (see `gpu_cluster.errors`); then no run folder is left.
     """
     events = Recorder(observer or Observer())
-    with events.stage("scan"):
-        job, extractor = prepare(config, events, lambda weights: extractors.of_vgg16(weights, config.embed))
-    with filled(job) as stage:
-        manifest, findings = _find(job, extractor)
-        result = job.result(manifest, findings)
-        if findings is None:
-            write_bad_files(stage.path / "bad_files.csv", manifest)
-        else:
-            with events.stage("report"):
-                write_report(stage.path, manifest, findings, config.report, backend=job.backend)
-                save_model(stage.path / "model", _model(findings, extractor, config, job.backend), job.backend)
-        write_run_record(stage.path, result, command=command_line(config), backend=job.backend)
-        if findings is not None:
-            with events.stage("page"):
-                _try_page(stage.path, events)
+
+    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[Engine, Path]:
+        check_ks(config.sweep, len(manifest))
+        engine = choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
+        return engine, choose_folder(config, manifest)
+
+    with opened(config, events, lambda: discover(config.input, events), prepared) as job:
+        engine, folder = job.tools
+        with filled(folder, events) as stage:
+            manifest, findings = _find(job, engine)
+            result = RunResult(
+                folder=folder,
+                config=config,
+                manifest=manifest,
+                findings=findings,
+                weights=(job.weights.path, job.weights.sha256),
+                device=describe_device(job.backend, engine),
+                device_reason=job.choice.reason,
+                stages_s=events.stages_s,
+                notices=events.notices,
+            )
+            if findings is None:
+                write_bad_files(stage.path / run_folder.BAD_FILES, manifest)
+            else:
+                with events.stage("report"):
+                    write_report(stage.path, manifest, job.source, findings, config.report, backend=job.backend)
+                    save_model(stage.path / run_folder.MODEL, _model(findings, engine, job.backend), job.backend)
+            write_run_record(stage.path, result, command=command_line(config), backend=job.backend)
+            if findings is not None:
+                with events.stage("page"):
+                    _try_page(stage.path, events)
     if findings is None:
         raise nothing_readable(manifest, stage.folder)
     return replace(result, folder=stage.folder)
 
 
-def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
+def _find(job: Job[tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:
     """Run the stages; nothing is found where no file could be decoded."""
-    config, backend, events, seed = job.config, job.backend, job.events, job.config.seed
+    config, backend, events = job.config, job.backend, job.events
     with events.stage("embed"):
         embeddings = embed(
-            job.manifest,
-            extractor,
-            config.embed,
-            store=job.store,
-            store_config=config.store,
-            backend=backend,
-            observer=events,
+            job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events
         )
     manifest = job.manifest.with_bad(embeddings.bad)
     _add_up(manifest, embeddings)
@@ -84,59 +95,36 @@ def _find(job: Job, extractor: Extractor) -> tuple[Manifest, Findings | None]:
         return manifest, None
     originals = manifest.originals(embeddings.rows)
     with _memory_error_explained(n, d, backend):
-        with events.stage("reduce"):
-            projection = reduce(
-                embeddings,
-                config.reduce,
-                sweep_space=config.sweep.sweep_space,
-                backend=backend,
-                originals=originals,
-            )
-        with events.stage("sweep"):
-            sweep = sweep_k(
-                projection,
-                config.sweep,
-                config.cluster,
-                config.score,
-                seed=seed,
-                backend=backend,
-                observer=events,
-            )
-        with events.stage("cluster"):
-            clustering = cluster(
-                projection,
-                sweep.best_k,
-                config.cluster,
-                seed=seed,
+        found = find_clusters(
+            embeddings.x,
+            config,
+            backend=backend,
+            events=events,
+            sweep_space=config.sweep.sweep_space,
+            truth=encode_labels(manifest, embeddings.rows),
+            originals=originals,
+        )
+        with events.stage("near_duplicates"):
+            near_duplicates = find_near_duplicates(embeddings.x, backend=backend, observer=events, originals=originals)
+        with events.stage("tsne"):
+            tsne = lay_out(
+                found.projection.x,
+                found.projection.pcs,
+                config.report,
+                seed=config.seed,
                 backend=backend,
                 observer=events,
                 originals=originals,
             )
-        with events.stage("score"):
-            scores = score(
-                manifest,
-                embeddings,
-                projection,
-                clustering,
-                config.score,
-                seed=seed,
-                backend=backend,
-                observer=events,
-                originals=originals,
-            )
-        with events.stage("similar"):
-            similar = find_similar(manifest, embeddings, backend=backend, observer=events)
-        with events.stage("layout"):
-            layout = lay_out(
-                projection, config.report, seed=seed, backend=backend, observer=events, originals=originals
-            )
-    return manifest, Findings(embeddings, projection, sweep, clustering, scores, similar, layout)
+    return manifest, Findings(
+        embeddings, found.projection, found.sweep, found.clustering, found.scores, near_duplicates, tsne
+    )
 
 
 def _try_page(folder: Path, events: Recorder) -> None:
     """Write the page; hours of work are not lost where that fails, whatever the reason is."""
     try:
-        write_page(folder)
+        write_page(run_folder.FinishedRun(folder))
     except Exception as error:
         if events.stopping():
             raise
@@ -164,7 +152,7 @@ def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
 _NEARER = 0.99
 
 
-def _model(findings: Findings, extractor: Extractor, config: JobConfig, backend: Backend) -> Model:
+def _model(findings: Findings, engine: Engine, backend: Backend) -> Model:
     """Return what `predict` needs of what was found."""
     clustering, table = findings.clustering, findings.scores.contingency
     labels, distances = backend.to_host(clustering.labels), backend.to_host(clustering.distances)
@@ -174,7 +162,12 @@ def _model(findings: Findings, extractor: Extractor, config: JobConfig, backend:
         most = table.counts.argmax(axis=0)
         names = [table.classes[row] if table.counts[row, cluster] else None for cluster, row in enumerate(most)]
     return Model(
-        config.embed, extractor.key, findings.projection.reduction, clustering.centres, np.array(far, np.float32), names
+        engine.config,
+        engine.extractor.key,
+        findings.projection.reduction,
+        clustering.centres,
+        np.array(far, np.float32),
+        names,
     )
 
 

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend, CpuBackend, select
-from gpu_cluster.clustering.cluster import cluster
-from gpu_cluster.clustering.reduce import reduce
-from gpu_cluster.clustering.score import score
-from gpu_cluster.clustering.sweep import sweep_k
-from gpu_cluster.config import Device, JobConfig
+from gpu_cluster.backend import Backend, CpuBackend
+from gpu_cluster.clustering.sequence import find_clusters
+from gpu_cluster.config import Device
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
+from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import Job, describe_device, opened
+from gpu_cluster.manifest import IntArray, Manifest
 from gpu_cluster.options import build_config
-from gpu_cluster.results import FloatArray, IntArray, Manifest
+from gpu_cluster.results import FloatArray, encode_labels
 
 # The sample set has ten kinds; the range is the default one.
 _K = 10
@@ -88,7 +89,7 @@ class Verdict:
         return {"passed": self.passed, "not_tried": self.not_tried, "devices": dict(self.devices), "rows": rows}
 
 
-def run_selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> Verdict:
+def selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> Verdict:
     """Measure the CPU and, where there is one or one is asked for, the GPU, and compare.
 
     Raises
@@ -96,55 +97,48 @@ def run_selftest(device: Device, *, image_size: int | None = None, observer: Obs
     DeviceError
         When `gpu` is asked for and cannot be used.
     """
-    config = build_config(k=_K, image_size=image_size)
-    observer = observer or Observer()
-    choice = select(device)
-    with Recorder(observer).stage("scan"):
-        manifest = scan(discover(config.input, observer), config.input, observer)
-    cpu = measure(CpuBackend(), manifest, config, observer)
-    if choice.backend.name == "cpu":
-        return Verdict(tuple(compare(cpu, None)), {"cpu": cpu.device}, f"the GPU was not tried: {choice.reason}")
-    gpu = measure(choice.backend, manifest, config, observer, start_from=cpu.embeddings)
+    # From no store: it is the computing that is compared.
+    config = build_config(device=device, k=_K, image_size=image_size, no_cache=True)
+    events = Recorder(observer or Observer())
+
+    def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> Extractor:
+        return extractors.of_vgg16(weights, config.embed)
+
+    with opened(config, events, lambda: discover(config.input, events), prepared) as job:
+        cpu = measure(CpuBackend(), job)
+        if job.backend.name == "cpu":
+            return Verdict(
+                tuple(compare(cpu, None)), {"cpu": cpu.device}, f"the GPU was not tried: {job.choice.reason}"
+            )
+        gpu = measure(job.backend, job, start_from=cpu.embeddings)
     return Verdict(tuple(compare(cpu, gpu)), {"cpu": cpu.device, "gpu": gpu.device}, None)
 
 
-def measure(
-    backend: Backend,
-    manifest: Manifest,
-    config: JobConfig,
-    observer: Observer,
-    start_from: FloatArray | None = None,
-) -> Measured:
+def measure(backend: Backend, job: Job[Extractor], start_from: FloatArray | None = None) -> Measured:
     """Embed the sample set on a device, then cluster `start_from` (n, d) there, or the device's own embeddings."""
-    events = Recorder(observer)
-    given: dict[str, Any] = {"seed": config.seed, "backend": backend, "observer": events}
+    config, events = job.config, Recorder(job.events)
+    engine = choose_engine(backend, job.tools, config.embed)
     with events.stage("embed"):
-        extractor = extractors.of_vgg16(vgg16.find_weights(config.embed.weights), config.embed)
-        # From no store: it is the computing that is compared.
-        own = embed(
-            manifest, extractor, config.embed, store=None, store_config=config.store, backend=backend, observer=events
-        )
+        own = embed(job.manifest, job.source, engine, store=None, store_config=config.store, observer=events)
     embedded = np.asarray(backend.to_host(own.x))
-    found = replace(own, x=backend.from_host(embedded if start_from is None else start_from))
     transfers = _recorded_transfers(backend)
-    with events.stage("reduce"):
-        projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
-    with events.stage("sweep"):
-        sweep = sweep_k(projection, config.sweep, config.cluster, config.score, **given)
-    with events.stage("cluster"):
-        clustering = cluster(projection, sweep.best_k, config.cluster, **given)
-    with events.stage("score"):
-        scores = score(manifest, found, projection, clustering, config.score, **given)
-    every = {**scores.internal, **(scores.external or {})}
+    found = find_clusters(
+        backend.from_host(embedded if start_from is None else start_from),
+        config,
+        backend=backend,
+        events=events,
+        truth=encode_labels(job.manifest, own.rows),
+    )
+    every = {**found.scores.internal, **(found.scores.external or {})}
     return Measured(
-        device=backend.describe(),
+        device=describe_device(backend, engine),
         precision=own.precision,
         embeddings=embedded,
         images_per_s=own.images_per_s or 0.0,
         stages_s=events.stages_s,
-        pcs=np.asarray(backend.to_host(projection.pcs)),
-        inertias=[point.inertia for point in sweep.points],
-        labels=np.asarray(backend.to_host(clustering.labels)),
+        pcs=np.asarray(backend.to_host(found.projection.pcs)),
+        inertias=[point.inertia for point in found.sweep.points],
+        labels=np.asarray(backend.to_host(found.clustering.labels)),
         scores={name: value for name, value in every.items() if value is not None},
         transfers=transfers,
         peak_bytes=backend.peak_bytes(),

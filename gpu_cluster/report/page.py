@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.errors import DataError, JobError
-from gpu_cluster.files import write_whole
-from gpu_cluster.images import decode
+from gpu_cluster.files import printable, write_whole
+from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import COLUMNS, TILE, Thumbnails
-from gpu_cluster.results import FloatArray, IntArray, printable
+from gpu_cluster.manifest import IntArray
+from gpu_cluster.results import FloatArray
+from gpu_cluster.run_folder import PAGE, FinishedRun
 
 # The map shows as many pictures, above a fixed random sample of them; as many of these have a thumbnail.
 MOST_SHOWN = 50_000
@@ -31,7 +33,7 @@ MOST_THUMBNAILS = 4_000
 _MOST_CARDS, _STRIP, _MOST_UNCERTAIN, _MOST_PAIRS, _MOST_ROWS = 100, 8, 24, 40, 500
 
 
-def write_page(folder: Path) -> Path:
+def write_page(run: FinishedRun) -> Path:
     """Write `report.html` into a finished run folder, in place of an earlier one; return its path.
 
     Raises
@@ -41,19 +43,9 @@ def write_page(folder: Path) -> Path:
     JobError
         When the page cannot be written; an earlier one stays.
     """
-    try:
-        run = _Run(folder)
-        with decode.limited(run.record["config"]["input"]["max_pixels"]):
-            content = _render(run).encode()
-    except (MemoryError, ImportError):
-        raise
-    # What is in the folder may be anything.
-    except Exception as error:
-        raise DataError(
-            f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
-            f"found {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    path = folder / "report.html"
+    with explained(run.folder):
+        content = _render(run).encode()
+    path = run.folder / PAGE
     try:
         write_whole(path, content)
     except OSError as error:
@@ -63,35 +55,33 @@ def write_page(folder: Path) -> Path:
     return path
 
 
-class _Run:
-    """What a run folder holds."""
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Make of whatever a run folder makes the block stumble over a DataError that names the folder."""
+    try:
+        yield
+    except (MemoryError, ImportError):
+        raise
+    # What is in the folder may be anything.
+    except Exception as error:
+        raise DataError(
+            f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
+            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
-    def __init__(self, folder: Path) -> None:
-        # Tables of results are read where no device is: pandas, whichever library wrote them.
-        import pandas as pd
 
-        self.record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        self.metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        self.sweep = pd.read_csv(folder / "sweep.csv")
-        self.pictures = pd.read_parquet(folder / "assignments.parquet")
-        self.manifest = pd.read_parquet(folder / "manifest.parquet", columns=["path", "status", "reason"])
-        self.similar = pd.read_csv(folder / "near_duplicates.csv", dtype={"path": str, "other": str}, na_filter=False)
-        self.elbow = (folder / "plots" / "elbow.png").read_bytes()
-        self.root = Path(self.record["root"])
+def _labels(run: FinishedRun) -> list[str] | None:
+    """Return the classes, in order; None without labels."""
+    table = run.metrics["class_by_cluster"]
+    return None if table is None else list(table["classes"])
 
-    @cached_property
-    def labels(self) -> list[str] | None:
-        """The classes, in order; None without labels."""
-        table = self.metrics["class_by_cluster"]
-        return None if table is None else list(table["classes"])
 
-    @cached_property
-    def shown(self) -> IntArray:
-        """Rows of the pictures on the map."""
-        n = len(self.pictures)
-        if n <= MOST_SHOWN:
-            return np.arange(n)
-        return np.sort(np.random.RandomState(0).choice(n, MOST_SHOWN, replace=False))
+def _shown(run: FinishedRun) -> IntArray:
+    """Return the rows of the pictures on the map."""
+    n = len(run.pictures)
+    if n <= MOST_SHOWN:
+        return np.arange(n)
+    return np.sort(np.random.RandomState(0).choice(n, MOST_SHOWN, replace=False))
 
 
 def visible(text: str) -> str:
@@ -99,13 +89,13 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
-def _render(run: _Run) -> str:
+def _render(run: FinishedRun) -> str:
     import jinja2
     import markupsafe
 
     assets = resources.files("gpu_cluster.report") / "assets"
     page, style, script = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    thumbnails = Thumbnails(run.root, run.pictures["path"])
+    thumbnails = Thumbnails(open_source(run.root), run.pictures["path"])
     cards, uncertain, pairs = list(_cards(run)), _least_certain(run), _pairs(run)
     named = [row for card in cards for strip in card["strips"] for row in strip["rows"]]
     named += [*uncertain, *(row for pair, _ in pairs for row in pair)]
@@ -124,7 +114,7 @@ def _render(run: _Run) -> str:
         sheets=list(thumbnails.sheets(on_sheets)),
         cards=cards,
         uncertain=[_picture(run, row, thumbnails) for row in uncertain],
-        similar=[
+        near_duplicates=[
             {"pictures": [_picture(run, row, thumbnails) for row in pair], "cosine": f"cosine {cosine:.3f}"}
             for pair, cosine in pairs
         ],
@@ -133,7 +123,7 @@ def _render(run: _Run) -> str:
     )
 
 
-def _words(run: _Run, n_thumbnails: int) -> dict[str, Any]:
+def _words(run: FinishedRun, n_thumbnails: int) -> dict[str, Any]:
     """Return the page's sentences by their names in the template."""
     return {
         "title": f"What is in {visible(run.root.name or str(run.root))}",
@@ -147,7 +137,7 @@ def _words(run: _Run, n_thumbnails: int) -> dict[str, Any]:
     }
 
 
-def _tables(run: _Run) -> dict[str, Any]:
+def _tables(run: FinishedRun) -> dict[str, Any]:
     """Return the page's tables, their lengths and its one plot by their names in the template."""
     copies = run.manifest[run.manifest["status"] == "duplicate"]
     bad = run.manifest[run.manifest["status"] == "bad"]
@@ -165,18 +155,18 @@ def _tables(run: _Run) -> dict[str, Any]:
         "elbow": f"data:image/png;base64,{base64.b64encode(run.elbow).decode()}",
         "sweep": sweep,
         "n_cards_left_out": max(0, int(run.metrics["k"]) - _MOST_CARDS),
-        "has_labels": run.labels is not None,
+        "has_labels": _labels(run) is not None,
         "crosstab": _crosstab(run),
         "n_exact": len(copies),
         "exact": _rows(copies),
-        "n_similar": len(run.similar),
+        "n_near_duplicates": len(run.near_duplicates),
         "n_bad": len(bad),
         "bad": _rows(bad),
         "record": list(_record(run)),
     }
 
 
-def _picture(run: _Run, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
+def _picture(run: FinishedRun, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
     one = run.pictures.iloc[row]
     return {
         "source": thumbnails.source(row),
@@ -186,7 +176,7 @@ def _picture(run: _Run, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
     }
 
 
-def _least_certain(run: _Run) -> list[int]:
+def _least_certain(run: FinishedRun) -> list[int]:
     """Return the rows with the lowest silhouettes, lowest first."""
     silhouettes = run.pictures["silhouette"].to_numpy(np.float64)
     # NaN sorts last.
@@ -194,16 +184,16 @@ def _least_certain(run: _Run) -> list[int]:
     return [int(row) for row in lowest if not np.isnan(silhouettes[row])]
 
 
-def _pairs(run: _Run) -> list[tuple[tuple[int, int], float]]:
+def _pairs(run: FinishedRun) -> list[tuple[tuple[int, int], float]]:
     """Return the rows of the pictures that are most nearly the same, and their cosines."""
     row_of = {path: row for row, path in enumerate(run.pictures["path"])}
-    named = run.similar[:_MOST_PAIRS].itertuples(index=False)
+    named = run.near_duplicates[:_MOST_PAIRS].itertuples(index=False)
     return [((row_of[one], row_of[other]), float(cosine)) for one, other, cosine in named]
 
 
-def _chosen_thumbnails(run: _Run, named: Sequence[int]) -> list[int]:
+def _chosen_thumbnails(run: FinishedRun, named: Sequence[int]) -> list[int]:
     """Return the rows on the map that get a thumbnail: all, or those shown elsewhere too and a random sample."""
-    rows = [int(row) for row in run.shown]
+    rows = [int(row) for row in _shown(run)]
     if len(rows) <= MOST_THUMBNAILS:
         return rows
     on_map = set(rows)
@@ -212,11 +202,11 @@ def _chosen_thumbnails(run: _Run, named: Sequence[int]) -> list[int]:
     return sorted([*first, *map(int, others)])
 
 
-def _data(run: _Run, on_sheets: Sequence[int]) -> str:
+def _data(run: FinishedRun, on_sheets: Sequence[int]) -> str:
     """Return what the map's script works on, as JSON that ends no script element."""
-    pictures = run.pictures.iloc[run.shown]
+    pictures = run.pictures.iloc[_shown(run)]
     number = {row: at for at, row in enumerate(on_sheets)}
-    labels = run.labels
+    labels = _labels(run)
     code = {name: at for at, name in enumerate(labels or ())}
     data = {
         "names": [visible(path) for path in pictures["path"]],
@@ -224,7 +214,7 @@ def _data(run: _Run, on_sheets: Sequence[int]) -> str:
         "labels": None if labels is None else [visible(name) for name in labels],
         "label": None if labels is None else [code.get(label, -1) for label in pictures["label"]],
         "silhouette": [None if np.isnan(value) else round(float(value), 2) for value in pictures["silhouette"]],
-        "thumb": [number.get(int(row), -1) for row in run.shown],
+        "thumb": [number.get(int(row), -1) for row in _shown(run)],
         "tsne": _quantised(pictures[["tsne1", "tsne2"]].to_numpy(np.float64)),
         "pca": _quantised(pictures[["pc1", "pc2"]].to_numpy(np.float64)),
         "size": TILE,
@@ -242,7 +232,7 @@ def _quantised(places: FloatArray) -> str:
     return base64.b64encode(np.round(shares * 65535).astype("<u2").tobytes()).decode()
 
 
-def _cards(run: _Run) -> Iterator[dict[str, Any]]:
+def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
     table = run.metrics["class_by_cluster"]
     for number in range(min(int(run.metrics["k"]), _MOST_CARDS)):
         members = np.flatnonzero(run.pictures["cluster"].to_numpy() == number)
@@ -278,7 +268,7 @@ def _most_frequent(classes: Sequence[str], counts: IntArray) -> list[dict[str, A
     ]
 
 
-def _answer(run: _Run) -> str:
+def _answer(run: FinishedRun) -> str:
     metrics = run.metrics
     n, k = metrics["n_images"], metrics["k"]
     words = [f"{_count(n, 'picture')} in {_count(k, 'group')}."]
@@ -305,7 +295,7 @@ def _answer(run: _Run) -> str:
     return " ".join(words)
 
 
-def _facts(run: _Run) -> str:
+def _facts(run: FinishedRun) -> str:
     record, files = run.record, run.record["files"]
     seconds = sum(record["stages_s"].values())
     counts = f"{files['ok']:,} ok, {files['bad']:,} bad, {_count(files['duplicate'], 'duplicate')}"
@@ -313,14 +303,14 @@ def _facts(run: _Run) -> str:
     return f"{_count(files['found'], 'file')} found: {counts}. {where}"
 
 
-def _map_words(run: _Run, n_thumbnails: int) -> str:
+def _map_words(run: FinishedRun, n_thumbnails: int) -> str:
     n = len(run.pictures)
     words = (
         "Pictures that look alike lie side by side. Hover, tap or step through them; click one to see its group alone."
     )
-    if len(run.shown) < n:
-        words += f" Shown are {len(run.shown):,} of {n:,} pictures, drawn at random."
-    if n_thumbnails < len(run.shown):
+    if len(_shown(run)) < n:
+        words += f" Shown are {len(_shown(run)):,} of {n:,} pictures, drawn at random."
+    if n_thumbnails < len(_shown(run)):
         words += f" {n_thumbnails:,} of them have a thumbnail."
     sample = run.record["config"]["report"]["layout_sample"]
     if n > sample:
@@ -328,19 +318,19 @@ def _map_words(run: _Run, n_thumbnails: int) -> str:
     return words
 
 
-def _k_words(run: _Run) -> str:
+def _k_words(run: FinishedRun) -> str:
     sentences = (*run.metrics["k_doubts"], f"Swept in the space: {run.metrics['sweep_space']}")
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
-def _label_words(run: _Run) -> str:
+def _label_words(run: FinishedRun) -> str:
     labels = run.metrics["labels"]
     if labels is None:
         return ""
     return f"{_count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
 
 
-def _crosstab(run: _Run) -> dict[str, Any] | None:
+def _crosstab(run: FinishedRun) -> dict[str, Any] | None:
     table = run.metrics["class_by_cluster"]
     if table is None:
         return None
@@ -356,7 +346,7 @@ def _rows(table: Any) -> list[dict[str, str]]:
     return [{"name": visible(path), "reason": visible(reason)} for path, reason in rows]
 
 
-def _record(run: _Run) -> Iterator[tuple[str, str]]:
+def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     record = run.record
     yield "gpu-cluster", record["gpu_cluster"]
     yield "space", run.metrics["space"]

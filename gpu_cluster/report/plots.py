@@ -17,18 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_cluster.backend import Backend
+from gpu_cluster.images.source import Source
 from gpu_cluster.images.thumbnails import GREY, small
-from gpu_cluster.results import (
-    Clustering,
-    Comparison,
-    Findings,
-    FloatArray,
-    IntArray,
-    Manifest,
-    Projection,
-    Scores,
-    Sweep,
-)
+from gpu_cluster.manifest import IntArray, Manifest
+from gpu_cluster.results import Clustering, Comparison, Findings, FloatArray, Projection, Scores, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +45,9 @@ _COLUMNS = 10
 _HEAD = 34
 
 
-def draw_all(folder: Path, manifest: Manifest, findings: Findings, *, backend: Backend, most_thumbnails: int) -> None:
+def draw_all(
+    folder: Path, manifest: Manifest, source: Source, findings: Findings, *, backend: Backend, most_thumbnails: int
+) -> None:
     """Draw every plot of a run as PNG into `folder`."""
     folder.mkdir()
     labels = backend.to_host(findings.clustering.labels)
@@ -74,10 +68,10 @@ def draw_all(folder: Path, manifest: Manifest, findings: Findings, *, backend: B
     def draw_sheet(cluster: int) -> None:
         members = np.flatnonzero(labels == cluster)
         nearest_first = members[np.argsort(distances[members], kind="stable")]
-        files = [manifest.file(rows[member]) for member in nearest_first[:most_thumbnails]]
-        title = _sheet_title(cluster, len(members), len(files), findings.scores)
+        shown = [manifest.paths[rows[member]] for member in nearest_first[:most_thumbnails]]
+        title = _sheet_title(cluster, len(members), len(shown), findings.scores)
         # Photos hardly compress: half the time of Pillow's default level for a twentieth more bytes.
-        contact_sheet(files, title).save(folder / f"cluster_{cluster:0{digits}d}.png", compress_level=2)
+        contact_sheet(source, shown, title).save(folder / f"cluster_{cluster:0{digits}d}.png", compress_level=2)
 
     # Pillow decodes and encodes without Python's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -203,20 +197,20 @@ def draw_comparison(file: Path, found: Comparison) -> None:
     _save(figure, file)
 
 
-def contact_sheet(files: Sequence[Path], title: str) -> Image:
-    """Return thumbnails of `files`, row by row in their order, below a title."""
+def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image:
+    """Return thumbnails of pictures, row by row in their order, below a title."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = min(_COLUMNS, max(len(files), 4))
-    lines = -(-len(files) // columns)
+    columns = min(_COLUMNS, max(len(locations), 4))
+    lines = -(-len(locations) // columns)
     font = ImageFont.load_default(16)
     width = max(columns * _TILE, int(font.getlength(title)) + 12)
     sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
     # Pillow holds the pixels of a text, too, to what --max-pixels allows: a sheet can do without.
     with suppress(Image.DecompressionBombError):
         ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
-    for position, file in enumerate(files):
-        tile = small(file, _TILE - 6)
+    for position, location in enumerate(locations):
+        tile = small(source, location, _TILE - 6)
         line, column = divmod(position, columns)
         left = column * _TILE + (_TILE - tile.width) // 2
         top = _HEAD + line * _TILE + (_TILE - tile.height) // 2

@@ -16,27 +16,34 @@ from typing import Any
 
 import numpy as np
 
+from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ReportConfig
-from gpu_cluster.files import write_whole
+from gpu_cluster.files import printable, write_whole
+from gpu_cluster.images.source import Source
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import NOT_RECORDED
 from gpu_cluster.report import plots
-from gpu_cluster.results import Compared, Comparison, Findings, Manifest, RunResult, Scores, printable
+from gpu_cluster.results import Compared, Comparison, Findings, RunResult, Scores
 
 
 def write_report(
-    stage: Path, manifest: Manifest, findings: Findings, config: ReportConfig, *, backend: Backend
+    stage: Path, manifest: Manifest, source: Source, findings: Findings, config: ReportConfig, *, backend: Backend
 ) -> None:
     """Write the tables, the scores and the plots of a run into the folder `stage`."""
-    write_bad_files(stage / "bad_files.csv", manifest)
+    write_bad_files(stage / run_folder.BAD_FILES, manifest)
     assignments = _assignments(manifest, findings, backend)
     # As text with the shortest digits that read back the same float32.
-    assignments.to_csv(stage / "assignments.csv", index=False, lineterminator="\n")
-    _write_parquet(stage / "assignments.parquet", assignments)
-    _sweep_table(findings, backend).to_csv(stage / "sweep.csv", index=False, lineterminator="\n")
-    _similar_table(manifest, findings, backend).to_csv(stage / "near_duplicates.csv", index=False, lineterminator="\n")
-    _write_json(stage / "metrics.json", _metrics(manifest, findings))
-    plots.draw_all(stage / "plots", manifest, findings, backend=backend, most_thumbnails=config.thumbnails)
+    assignments.to_csv(stage / run_folder.ASSIGNMENTS, index=False, lineterminator="\n")
+    _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
+    _sweep_table(findings, backend).to_csv(stage / run_folder.SWEEP, index=False, lineterminator="\n")
+    _near_duplicates_table(manifest, findings, backend).to_csv(
+        stage / run_folder.NEAR_DUPLICATES, index=False, lineterminator="\n"
+    )
+    _write_json(stage / run_folder.METRICS, _metrics(manifest, findings))
+    plots.draw_all(
+        stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
+    )
 
 
 def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> None:
@@ -44,10 +51,10 @@ def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> Non
     table = backend.frames.DataFrame(
         {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
     )
-    table.to_csv(stage / "compare.csv", index=False, lineterminator="\n")
-    (stage / "compare.md").write_text("\n".join(comparison_lines(found)) + "\n", encoding="utf-8")
-    (stage / "plots").mkdir()
-    plots.draw_comparison(stage / "plots" / "compare.png", found)
+    table.to_csv(stage / run_folder.COMPARISON, index=False, lineterminator="\n")
+    (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(comparison_lines(found)) + "\n", encoding="utf-8")
+    (stage / run_folder.PLOTS).mkdir()
+    plots.draw_comparison(stage / run_folder.PLOTS / "compare.png", found)
 
 
 # How many different values make a column worth showing, where not one: all rows are of as many images, as a rule.
@@ -104,11 +111,11 @@ def write_bad_files(file: Path, manifest: Manifest) -> None:
 def write_run_record(stage: Path, result: RunResult, *, command: str, backend: Backend) -> None:
     """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
     manifest, findings = result.manifest, result.findings
-    _write_parquet(stage / "manifest.parquet", _manifest_table(manifest, backend))
+    _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest, backend))
     config = result.config.model_dump(mode="json", exclude={name: set(some) for name, some in NOT_RECORDED.items()})
     path, sha256 = result.weights
     _write_json(
-        stage / "run.json",
+        stage / run_folder.RECORD,
         {
             "gpu_cluster": version("gpu-cluster"),
             "config": config,
@@ -162,19 +169,21 @@ def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> An
             "is_medoid": is_medoid,
             "pc1": pcs[:, 0],
             "pc2": pcs[:, 1],
-            "tsne1": findings.layout[:, 0],
-            "tsne2": findings.layout[:, 1],
+            "tsne1": findings.tsne[:, 0],
+            "tsne2": findings.tsne[:, 1],
             "content_hash": [manifest.files[row].content_hash for row in rows],
         }
     )
 
 
-def _similar_table(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
-    pairs = findings.similar
+def _near_duplicates_table(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
+    pairs, rows = findings.near_duplicates, findings.embeddings.rows
     return backend.frames.DataFrame(
         {
-            "path": backend.frames.Series([printable(manifest.paths[pair.row]) for pair in pairs], dtype="str"),
-            "other": backend.frames.Series([printable(manifest.paths[pair.other]) for pair in pairs], dtype="str"),
+            "path": backend.frames.Series([printable(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
+            "other": backend.frames.Series(
+                [printable(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"
+            ),
             "cosine": backend.frames.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
         }
     )
@@ -203,8 +212,8 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         "k_chosen_by": sweep.chosen_by,
         "k_agreement": sweep.agreement,
         "k_doubts": sweep.doubts,
-        "space": scores.space,
-        "sweep_space": sweep.space,
+        "space": findings.projection.space,
+        "sweep_space": findings.projection.sweep_space,
         "files": manifest.counts(),
         "n_images": len(findings.embeddings.rows),
         "cluster_sizes": clustering.sizes.tolist(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.results import printable
+from gpu_cluster.files import printable
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folders, is_shard, read_key
 from gpu_cluster.store.store import embedding_schema, scan_schema
 

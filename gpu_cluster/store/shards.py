@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer
-from gpu_cluster.files import write_whole
-from gpu_cluster.results import printable
+from gpu_cluster.files import printable, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,13 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import gpu_cluster as api
 from gpu_cluster.backend import CpuBackend, look_for_gpu, select
-from gpu_cluster.embedding.embed import _Network
 from gpu_cluster.errors import ConfigError, DeviceError
-from gpu_cluster.events import Recorder
 from gpu_cluster.jobs.run import _memory_error_explained
 from tests.conftest import gpu_cluster, write_pictures
 
@@ -68,38 +65,6 @@ def test_hidden_devices_are_named(value):
 def test_a_precision_that_the_cpu_has_not_is_wrong_use():
     with pytest.raises(ConfigError, match=r"--precision: the cpu computes in float32; found 'float16'"):
         api.run(device="cpu", precision="float16")
-
-
-def fits(most: int):
-    """Return a network that has memory for so many pictures at once, and fails as TensorFlow does beyond."""
-
-    def network(pictures: tf.Tensor) -> tf.Tensor:
-        if len(pictures) > most:
-            raise tf.errors.ResourceExhaustedError(None, None, f"OOM when allocating {len(pictures)} pictures")
-        return tf.reduce_mean(pictures, axis=(1, 2))
-
-    return network
-
-
-@pytest.mark.parametrize("most", [1, 3, 5])
-def test_out_of_memory_halves_the_batch_goes_on_and_says_so(most):
-    pictures = np.random.default_rng(0).uniform(size=(23, 4, 4, 3)).astype(np.float32)
-    events = Recorder()
-    network = _Network(fits(most), 16, CpuBackend(), events)
-    x = np.full((23, 3), np.nan, np.float32)
-    order = np.random.default_rng(1).permutation(23)
-    for first in range(0, 23, 16):
-        rows = order[first : first + 16]
-        network.embed(tf.constant(pictures[rows]), rows, x)
-    np.testing.assert_allclose(x, pictures.mean(axis=(1, 2)), rtol=1e-5)
-    assert network.limit <= most
-    assert events.notices[0] == "Out of memory on the cpu: going on with batches of 8"
-
-
-def test_out_of_memory_for_a_single_picture_is_an_error_that_says_what_helps():
-    network = _Network(fits(0), 2, CpuBackend(), Recorder())
-    with pytest.raises(DeviceError, match=r"for a single image; .* GB are free; use a smaller --image-size"):
-        network.embed(tf.zeros((2, 4, 4, 3)), np.arange(2), np.zeros((2, 3), np.float32))
 
 
 def test_out_of_memory_while_clustering_names_the_matrix_and_what_helps():

@@ -151,7 +151,7 @@ def test_debug_shows_the_traceback_above_the_error(tmp_path):
 def test_what_needs_no_engine_loads_none(tmp_path, arguments):
     code = f"""
 import json, sys
-from gpu_cluster.cli.commands import main
+from gpu_cluster.cli.main import main
 sys.argv = ["gpu-cluster", *{arguments!r}]
 try:
     main()

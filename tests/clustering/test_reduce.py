@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.reduce import count_components, reduce, scale
 from gpu_cluster.config import ReduceConfig
-from gpu_cluster.results import Embeddings, Projection
+from gpu_cluster.results import Projection
 
 
 def embeddings(n: int = 90, d: int = 512, seed: int = 0) -> np.ndarray:
@@ -21,10 +21,7 @@ def embeddings(n: int = 90, d: int = 512, seed: int = 0) -> np.ndarray:
 
 
 def project(x: np.ndarray, sweep_space: str = "projection", **options: object) -> Projection:
-    found = Embeddings(
-        x=x, rows=np.arange(len(x)), bad={}, n_computed=0, images_per_s=None, precision="float32", batch_size=1
-    )
-    return reduce(found, ReduceConfig.model_validate(options), sweep_space=sweep_space, backend=CpuBackend())
+    return reduce(x, ReduceConfig.model_validate(options), sweep_space=sweep_space, backend=CpuBackend())
 
 
 def test_default_space_is_the_documented_recipe_written_out_with_scikit_learn():

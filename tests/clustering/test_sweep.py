@@ -12,9 +12,8 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.sweep import sweep_k
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.results import Projection, Sweep
+from gpu_cluster.results import Sweep
 from scripts.k_criteria import criteria
-from tests.conftest import NO_REDUCTION
 
 
 def blobs(centres: np.ndarray, spread: float = 0.05) -> np.ndarray:
@@ -23,9 +22,8 @@ def blobs(centres: np.ndarray, spread: float = 0.05) -> np.ndarray:
 
 
 def swept(x: np.ndarray, observer: Observer | None = None, **options: Any) -> Sweep:
-    projection = Projection(NO_REDUCTION, x, "as is", x[:, :2], (0.5, 0.5), x, "as is")
     given: dict[str, Any] = {"seed": 0, "backend": CpuBackend(), "observer": observer or Observer()}
-    return sweep_k(projection, SweepConfig(**options), ClusterConfig(), ScoreConfig(), **given)
+    return sweep_k(x, SweepConfig(**options), ClusterConfig(), ScoreConfig(), **given)
 
 
 def test_two_near_groups_are_not_taken_for_one_where_restarts_find_both_whatever_the_start():

@@ -48,8 +48,8 @@ class StrictBackend(CpuBackend):
     def from_host(self, array: HostArray) -> Array:
         return array_api_strict.asarray(array, device=DEVICE)
 
-    def from_tensorflow(self, tensor: Any) -> Array:
-        return self.from_host(tensor.numpy())
+    def from_dlpack(self, capsule: Any) -> Array:
+        return self.from_host(super().from_dlpack(capsule))
 
     def fit_pca(self, x: Array, n_components: int) -> PCAFit:
         fit = super().fit_pca(_inside(x), n_components)

@@ -14,7 +14,7 @@ from gpu_cluster.clustering.score import score
 from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.config import ClusterConfig, ReduceConfig, ReportConfig, ScoreConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Embeddings, Manifest
+from gpu_cluster.manifest import Manifest
 
 N = 200
 
@@ -28,26 +28,22 @@ def originals() -> np.ndarray:
 
 
 @pytest.fixture
-def embeddings(originals) -> Embeddings:
+def embeddings(originals) -> np.ndarray:
     """Rows whose copies differ in their last bits, as they do behind a product of matrices."""
     points, _ = make_blobs(N, 40, centers=4, cluster_std=2.0, random_state=0)
     x = points.astype(np.float32)[originals]
     x *= 1 + np.float32(1e-6) * np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
-    return Embeddings(x, np.arange(N), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1)
+    return x
 
 
 @pytest.mark.parametrize("sample", [N, 60])
-def test_copies_get_all_that_their_originals_get(backend, embeddings, originals, sample, tmp_path):
+def test_copies_get_all_that_their_originals_get(backend, embeddings, originals, sample):
     given: dict[str, Any] = {"backend": backend, "originals": originals}
     random: dict[str, Any] = {**given, "seed": 0, "observer": Observer()}
-    on_device = Embeddings(
-        backend.from_host(embeddings.x), embeddings.rows, {}, 0, None, embeddings.precision, embeddings.batch_size
-    )
-    projection = reduce(on_device, ReduceConfig(), sweep_space="projection", **given)
-    clustering = cluster(projection, 4, ClusterConfig(n_init=2), **random)
-    manifest = Manifest(tmp_path, tuple(f"{row}.png" for row in range(N)))
-    scores = score(manifest, on_device, projection, clustering, ScoreConfig(silhouette_sample=sample), **random)
-    layout = lay_out(projection, ReportConfig(layout_sample=sample), **random)
+    projection = reduce(backend.from_host(embeddings), ReduceConfig(), **given)
+    clustering = cluster(projection.x, 4, ClusterConfig(n_init=2), **random)
+    scores = score(projection.x, clustering, ScoreConfig(silhouette_sample=sample), **random)
+    layout = lay_out(projection.x, projection.pcs, ReportConfig(layout_sample=sample), **random)
     for values in (clustering.labels, clustering.distances, projection.pcs):
         found = backend.to_host(values)
         np.testing.assert_array_equal(found, found[originals])

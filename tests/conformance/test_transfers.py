@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 from gpu_cluster.backend import Array
-from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.kmeans import START_ROWS
-from gpu_cluster.clustering.near_duplicates import find_similar
-from gpu_cluster.clustering.reduce import reduce
-from gpu_cluster.clustering.score import score
-from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.clustering.near_duplicates import find_near_duplicates
+from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.tsne import lay_out
-from gpu_cluster.events import Observer
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.report.tables import write_report
-from gpu_cluster.results import Embeddings, FileFacts, Findings, Manifest
+from gpu_cluster.results import Embeddings, Findings, encode_labels
 
 from .strict import LeakError, StrictBackend, side_doors_closed
 
@@ -37,27 +36,44 @@ def embeddings(n: int, backend: StrictBackend) -> Embeddings:
     return Embeddings(found, np.arange(n), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1)
 
 
+class Plants(Recorder):
+    """Does something with the embeddings in the middle of the job."""
+
+    def __init__(self, plant: Callable[[], object]) -> None:
+        super().__init__()
+        self._plant = plant
+
+    def stage_started(self, stage: str) -> None:
+        if stage == "cluster":
+            self._plant()
+
+
 def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend, Array], object]) -> StrictBackend:
     """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
-    backend, observer = StrictBackend(), Observer()
+    backend = StrictBackend()
     config = build_config(
         preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1, layout_sample=300
     )
     labels = tuple(f"kind {row % 5}" for row in range(n))
     paths = tuple(f"{row:05d}.png" for row in range(n))
     manifest = Manifest(folder, paths, (FileFacts(size=1, content_hash="0"),) * n, labels=labels, label_source="test")
-    given = {"backend": backend, "observer": observer}
     with side_doors_closed():
         found = embeddings(n, backend)
-        projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
-        plant(backend, found.x)
-        sweep = sweep_k(projection, config.sweep, config.cluster, config.score, seed=0, **given)  # type: ignore[arg-type]
-        clustering = cluster(projection, sweep.best_k, config.cluster, seed=0, **given)  # type: ignore[arg-type]
-        scores = score(manifest, found, projection, clustering, config.score, seed=0, **given)  # type: ignore[arg-type]
-        similar = find_similar(manifest, found, **given)  # type: ignore[arg-type]
-        layout = lay_out(projection, config.report, seed=0, **given)  # type: ignore[arg-type]
-        findings = Findings(found, projection, sweep, clustering, scores, similar, layout)
-        write_report(folder, manifest, findings, config.report, backend=backend)
+        clusters = find_clusters(
+            found.x,
+            config,
+            backend=backend,
+            events=Plants(lambda: plant(backend, found.x)),
+            sweep_space=config.sweep.sweep_space,
+            truth=encode_labels(manifest, found.rows),
+        )
+        pairs = find_near_duplicates(found.x, backend=backend, observer=Observer())
+        x, pcs = clusters.projection.x, clusters.projection.pcs
+        tsne = lay_out(x, pcs, config.report, seed=0, backend=backend, observer=Observer())
+        findings = Findings(
+            found, clusters.projection, clusters.sweep, clusters.clustering, clusters.scores, pairs, tsne
+        )
+        write_report(folder, manifest, open_source(folder), findings, config.report, backend=backend)
     return backend
 
 

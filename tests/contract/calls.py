@@ -113,7 +113,7 @@ class _Reader:
             return "cupy." + dotted.removeprefix("backend.xp.")
         if dotted.startswith("backend.frames."):
             return "cudf." + dotted.removeprefix("backend.frames.")
-        if self._file.name == "report.py" and function.attr in _TABLE_METHODS:
+        if self._file.name == "tables.py" and function.attr in _TABLE_METHODS:
             return f"cudf.DataFrame.{function.attr}"
         first, _, rest = dotted.partition(".")
         return f"{self._names[first]}.{rest}" if first in self._names else None

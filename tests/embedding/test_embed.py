@@ -16,11 +16,13 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
-from gpu_cluster.embedding.engines import tensorflow_input
+from gpu_cluster.embedding.engines import choose_engine, tensorflow_input
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Embeddings, Manifest
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import Embeddings
 from tests.conftest import photos, write_pictures
 
 NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch"}
@@ -33,9 +35,10 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def embed_all(files: list[Path], **options: object) -> tuple[Embeddings, Manifest]:
     """Embed files without a store; return the manifest as it was after that too."""
     config = EmbedConfig.model_validate(options)
-    given: dict[str, Any] = {"store": None, "store_config": StoreConfig(), "backend": CpuBackend()}
-    manifest = scan(Manifest(Path("/"), tuple(map(str, files))), InputConfig(), Observer())
-    found = embed(manifest, extractors.of_vgg16(vgg16.find_weights(), config), config, observer=Observer(), **given)
+    source = open_source(Path("/"))
+    manifest = scan(Manifest(Path("/"), tuple(map(str, files))), source, InputConfig(), Observer())
+    engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), config), config)
+    found = embed(manifest, source, engine, store=None, store_config=StoreConfig(), observer=Observer())
     return found, manifest.with_bad(found.bad)
 
 

@@ -21,10 +21,14 @@ import pytest
 from PIL import Image
 
 from gpu_cluster.config import EmbedConfig, InputConfig
+from gpu_cluster.embedding.embed import _decoded, _reason
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
-from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import Picture, open_source
+from tests.conftest import decoded
 from tests.conftest import picture as draw
 
 MAX_PIXELS = 1_000_000
@@ -163,7 +167,7 @@ def one_by_pillow(file: Path) -> str:
     content = file.read_bytes()
     try:
         decode.read_header(io.BytesIO(content), file.suffix)
-        found = decode.decode(file)
+        found = decoded(file)
     # As the scan and the second look do it.
     except Exception as error:
         if isinstance(error, MemoryError) or not decode.reason(content[: decode.HEAD_BYTES], error).strip():
@@ -180,20 +184,31 @@ def fuzz_tensorflow(folder: Path, names: list[str], n: int) -> dict[str, Any]:
     for number, (name, content) in enumerate(mutations(names, n)):
         (folder / f"{number:05d} {name}").write_bytes(content)
     config = InputConfig(images=(folder,), max_pixels=MAX_PIXELS)
-    manifest = scan(discover(config, Observer()), config, Observer())
+    manifest = discover(config, Observer())
+    source = open_source(manifest.root)
+    manifest = scan(manifest, source, config, Observer())
     rows = [row for row in range(len(manifest)) if row not in manifest.bad]
-    sources = [tensorflow_input.Source(manifest.file(row), manifest.files[row]) for row in rows]
+    sources = [Picture(source, manifest.paths[row], manifest.files[row]) for row in rows]
     embed = EmbedConfig(image_size=32)
     # Taken after the first pictures: TensorFlow, which they load, takes hundreds of megabytes.
     before = 0
     left = set(range(len(sources)))
     with decode.limited(MAX_PIXELS):
-        for indices, pictures in tensorflow_input.batches(sources, embed, batch_size=32, shard_size=256):
-            before = before or peak_bytes()
-            left -= set(indices.numpy().tolist())
-            if not bool(np.isfinite(pictures.numpy()).all()):
-                raise ValueError("a picture that is not finite")
-        looked, bad, _ = tensorflow_input.second_look({index: sources[index].path for index in sorted(left)}, embed)
+        for shard in (range(first, min(first + 256, len(sources))) for first in range(0, len(sources), 256)):
+            for indices, pictures in tensorflow_input.batches([sources[at] for at in shard], embed, batch_size=32):
+                before = before or peak_bytes()
+                left -= {shard[position] for position in indices.numpy()}
+                if not bool(np.isfinite(pictures.numpy()).all()):
+                    raise ValueError("a picture that is not finite")
+        looked, bad = set(), {}
+        for index in sorted(left):
+            try:
+                _decoded(sources[index])
+            # As the second look does it.
+            except Exception as error:  # noqa: BLE001
+                bad[index], _ = _reason(sources[index], error)
+            else:
+                looked.add(index)
     ends = {
         "passed over": n * len(names) - len(manifest),
         "bad header": len(manifest.bad),
@@ -201,7 +216,7 @@ def fuzz_tensorflow(folder: Path, names: list[str], n: int) -> dict[str, Any]:
         "by the second look": len(looked),
         "bad picture": len(bad),
     }
-    if set(looked) | set(bad) != left or not all(why.strip() for why in bad.values()):
+    if looked | set(bad) != left or not all(why.strip() for why in bad.values()):
         raise ValueError("a file without a picture and without a reason")
     return {"ends": ends, "growth_bytes": peak_bytes() - before}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -17,15 +16,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.clustering.cluster import cluster
-from gpu_cluster.clustering.reduce import reduce
-from gpu_cluster.clustering.score import score
-from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.clustering.sequence import Clusters, find_clusters
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.events import Observer
-from gpu_cluster.images.scan import discover
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.images.discover import discover
 from gpu_cluster.options import build_config
-from gpu_cluster.results import Embeddings, Findings
+from gpu_cluster.results import encode_labels
 
 SEED = 42
 
@@ -61,20 +57,18 @@ def notebook_steps(features: np.ndarray, truth: np.ndarray) -> Notebook:
     return Notebook(inertias, labels, silhouette_score(x, found), homogeneity_score(expected, found))
 
 
-def preset_steps(features: np.ndarray) -> Findings:
+def preset_steps(features: np.ndarray) -> Clusters:
     """Do what the notebook preset does with these features, stage by stage."""
     config = build_config(preset="notebook")
-    backend, observer = CpuBackend(), Observer()
-    given: dict[str, Any] = {"seed": config.seed, "backend": backend, "observer": observer}
-    manifest = discover(config.input, observer)
-    found = Embeddings(
-        features, np.arange(len(features)), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1
+    manifest = discover(config.input, Observer())
+    return find_clusters(
+        features,
+        config,
+        backend=CpuBackend(),
+        events=Recorder(),
+        sweep_space=config.sweep.sweep_space,
+        truth=encode_labels(manifest, np.arange(len(features))),
     )
-    projection = reduce(found, config.reduce, sweep_space=config.sweep.sweep_space, backend=backend)
-    sweep = sweep_k(projection, config.sweep, config.cluster, config.score, **given)
-    clustering = cluster(projection, sweep.best_k, config.cluster, **given)
-    scores = score(manifest, found, projection, clustering, config.score, **given)
-    return Findings(found, projection, sweep, clustering, scores, similar=(), layout=np.empty((0, 2)))
 
 
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.cli.terminal import print_summary
-from gpu_cluster.results import printable
+from gpu_cluster.files import printable
 from tests.conftest import gpu_cluster, picture, write_pictures
 from tests.images.test_scan import ODD_NAMES
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.images.scan import discover
-from gpu_cluster.results import Manifest, printable
+from gpu_cluster.files import printable
+from gpu_cluster.images.discover import discover
+from gpu_cluster.manifest import Manifest
 
 # Every name that a file can have and a scan does not pass over, and names that look like text more often.
 NAMES = st.one_of(

@@ -25,7 +25,9 @@ from gpu_cluster import run
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Manifest, RunResult
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import RunResult
 from gpu_cluster.store.store import Store
 from tests.conftest import Finished, gpu_cluster, picture, started, wait_until, write_pictures
 
@@ -466,7 +468,7 @@ def test_pictures_added_and_removed_again_leave_the_result_as_it_was(tmp_path, s
 
 ENGINES_LOADED = """
 import json, sys
-from gpu_cluster.cli.commands import main
+from gpu_cluster.cli.main import main
 sys.argv = ["gpu-cluster", "run", *sys.argv[1:]]
 try:
     main()
@@ -632,7 +634,11 @@ def test_a_file_that_changes_while_its_shard_is_computed_is_bad_too(tmp_path, ca
 def scanned(file: Path, store: Path, observer: Observer) -> str | None:
     """Scan one file, and return the content hash that it is taken to have."""
     manifest = Manifest(file.parent, (file.name,))
-    return scan(manifest, InputConfig(), observer, store=Store(store, observer)).files[0].content_hash
+    return (
+        scan(manifest, open_source(manifest.root), InputConfig(), observer, store=Store(store, observer))
+        .files[0]
+        .content_hash
+    )
 
 
 def write_where_clocks_tick_in_seconds(file: Path, content: bytes) -> None:
@@ -782,7 +788,7 @@ def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, met):
     module, name, goes_on = MET[met]
     code = f"""
 import os, signal, sys
-import gpu_cluster.cli.commands
+import gpu_cluster.cli.main
 import {module}
 
 real = {module}.{name}
@@ -796,7 +802,7 @@ def meet_an_import(*given, **options):
     return real(*given, **options)
 
 {module}.{name} = meet_an_import
-gpu_cluster.cli.commands.main()
+gpu_cluster.cli.main.main()
 """
     write_pictures(tmp_path / "in", 6)
     given = ["run", tmp_path / "in", *SMALL, "--k", "2", "--out", tmp_path / "run"]

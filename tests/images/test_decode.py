@@ -20,9 +20,11 @@ from gpu_cluster.config import EmbedConfig, InputConfig
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
-from gpu_cluster.images.scan import discover, scan
-from gpu_cluster.results import Manifest
-from tests.conftest import gpu_cluster, photos, picture, write_pictures
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from tests.conftest import decoded, gpu_cluster, photos, picture, scanned_pictures, write_pictures
 
 Pixels = np.ndarray[Any, Any]
 
@@ -31,7 +33,8 @@ LOSSLESS: dict[str, dict[str, Any]] = {"a.webp": {"lossless": True}}
 
 def scanned(*named: Path, **options: Any) -> Manifest:
     config = InputConfig(images=named, **options)
-    return scan(discover(config, Observer()), config, Observer())
+    manifest = discover(config, Observer())
+    return scan(manifest, open_source(manifest.root), config, Observer())
 
 
 def reasons(manifest: Manifest) -> dict[str, str]:
@@ -40,10 +43,8 @@ def reasons(manifest: Manifest) -> dict[str, str]:
 
 def by_tensorflow(*files: Path, side: int) -> list[Pixels]:
     """Return the pixels (side, side, 3) of square pictures of that side, as the job's pipeline decodes them."""
-    manifest = scan(Manifest(Path("/"), tuple(map(str, files))), InputConfig(), Observer())
-    sources = [tensorflow_input.Source(file, facts) for file, facts in zip(files, manifest.files, strict=True)]
     config = EmbedConfig(image_size=side if side >= 32 else 32, resize="nearest")
-    batches = tensorflow_input.batches(sources, config, batch_size=len(sources), shard_size=len(sources))
+    batches = tensorflow_input.batches(scanned_pictures(files), config, batch_size=len(files))
     ((indices, found),) = [(indices.numpy(), batch.numpy()) for indices, batch in batches]
     assert indices.tolist() == list(range(len(files)))
     return list(found)
@@ -71,7 +72,7 @@ def test_every_file_of_pngsuite_is_ok_or_bad_and_the_broken_ones_are_bad(tmp_pat
 @pytest.mark.parametrize("name", ["Landscape", "Portrait"])
 def test_a_picture_in_every_orientation_comes_out_the_same(name):
     files = [photos("exif") / f"{name}_{orientation}.jpg" for orientation in range(9)]
-    found = [pictures.decode(file) for file in files]
+    found = [decoded(file) for file in files]
     assert len({one.shape for one in found}) == 1
     small = [np.asarray(Image.fromarray(one).resize((64, 64)), float) for one in found]
     mirrored = small[1][:, ::-1]
@@ -87,9 +88,9 @@ def test_both_decoders_turn_and_decode_a_jpeg_to_the_same_pixels(name):
         with Image.open(file) as image:
             turned = orientation if orientation in range(1, 9) else 1
             assert pictures._orientation(image) == turned
-        found = tensorflow_input._jpeg(os.fsencode(file), np.int32(turned)).numpy()
+        found = tensorflow_input._jpeg(file.read_bytes(), np.int32(turned)).numpy()
         # Both use libjpeg's accurate integer transform: not a level apart.
-        np.testing.assert_array_equal(found, pictures.decode(file))
+        np.testing.assert_array_equal(found, decoded(file))
 
 
 # Upright
@@ -121,7 +122,7 @@ def test_the_orientation_tag_of_any_format_is_applied_by_both_decoders(tmp_path,
     with Image.open(file) as image:
         stored = np.asarray(image.convert("RGB"))
     expected = UPRIGHT[orientation](stored)
-    np.testing.assert_array_equal(pictures.decode(file), expected)
+    np.testing.assert_array_equal(decoded(file), expected)
     np.testing.assert_array_equal(by_tensorflow(file, side=48)[0], expected)
 
 
@@ -155,7 +156,7 @@ def test_what_is_transparent_is_put_on_white_by_both_decoders(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(pixels).save(file)
     # A fifth of red (200, 0, 0) and four fifths of white; a level for the rounding of each decoder.
-    for found in (pictures.decode(file), by_tensorflow(file, side=48)[0]):
+    for found in (decoded(file), by_tensorflow(file, side=48)[0]):
         assert largest_difference(found[0, 0], np.array([200, 0, 0])) == 0
         assert largest_difference(found[20, 0], np.array([244, 204, 204])) <= 1
         assert largest_difference(found[40, 0], np.array([255, 255, 255])) == 0
@@ -186,7 +187,7 @@ def test_every_kind_of_transparency_is_put_on_white(tmp_path, name):
         image = image.convert("RGBA") if name == "a.webp" else image
         image.save(file, **LOSSLESS.get(name, {}))
         expected = (80, 80, 80)
-    for found in (pictures.decode(file), by_tensorflow(file, side=48)[0]):
+    for found in (decoded(file), by_tensorflow(file, side=48)[0]):
         np.testing.assert_array_equal(found[0, 0], expected)
         np.testing.assert_array_equal(found[47, 47], (255, 255, 255))
 
@@ -210,8 +211,8 @@ def test_cmyk_jpegs_with_and_without_adobes_marker_have_their_colours_by_both_de
     expected = np.asarray(cmyk.convert("RGB"))
     for file, found in zip(files, by_tensorflow(*files, side=48), strict=True):
         # The JPEG of best quality rounds; and the two decoders round ink to light each in its own way.
-        assert largest_difference(pictures.decode(file), expected) <= 8
-        assert largest_difference(found, pictures.decode(file)) <= 2
+        assert largest_difference(decoded(file), expected) <= 8
+        assert largest_difference(found, decoded(file)) <= 2
 
 
 def test_sixteen_bits_keep_their_high_byte_and_thirty_two_are_stretched(tmp_path):
@@ -221,10 +222,10 @@ def test_sixteen_bits_keep_their_high_byte_and_thirty_two_are_stretched(tmp_path
     Image.fromarray(values.astype(np.int32) * 30_000).save(tmp_path / "c.tif")
     Image.fromarray(values.astype(np.float32) / 7).save(tmp_path / "d.tif")
     for name in ("a.png", "b.tif"):
-        np.testing.assert_array_equal(pictures.decode(tmp_path / name)[..., 0], values >> 8)
+        np.testing.assert_array_equal(decoded(tmp_path / name)[..., 0], values >> 8)
     for name in ("c.tif", "d.tif"):
         # One level for the rounding of the stretch.
-        assert largest_difference(pictures.decode(tmp_path / name)[..., 1], values / values.max() * 255) <= 1
+        assert largest_difference(decoded(tmp_path / name)[..., 1], values / values.max() * 255) <= 1
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -235,7 +236,7 @@ def test_palettes_and_grey_of_few_bits_keep_their_colours(tmp_path, bits):
     palette = np.random.default_rng(0).integers(0, 256, (levels, 3), dtype=np.uint8)
     image.putpalette(palette.ravel().tolist())
     image.save(tmp_path / "a.png", bits=bits)
-    for found in (pictures.decode(tmp_path / "a.png"), by_tensorflow(tmp_path / "a.png", side=48)[0]):
+    for found in (decoded(tmp_path / "a.png"), by_tensorflow(tmp_path / "a.png", side=48)[0]):
         np.testing.assert_array_equal(found, palette[indices])
 
 
@@ -243,7 +244,7 @@ def test_palettes_and_grey_of_few_bits_keep_their_colours(tmp_path, bits):
 def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
     red, blue = (Image.new("RGB", (48, 48), colour) for colour in ("red", "blue"))
     red.save(tmp_path / name, save_all=True, append_images=[blue], **LOSSLESS.get(name, {}))
-    for found in (pictures.decode(tmp_path / name), by_tensorflow(tmp_path / name, side=48)[0]):
+    for found in (decoded(tmp_path / name), by_tensorflow(tmp_path / name, side=48)[0]):
         np.testing.assert_array_equal(found[20, 20], (255, 0, 0))
 
 

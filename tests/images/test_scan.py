@@ -13,8 +13,10 @@ from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.decode import suffixes
-from gpu_cluster.images.scan import discover, scan
-from gpu_cluster.results import Manifest
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
 
 ODD_NAMES = [
     "a space.png",
@@ -158,7 +160,7 @@ def test_files_are_in_the_order_of_the_bytes_of_their_paths(tmp_path):
 
 def test_a_file_is_known_by_its_size_and_the_hash_of_its_content(tmp_path):
     (file,) = touch(tmp_path, "a.png")
-    (facts,) = scan(find(tmp_path)[0], InputConfig(), Observer()).files
+    (facts,) = scan(find(tmp_path)[0], open_source(tmp_path), InputConfig(), Observer()).files
     content = file.read_bytes()
     assert facts.size == len(content)
     assert facts.content_hash == hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -169,7 +171,9 @@ def test_a_file_that_cannot_be_opened_keeps_its_row_without_facts(tmp_path):
     (tmp_path / "b.png").symlink_to("nowhere.png")
     manifest, _ = find(tmp_path)
     assert manifest.paths == ("a.png", "b.png", "c.png")
-    assert [facts.size is None for facts in scan(manifest, InputConfig(), Observer()).files] == [False, True, False]
+    assert [
+        facts.size is None for facts in scan(manifest, open_source(manifest.root), InputConfig(), Observer()).files
+    ] == [False, True, False]
 
 
 def test_without_images_named_the_sample_set_is_taken_and_the_user_is_told():

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shlex
 import shutil
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -23,19 +22,22 @@ from sklearn.metrics import adjusted_rand_score
 from typer.main import get_command
 
 import gpu_cluster
+import gpu_cluster.jobs.compare
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.cli.commands import app
 from gpu_cluster.clustering.cluster import of_labels
+from gpu_cluster.clustering.reduce import reduce as real_reduce
 from gpu_cluster.config import JobConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.errors import ConfigError, JobError, NothingReadableError, WeightsError
 from gpu_cluster.events import Observer
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import options_of
 from gpu_cluster.report import plots
 from gpu_cluster.report.tables import comparison_lines
-from gpu_cluster.results import Compared, Comparison, Manifest, Projection
-from tests.conftest import NO_REDUCTION, picture, write_pictures
+from gpu_cluster.results import Compared, Comparison, Projection
 from tests.conftest import gpu_cluster as command
+from tests.conftest import picture, write_pictures
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}
 
@@ -235,16 +237,13 @@ def test_two_pictures_are_too_few_to_compare_anything(tmp_path):
 
 
 def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
-    module = sys.modules["gpu_cluster.jobs.compare"]
-
-    def reduce(embeddings: Any, *given: Any, **options: Any) -> Projection:
-        if embeddings.x.shape[1] == 256:
+    def reduce(x: Any, *given: Any, **options: Any) -> Projection:
+        if x.shape[1] == 256:
             # What a matrix does that no memory holds.
             np.empty((1 << 50, 512), np.float32)
-        return real(embeddings, *given, **options)
+        return real_reduce(x, *given, **options)
 
-    real = module.reduce
-    monkeypatch.setattr(module, "reduce", reduce)
+    monkeypatch.setattr("gpu_cluster.clustering.sequence.reduce", reduce)
     write_pictures(tmp_path / "in", 12)
     given: dict[str, Any] = {**FEW, "algorithms": ["kmeans", "ward"], "out": tmp_path / "run"}
     result = gpu_cluster.compare(tmp_path / "in", features=["colours", "hog"], **given)
@@ -278,7 +277,7 @@ def test_features_below_0_have_no_square_root(tmp_path):
 
 @pytest.mark.slow
 def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["gpu_cluster.jobs.compare"], "MOST_IMAGES", 5)
+    monkeypatch.setattr(gpu_cluster.jobs.compare, "MOST_IMAGES", 5)
     write_pictures(tmp_path / "in", 6)
     given: dict[str, Any] = {"algorithms": ["kmeans"], "k": 2, "out": tmp_path / "run"}
     result = gpu_cluster.compare(tmp_path / "in", **given)
@@ -289,8 +288,7 @@ def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_p
 
 
 def test_too_many_images_leave_an_algorithm_out_and_say_so(tmp_path, monkeypatch):
-    # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["gpu_cluster.jobs.compare"], "MOST_IMAGES", 10)
+    monkeypatch.setattr(gpu_cluster.jobs.compare, "MOST_IMAGES", 10)
     write_pictures(tmp_path / "in", 12)
     result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
     assert [row.reason for row in result.rows] == [None, *["left out: 12 images are more than 10"] * 3]
@@ -398,8 +396,7 @@ def test_groups_are_those_of_scikit_learn():
 def test_groups_of_any_labels_are_described_by_their_means():
     x = blobs()
     found = np.where(np.arange(120) < 20, -1, np.arange(120) // 60 + 4)
-    projection = Projection(NO_REDUCTION, x, "", x[:, :2], (0.5, 0.5), x, "")
-    described = of_labels(projection, found, backend=CpuBackend())
+    described = of_labels(x, found, backend=CpuBackend())
     assert described.sizes.tolist() == [60, 40, 20]
     np.testing.assert_allclose(described.centres[2], x[:20].mean(axis=0), rtol=1e-5)
     distances = np.linalg.norm(x[:20] - x[:20].mean(axis=0), axis=1)

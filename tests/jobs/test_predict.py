@@ -255,7 +255,6 @@ CHANGES: dict[str, Callable[[dict[str, np.ndarray], dict[str, Any]], Any]] = {
     "an array too many": lambda arrays, _: arrays.update(other=arrays["mean"]),
     "an array of objects": lambda arrays, _: arrays.update(mean=np.array([object()] * 1024)),
     "not finite": lambda arrays, _: arrays.update(centres=arrays["centres"] * np.float32(np.nan)),
-    "too many features": lambda _, content: content["embed"].update(pooling="average"),
     "no scaling known": lambda _, content: content["reduction"].update(scaling="cube"),
     "components beyond": lambda _, content: content["reduction"].update(kept=99),
     "no embedding": lambda _, content: content.pop("embed"),
@@ -272,6 +271,13 @@ def test_a_model_that_is_not_as_it_was_written_is_refused(tmp_path, trained, cha
     changed(tmp_path / "model", CHANGES[change])
     with pytest.raises(DataError, match=r"model' is damaged \(.*run the clustering again"):
         load_model(tmp_path / "model", CpuBackend())
+
+
+def test_a_model_of_other_features_than_its_network_gives_is_refused(tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "run")
+    changed(tmp_path / "run" / "model", lambda _, content: content["embed"].update(pooling="average"))
+    with pytest.raises(DataError, match=r"model' is damaged \(expected 512 features, found 1024\): run the clustering"):
+        gpu_cluster.predict(tmp_path / "run", trained.parent / "in", out=tmp_path / "p.csv")
 
 
 @pytest.mark.parametrize(("one", "other"), [('"scaling": "l2"', '"scaling": "none"'), ('"kept": 8', '"kept": 7')])

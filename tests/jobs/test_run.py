@@ -103,7 +103,7 @@ def test_run_record_names_device_weights_versions_and_times(sample_run):
     assert record["weights"]["sha256"].startswith("fb89143d")
     assert record["files"] == {"found": 210, "ok": 210, "bad": 0, "duplicate": 0}
     assert record["images_per_s"] > 0
-    stages = ["scan", "embed", "reduce", "sweep", "cluster", "score", "similar", "layout", "report"]
+    stages = ["scan", "embed", "reduce", "sweep", "cluster", "score", "near_duplicates", "tsne", "report"]
     assert list(record["stages_s"]) == stages
     assert record["versions"]["tensorflow"].startswith("2.21")
 
@@ -111,7 +111,7 @@ def test_run_record_names_device_weights_versions_and_times(sample_run):
 def test_events_tell_the_job_from_start_to_end(sample_run):
     events = [json.loads(line) for line in (sample_run.folder / "events.jsonl").read_text().splitlines()]
     finished = [event["stage"] for event in events if event["event"] == "stage_finished"]
-    assert finished == ["embed", "reduce", "sweep", "cluster", "score", "similar", "layout", "report", "page"]
+    assert finished == ["embed", "reduce", "sweep", "cluster", "score", "near_duplicates", "tsne", "report", "page"]
     embedded = [
         (event["done"], event["total"]) for event in events if event.get("stage") == "embed" and "done" in event
     ]

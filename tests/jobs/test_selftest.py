@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpu_cluster.backend import CpuBackend, look_for_gpu
+from gpu_cluster.backend import Backend, CpuBackend, look_for_gpu
+from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.errors import DeviceError
-from gpu_cluster.events import Observer
-from gpu_cluster.images.scan import discover, scan
-from gpu_cluster.jobs.selftest import Measured, Verdict, compare, measure, run_selftest
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import opened
+from gpu_cluster.jobs.selftest import Measured, Verdict, compare, measure, selftest
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from tests.conftest import gpu_cluster
 
@@ -23,9 +26,13 @@ without_gpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def cpu() -> Measured:
-    config = build_config(k=10, image_size=32)
-    manifest = scan(discover(config.input, Observer()), config.input, Observer())
-    return measure(CpuBackend(), manifest, config, Observer())
+    config = build_config(k=10, image_size=32, no_cache=True)
+
+    def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> extractors.Extractor:
+        return extractors.of_vgg16(weights, config.embed)
+
+    with opened(config, Recorder(), lambda: discover(config.input, Observer()), prepared) as job:
+        return measure(CpuBackend(), job)
 
 
 @without_gpu
@@ -42,7 +49,7 @@ def test_without_a_gpu_the_cpu_column_is_filled_and_it_says_what_was_not_tried(t
 @without_gpu
 def test_a_gpu_asked_for_and_missing_is_an_error():
     with pytest.raises(DeviceError, match="no GPU can be used"):
-        run_selftest("gpu")
+        selftest("gpu")
 
 
 def test_a_device_that_does_the_same_passes(cpu):

@@ -24,11 +24,13 @@ from selenium.webdriver.remote.webelement import WebElement
 import gpu_cluster
 from gpu_cluster.config import shipped_data
 from gpu_cluster.errors import DataError
+from gpu_cluster.files import printable
+from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
+from gpu_cluster.jobs.report import report
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report import page
-from gpu_cluster.report.page import visible, write_page
-from gpu_cluster.results import printable
+from gpu_cluster.report.page import visible
 from tests.conftest import Finished, picture, write_pictures
 from tests.conftest import gpu_cluster as command
 
@@ -295,7 +297,7 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_no_name_or_label_is_ever_executed(chromium, hostile):
     before = set(hostile.parent.iterdir())
-    write_page(hostile)
+    report(hostile)
     chromium.open(hostile / "report.html")
     for key in "nnnnnnnnnn":
         chromium.find("#map").send_keys(key)
@@ -352,13 +354,13 @@ def test_pictures_that_are_gone_leave_a_page_with_grey_tiles(tmp_path):
     write_pictures(tmp_path / "in", 6)
     run = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run").folder
     shutil.rmtree(tmp_path / "in")
-    write_page(run)
+    report(run)
     assert "6 pictures in 3 groups" in (run / "report.html").read_text()
 
 
 def test_a_folder_that_is_no_run_is_an_error_that_says_what_is_expected(tmp_path):
     with pytest.raises(DataError, match="expected the folder that `gpu-cluster run` left, found FileNotFoundError"):
-        write_page(tmp_path)
+        report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -367,7 +369,7 @@ def test_a_file_that_holds_something_else_is_an_error_that_names_the_folder(tmp_
     shutil.copytree(tiny, tmp_path / "run")
     (tmp_path / "run" / name).write_text("[]" if name.endswith(".json") else "a,b\n1,2\n")
     with pytest.raises(DataError, match=r"cannot make a report of '.*run': expected the folder that"):
-        write_page(tmp_path / "run")
+        report(tmp_path / "run")
     assert (tmp_path / "run" / "report.html").read_bytes() == (tiny / "report.html").read_bytes()
 
 
@@ -387,10 +389,10 @@ def test_the_limit_of_the_run_on_pixels_holds_for_its_page(tmp_path):
     files = write_pictures(tmp_path / "in", 6)
     run = gpu_cluster.run(tmp_path / "in", **TINY, max_pixels=48 * 40, out=tmp_path / "run").folder
     picture(0, (49, 40)).save(files[0])
-    write_page(run)
+    report(run)
     too_large = (run / "report.html").read_bytes()
     files[0].unlink()
-    write_page(run)
+    report(run)
     assert (run / "report.html").read_bytes() == too_large
 
 
@@ -400,7 +402,8 @@ def test_a_name_longer_than_names_may_be_where_each_byte_is_an_escape_has_its_th
     shown = printable(raw.name)
     picture(0).save(tmp_path / "plain.png")
     assert len(shown) > 255
-    assert Thumbnails(tmp_path, [shown]).source(0) == Thumbnails(tmp_path, ["plain.png"]).source(0)
+    source = open_source(tmp_path)
+    assert Thumbnails(source, [shown]).source(0) == Thumbnails(source, ["plain.png"]).source(0)
 
 
 def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, chromium):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gpu_cluster.images.source import open_source
 from gpu_cluster.report import plots
 from gpu_cluster.results import Clustering, Contingency, Projection, Scores, Sweep, SweepPoint
 from tests.conftest import NO_REDUCTION, write_pictures
@@ -28,7 +29,7 @@ def projection(pcs: np.ndarray) -> Projection:
 def scores(silhouettes: np.ndarray, counts: np.ndarray | None = None) -> Scores:
     table = None if counts is None else Contingency(classes=("daisy", "rose"), counts=counts)
     mean = None if np.isnan(silhouettes).all() else float(np.nanmean(silhouettes))
-    return Scores("test", {"silhouette": mean}, None, 0, table, silhouettes, len(silhouettes))
+    return Scores({"silhouette": mean}, None, 0, table, silhouettes, len(silhouettes))
 
 
 def clustering(labels: np.ndarray) -> Clustering:
@@ -74,7 +75,7 @@ def test_colour_and_marker_together_are_unique_for_88_groups():
 
 def test_elbow_marks_the_chosen_k_and_says_why():
     points = tuple(SweepPoint(k, 100.0 / k, None if k == 1 else 0.1 * k, 0.9, 3, 0.1) for k in range(1, 6))
-    figure = plots.elbow(Sweep(points, best_k=3, chosen_by="knee", space="test"))
+    figure = plots.elbow(Sweep(points, best_k=3, chosen_by="knee"))
     left, right, _ = figure.axes
     assert left.get_title(loc="left") == "Elbow; k = 3 (knee)"
     for axes in (left, right):
@@ -99,7 +100,7 @@ def test_contact_sheet_shows_the_files_in_their_order(tmp_path):
     for number, colour in enumerate(("red", "lime", "blue")):
         files.append(tmp_path / f"{number}.png")
         Image.new("RGB", (60, 30), colour).save(files[-1])
-    sheet = plots.contact_sheet(files, "title")
+    sheet = plots.contact_sheet(open_source(tmp_path), list(map(str, files)), "title")
     centres = [
         sheet.getpixel((plots._TILE * column + plots._TILE // 2, plots._HEAD + plots._TILE // 2))
         for column in (0, 1, 2)
@@ -109,7 +110,7 @@ def test_contact_sheet_shows_the_files_in_their_order(tmp_path):
 
 def test_contact_sheet_of_a_file_that_is_gone_has_a_grey_tile(tmp_path):
     files = [*write_pictures(tmp_path, 1), tmp_path / "gone.png"]
-    sheet = plots.contact_sheet(files, "title")
+    sheet = plots.contact_sheet(open_source(tmp_path), list(map(str, files)), "title")
     middle = sheet.getpixel((plots._TILE + plots._TILE // 2, plots._HEAD + plots._TILE // 2))
     assert middle == (187, 187, 187)
 
@@ -130,6 +131,6 @@ def test_a_scatter_plot_of_more_points_than_it_draws_says_so():
 
 
 def test_a_small_contact_sheet_is_as_wide_as_its_title(tmp_path):
-    files = write_pictures(tmp_path, 2)
+    shown = (open_source(tmp_path), [file.name for file in write_pictures(tmp_path, 2)])
     title = "Cluster 13: 2 images, nearest to the centre first; 2 are black-eyed susan"
-    assert plots.contact_sheet(files, title).width > plots.contact_sheet(files, "short").width == 4 * plots._TILE
+    assert plots.contact_sheet(*shown, title).width > plots.contact_sheet(*shown, "short").width == 4 * plots._TILE

@@ -15,7 +15,8 @@ import gpu_cluster as package
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Manifest
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.shards import DAMAGED, is_shard
 from gpu_cluster.store.store import EmbeddingShards, Store
 from tests.conftest import Finished, gpu_cluster, write_pictures
@@ -43,7 +44,7 @@ def scanned(folder: Path, root: Path) -> Path:
         os.utime(file, (time.time() - 3600, time.time() - 3600))
     before = set((root / "scans").glob("*"))
     manifest = Manifest(folder, tuple(file.name for file in files))
-    scan(manifest, InputConfig(), Observer(), store=Store(root, Observer()))
+    scan(manifest, open_source(manifest.root), InputConfig(), Observer(), store=Store(root, Observer()))
     (new,) = set((root / "scans").glob("*")) - before
     return new
 

@@ -29,10 +29,13 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.errors import DataError, StoreError
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Embeddings, Manifest
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import Embeddings
 from gpu_cluster.store.maintenance import verify
 from gpu_cluster.store.shards import DAMAGED, is_shard
 from gpu_cluster.store.store import EmbeddingShards, ScanShards, Store
@@ -99,7 +102,7 @@ def aged(files: Sequence[Path]) -> list[Path]:
 def scanned(files: Sequence[Path], store: Store | None, observer: Observer | None = None, **options: Any) -> Manifest:
     root = files[0].parent
     manifest = Manifest(root, tuple(os.path.relpath(file, root) for file in files))
-    return scan(manifest, InputConfig(), observer or Observer(), store=store, **options)
+    return scan(manifest, open_source(manifest.root), InputConfig(), observer or Observer(), store=store, **options)
 
 
 def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None = None, **store: Any) -> Embeddings:
@@ -108,11 +111,10 @@ def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None
     opened = None if root is None else Store(root, observer)
     return embed(
         scanned(files, opened, observer),
-        extractors.of_vgg16(vgg16.find_weights(), SMALL_SIDE),
-        SMALL_SIDE,
+        open_source(files[0].parent),
+        choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), SMALL_SIDE), SMALL_SIDE),
         store=opened,
         store_config=StoreConfig(**store),
-        backend=CpuBackend(),
         observer=observer,
     )
 
@@ -682,9 +684,13 @@ def test_what_a_scan_found_is_used_for_a_related_folder(tmp_path, root, first, s
     named = {
         folder: Manifest(tmp_path / folder, (os.path.relpath(file, tmp_path / folder),)) for folder in (first, second)
     }
-    before = scan(named[first], InputConfig(), Observer(), store=Store(root, Observer()))
+    before = scan(
+        named[first], open_source(named[first].root), InputConfig(), Observer(), store=Store(root, Observer())
+    )
     unseen_change(file)
-    after = scan(named[second], InputConfig(), Observer(), store=Store(root, Observer()))
+    after = scan(
+        named[second], open_source(named[second].root), InputConfig(), Observer(), store=Store(root, Observer())
+    )
     assert after.files == before.files
 
 

@@ -1,141 +1,113 @@
-"""Files -> tf.data batches of pictures.
+"""Pictures -> tf.data batches of their pixels.
 
-Enters: files that the scan found usable. Leaves: float32 pictures (B, side, side, 3), RGB, 0 to 255, upright, on white
-where they are transparent; each with the index of its file, so that a file that fails never shifts the others. Must not
-know the network.
+Enters: pictures that the scan found usable. Leaves: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, on white
+where they are transparent; each with its position, so that a picture that fails never shifts the others. Must not know
+the network.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpu_cluster.config import EmbedConfig
 from gpu_cluster.images import decode
-from gpu_cluster.results import FileFacts
+from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.manifest import FileFacts
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Part of the key of every embedding that is kept: to be counted up when a file's pixels come out otherwise than before.
-VERSION = 2
-
 _PILLOW, _JPEG, _PNG = range(3)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file to decode, and what its header said."""
-
-    path: Path
-    facts: FileFacts
-
-    @property
-    def decoder(self) -> int:
-        """Which decoder gets the file's colours right; where several do, TensorFlow's, which are faster."""
-        kind, mode = self.facts.format, self.facts.mode
-        if kind in ("JPEG", "MPO") and mode in ("L", "RGB", "CMYK"):
-            return _JPEG
-        # TensorFlow 2.21 leaves grey and palettes of 1, 2 and 4 bits a pixel unscaled.
-        return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else _PILLOW
+def decoder_of(facts: FileFacts) -> int:
+    """Return which decoder gets a picture's colours right; where several do, TensorFlow's, which are faster."""
+    kind, mode = facts.format, facts.mode
+    if kind in ("JPEG", "MPO") and mode in ("L", "RGB", "CMYK"):
+        return _JPEG
+    # TensorFlow 2.21 leaves grey and palettes of 1, 2 and 4 bits a pixel unscaled.
+    return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else _PILLOW
 
 
-def batches(sources: Sequence[Source], config: EmbedConfig, *, batch_size: int, shard_size: int) -> tf.data.Dataset:
-    """Return a dataset of (index (B,) int64, picture (B, side, side, 3) float32), in the order of `sources`.
+def batches(pictures: Sequence[Picture], config: EmbedConfig, *, batch_size: int) -> tf.data.Dataset:
+    """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
 
-    No batch holds pictures of two shards, so that a shard comes out the same whichever was done before it. Files that
-    cannot be decoded are left out: their indices do not appear.
+    All pictures are of one source. Those that cannot be decoded are left out: their positions do not appear.
     """
     import tensorflow as tf
 
-    def shards() -> Iterator[tuple[np.ndarray, list[bytes], list[int], list[int]]]:
-        for first in range(0, len(sources), shard_size):
-            part = sources[first : first + shard_size]
-            names = [os.fsencode(source.path) for source in part]
-            orientations = [source.facts.orientation for source in part]
-            yield first + np.arange(len(part)), names, orientations, [source.decoder for source in part]
-
-    def read(index: tf.Tensor, name: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor) -> tuple[Any, Any]:
-        decoders = (lambda: _by_pillow(name), lambda: _jpeg(name, orientation), lambda: _png(name, orientation))
-        return index, to_square(tf.switch_case(decoder, list(decoders)), config)
-
-    def shard(*columns: tf.Tensor) -> tf.data.Dataset:
-        files = tf.data.Dataset.from_tensor_slices(columns)
-        decoded = files.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return decoded.ignore_errors().batch(batch_size)
-
-    types = (tf.int64, tf.string, tf.int32, tf.int32)
-    columns = tuple(tf.TensorSpec((None,), dtype) for dtype in types)
-    return tf.data.Dataset.from_generator(shards, output_signature=columns).flat_map(shard).prefetch(2)
+    source = pictures[0].source
+    paths = [source.local_path(picture.location) for picture in pictures]
+    columns = (
+        np.arange(len(pictures)),
+        [os.fsencode(path or picture.location) for path, picture in zip(paths, pictures, strict=True)],
+        np.array([picture.facts.orientation for picture in pictures], np.int32),
+        np.array([decoder_of(picture.facts) for picture in pictures], np.int32),
+    )
+    read = _reader(source, config, is_local=None not in paths)
+    decoded = tf.data.Dataset.from_tensor_slices(columns).map(
+        read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return decoded.ignore_errors().batch(batch_size).prefetch(2)
 
 
-def second_look(paths: Mapping[int, Path], config: EmbedConfig) -> tuple[dict[int, Any], dict[int, str], set[int]]:
-    """Decode with Pillow what the pipeline could not.
-
-    Parameters
-    ----------
-    paths
-        Path by index.
-
-    Returns
-    -------
-    pictures
-        (side, side, 3) float32 by index, of the files that Pillow can decode.
-    bad
-        Reason by index, of the others.
-    passing
-        Those of the bad whose reason may be over the next time, whatever their content.
-    """
+# Traced once for all shards of a job.
+@functools.lru_cache(maxsize=4)
+def _reader(source: Source, config: EmbedConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
-    pictures: dict[int, Any] = {}
-    bad: dict[int, str] = {}
-    passing: set[int] = set()
-    for index, path in paths.items():
-        try:
-            decoded = decode.decode(path)
-        # Pillow's decoders raise whatever a broken file makes them stumble over; none may end the job.
-        except Exception as error:  # noqa: BLE001
-            bad[index] = decode.reason(_head(path), error)
-            if decode.is_passing(error):
-                passing.add(index)
-        else:
-            pictures[index] = to_square(tf.constant(decoded), config)
-    return pictures, bad, passing
+    def content(name: tf.Tensor) -> Any:
+        return tf.io.read_file(name) if is_local else tf.numpy_function(_read(source), [name], tf.string)
+
+    # Converted by autograph, it would leave files in the temporary folder when the process is killed.
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def read(position: tf.Tensor, name: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor) -> tuple[Any, Any]:
+        decoders = (
+            lambda: _by_pillow(source, name),
+            lambda: _jpeg(content(name), orientation),
+            lambda: _png(content(name), orientation),
+        )
+        return position, to_square(tf.switch_case(decoder, list(decoders)), config)
+
+    return read  # type: ignore[no-any-return]
 
 
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(decode.HEAD_BYTES)
-    except OSError:
-        return b""
+def _read(source: Source) -> Callable[[bytes], bytes]:
+    def read(name: bytes) -> bytes:
+        with source.open(os.fsdecode(name))[0] as stream:
+            return stream.read()
+
+    return read
 
 
-def _by_pillow(name: tf.Tensor) -> tf.Tensor:
+def _by_pillow(source: Source, name: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
-    decoded = tf.numpy_function(lambda path: decode.decode(Path(os.fsdecode(path))), [name], tf.uint8)
-    return tf.ensure_shape(decoded, (None, None, 3))
+    def decoded(name: bytes) -> Any:
+        location = os.fsdecode(name)
+        with source.open(location)[0] as stream:
+            return decode.decode(stream, os.path.splitext(location)[1])
+
+    return tf.ensure_shape(tf.numpy_function(decoded, [name], tf.uint8), (None, None, 3))
 
 
-def _jpeg(name: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _jpeg(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     # The accurate transform is the one that Pillow uses: both decoders then give the same pixels.
-    decoded = tf.io.decode_jpeg(tf.io.read_file(name), channels=3, dct_method="INTEGER_ACCURATE")
+    decoded = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
     return _upright(decoded, orientation)
 
 
-def _png(name: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
-    decoded = tf.io.decode_png(tf.io.read_file(name), channels=4)
+    decoded = tf.io.decode_png(content, channels=4)
     colours, alpha = decoded[..., :3], decoded[..., 3:]
 
     def on_white() -> tf.Tensor:

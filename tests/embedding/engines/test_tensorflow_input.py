@@ -18,13 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpu_cluster.config import InputConfig
 from gpu_cluster.embedding.engines import tensorflow_input
-from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
-from gpu_cluster.images.scan import scan
-from gpu_cluster.results import FileFacts, Manifest
-from tests.conftest import photos
+from gpu_cluster.manifest import FileFacts
+from tests.conftest import decoded, photos, scanned_pictures
 from tests.conftest import picture as draw
 
 Pixels = np.ndarray[Any, Any]
@@ -32,17 +29,20 @@ SIZE = (48, 40)
 
 
 def facts_of(file: Path) -> FileFacts:
-    (facts,) = scan(Manifest(file.parent, (file.name,)), InputConfig(), Observer()).files
-    return facts
+    return scanned_pictures([file])[0].facts
+
+
+def shrunk(file: Path, side: int) -> Image.Image:
+    with file.open("rb") as stream:
+        return pictures.shrunk(stream, file.suffix, side)
 
 
 def by_tensorflow(file: Path) -> Pixels:
     """Decode with TensorFlow itself; a file that the pipeline leaves to Pillow is a KeyError."""
-    source = tensorflow_input.Source(file, facts_of(file))
-    decoder = {tensorflow_input._JPEG: tensorflow_input._jpeg, tensorflow_input._PNG: tensorflow_input._png}[
-        source.decoder
-    ]
-    found: Pixels = decoder(os.fsencode(file), np.int32(source.facts.orientation)).numpy()
+    decoders = {tensorflow_input._JPEG: tensorflow_input._jpeg, tensorflow_input._PNG: tensorflow_input._png}
+    facts = facts_of(file)
+    decoder = decoders[tensorflow_input.decoder_of(facts)]
+    found: Pixels = decoder(file.read_bytes(), np.int32(facts.orientation)).numpy()
     return found
 
 
@@ -144,7 +144,7 @@ def test_both_decoders_give_the_same_pixels(tmp_path, name):
     file = tmp_path / name
     file.write_bytes(BY_BOTH[name]())
     # No tolerance: both use libjpeg-turbo's accurate integer transform, and round what is transparent to the nearest.
-    np.testing.assert_array_equal(by_tensorflow(file), pictures.decode(file))
+    np.testing.assert_array_equal(by_tensorflow(file), decoded(file))
 
 
 def test_both_decoders_round_every_colour_of_every_opacity_alike(tmp_path):
@@ -154,7 +154,7 @@ def test_both_decoders_round_every_colour_of_every_opacity_alike(tmp_path):
     Image.fromarray(levels).save(tmp_path / "a.png")
     colour, alpha = (levels[..., channel].astype(float) for channel in (0, 3))
     expected = np.rint((colour * alpha + 255 * (255 - alpha)) / 255)
-    for found in (pictures.decode(tmp_path / "a.png"), by_tensorflow(tmp_path / "a.png")):
+    for found in (decoded(tmp_path / "a.png"), by_tensorflow(tmp_path / "a.png")):
         np.testing.assert_array_equal(found[..., 0], expected)
 
 
@@ -162,7 +162,7 @@ def test_ycck_has_the_colours_of_the_cmyk_that_it_was_made_of(tmp_path):
     cmyk = smooth().convert("CMYK")
     (tmp_path / "a.jpg").write_bytes(ycck(cmyk))
     # Rounded to luminance and colour, and by JPEG at its best; measured 0.7, and 60 and more where it is inverted.
-    assert mean_difference(pictures.decode(tmp_path / "a.jpg"), np.asarray(cmyk.convert("RGB"))) < 3
+    assert mean_difference(decoded(tmp_path / "a.jpg"), np.asarray(cmyk.convert("RGB"))) < 3
 
 
 # Upright
@@ -194,7 +194,7 @@ def test_a_picture_stored_turned_away_comes_out_as_it_was(tmp_path, name, option
     upright = np.asarray(smooth())
     stored = Image.fromarray(np.ascontiguousarray(TURNED_AWAY[orientation](upright)))
     stored.save(tmp_path / name, exif=exif(orientation), **options)
-    np.testing.assert_array_equal(pictures.decode(tmp_path / name), upright)
+    np.testing.assert_array_equal(decoded(tmp_path / name), upright)
 
 
 @pytest.mark.parametrize("orientation", TURNED_AWAY)
@@ -205,7 +205,7 @@ def test_a_lossy_picture_stored_turned_away_comes_out_much_as_it_was(tmp_path, n
     upright = np.asarray(smooth())
     stored = Image.fromarray(np.ascontiguousarray(TURNED_AWAY[orientation](upright)))
     stored.save(tmp_path / name, exif=exif(orientation), **options)
-    found = pictures.decode(tmp_path / name)
+    found = decoded(tmp_path / name)
     assert found.shape == upright.shape
     # What compression loses; a picture that is turned or mirrored is 20 and more away.
     assert mean_difference(found, upright) < 5
@@ -214,7 +214,7 @@ def test_a_lossy_picture_stored_turned_away_comes_out_much_as_it_was(tmp_path, n
 @pytest.mark.parametrize("name", ["Landscape", "Portrait"])
 def test_the_photos_of_every_orientation_are_the_same_by_both_decoders(name):
     files = [photos("exif") / f"{name}_{orientation}.jpg" for orientation in range(9)]
-    found = [pictures.decode(file) for file in files]
+    found = [decoded(file) for file in files]
     for file, one in zip(files[1:], found[1:], strict=True):
         np.testing.assert_array_equal(by_tensorflow(file), one)
         # Their maker turned and compressed each again: 0.4 to 3.7 grey levels apart. Mirrored they are 43 to 88 apart.
@@ -240,7 +240,7 @@ def test_an_orientation_that_means_nothing_leaves_the_picture_as_stored(tmp_path
     smooth().save(file, exif=block)
     with Image.open(file) as image:
         stored = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(pictures.decode(file), stored)
+    np.testing.assert_array_equal(decoded(file), stored)
     np.testing.assert_array_equal(by_tensorflow(file), stored)
 
 
@@ -255,7 +255,7 @@ def test_a_transparent_grey_of_few_bits_is_white(tmp_path, bits, key, expected):
     file.write_bytes(png(packed, bits, 0, (b"tRNS", struct.pack(">H", key))))
     white = np.where(levels == key, 255, levels * (255 // (len(levels) - 1)))
     # One bit a pixel fills no byte here, and the rest of the row is black.
-    np.testing.assert_array_equal(pictures.decode(file)[0, : len(levels), 0], white)
+    np.testing.assert_array_equal(decoded(file)[0, : len(levels), 0], white)
     assert expected in (None, white.tolist())
 
 
@@ -264,7 +264,7 @@ def test_a_transparent_colour_of_16_bits_takes_no_other_colour_for_transparent(t
     key, other = 0x1234, 0x3499
     rows = np.array([[key, key, key, other, other, other]], ">u2")
     (tmp_path / "a.png").write_bytes(png(rows, 16, 2, (b"tRNS", struct.pack(">HHH", key, key, key))))
-    for found in (by_tensorflow(tmp_path / "a.png"), pictures.decode(tmp_path / "a.png")):
+    for found in (by_tensorflow(tmp_path / "a.png"), decoded(tmp_path / "a.png")):
         np.testing.assert_array_equal(found[0], [[255] * 3, [0x34] * 3])
 
 
@@ -274,7 +274,7 @@ def test_pixels_that_are_no_numbers_do_not_hide_the_others(tmp_path, odd):
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     values[0, 3] = odd
     Image.fromarray(values).save(tmp_path / "a.tif")
-    found = pictures.decode(tmp_path / "a.tif")[1:, :, 0]
+    found = decoded(tmp_path / "a.tif")[1:, :, 0]
     # One level for the rounding of the stretch.
     np.testing.assert_allclose(found, values[1:] * 255, atol=1)
 
@@ -287,7 +287,7 @@ def test_twelve_bits_are_stretched_to_eight(tmp_path):
     table = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
     content = b"II*\0" + struct.pack("<I", 8 + len(raw)) + raw + struct.pack("<H", len(tags)) + table + bytes(4)
     (tmp_path / "a.tif").write_bytes(content)
-    np.testing.assert_array_equal(pictures.decode(tmp_path / "a.tif")[0, :, 0], levels >> 4)
+    np.testing.assert_array_equal(decoded(tmp_path / "a.tif")[0, :, 0], levels >> 4)
 
 
 # Limits
@@ -297,7 +297,7 @@ def test_twelve_bits_are_stretched_to_eight(tmp_path):
 def test_a_picture_of_just_as_many_pixels_as_are_allowed_is_decoded(tmp_path, width, height):
     Image.new("RGB", (width, height)).save(tmp_path / "a.bmp")
     with pictures.limited(width * height):
-        assert pictures.decode(tmp_path / "a.bmp").shape == (height, width, 3)
+        assert decoded(tmp_path / "a.bmp").shape == (height, width, 3)
 
 
 def bomb(side: int) -> bytes:
@@ -319,7 +319,9 @@ from pathlib import Path
 from gpu_cluster.images import decode
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
 config = InputConfig(**json.loads(sys.argv[1]))
 decode.suffixes()
 def peak():
@@ -327,7 +329,8 @@ def peak():
     (line,) = (one for one in open("/proc/self/status") if one.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 before = peak()
-manifest = scan(discover(config, Observer()), config, Observer())
+manifest = discover(config, Observer())
+manifest = scan(manifest, open_source(manifest.root), config, Observer())
 grown = peak() - before
 found = {path: manifest.status(row)[1] for row, path in enumerate(manifest.paths)}
 print(json.dumps([found, grown]))
@@ -375,8 +378,8 @@ def test_a_small_copy_of_a_jpeg_is_the_whole_picture_upright(tmp_path, orientati
     exif = Image.Exif()
     exif[0x0112] = orientation
     draw(3, (400, 260)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    whole = Image.fromarray(pictures.decode(tmp_path / "a.jpg"))
-    found = pictures.shrunk(tmp_path / "a.jpg", 50)
+    whole = Image.fromarray(decoded(tmp_path / "a.jpg"))
+    found = shrunk(tmp_path / "a.jpg", 50)
     assert max(found.size) == 50
     # By libjpeg's transform and Pillow's filter, instead of the filter alone: a level in a hundred.
     assert mean_difference(np.asarray(found), np.asarray(whole.resize(found.size, Image.Resampling.BICUBIC))) < 2.5
@@ -386,13 +389,13 @@ def test_a_small_copy_of_a_jpeg_is_the_whole_picture_upright(tmp_path, orientati
 def test_small_copies_of_other_files_have_their_colours(tmp_path, name):
     image = draw(4, (90, 60)).convert({"grey.jpg": "L", "cmyk.jpg": "CMYK"}.get(name, "RGB"))
     image.save(tmp_path / name)
-    whole = Image.fromarray(pictures.decode(tmp_path / name))
+    whole = Image.fromarray(decoded(tmp_path / name))
     whole.thumbnail((30, 30))
-    found = pictures.shrunk(tmp_path / name, 30)
+    found = shrunk(tmp_path / name, 30)
     assert found.mode == "RGB"
     assert mean_difference(np.asarray(found), np.asarray(whole)) < 2.5
 
 
 def test_a_picture_that_is_small_already_is_not_blown_up(tmp_path):
     draw(5, (20, 10)).save(tmp_path / "a.jpg")
-    assert pictures.shrunk(tmp_path / "a.jpg", 64).size == (20, 10)
+    assert shrunk(tmp_path / "a.jpg", 64).size == (20, 10)

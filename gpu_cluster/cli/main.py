@@ -1,0 +1,79 @@
+"""The process around a command: signals, standard streams, errors on one line, exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from gpu_cluster.cli.commands import app, signals
+from gpu_cluster.cli.signals import Terminated
+from gpu_cluster.cli.terminal import print_error
+from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    signals.listen()
+    _fill_closed_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:] or ["--help"]
+    debug = "--debug" in arguments
+    try:
+        _check_arguments(arguments)
+        # Out of standalone mode Typer leaves usage errors to us, and we keep every error on one line.
+        code = app(args=arguments, standalone_mode=False)
+        if code == 128 + signal.SIGINT:
+            # Typer turns a KeyboardInterrupt in a command into this code, without a word.
+            raise KeyboardInterrupt
+    except (GpuClusterError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print_error(message, with_traceback=debug)
+        code = 128 + (signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
+    except (KeyboardInterrupt, typer.Abort, Terminated):
+        code = _print_interrupted()
+    except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
+        if signals.number is not None:
+            # A C extension that is being imported makes an ImportError of whatever a signal raises in it.
+            code = _print_interrupted()
+        else:
+            found = " ".join(str(error).split())
+            unexpected = f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints"
+            print_error(unexpected, with_traceback=debug)
+            code = 1
+    sys.exit(code)
+
+
+def _fill_closed_descriptors() -> None:
+    """Give a process started without standard streams some: else the first files it opens are taken for them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    # Python itself has none then.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse empty arguments: as a path each would be the current folder, whatever is in there."""
+    for number, argument in enumerate(arguments, start=1):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            raise ConfigError(
+                f"argument {number} is empty: expected a value, found {argument!r}; is a variable of the shell not set?"
+            )
+
+
+def _print_interrupted() -> int:
+    """Say that nothing came of it, and return the exit code of a process that a signal ended."""
+    print_error("interrupted; no results were written: run the same command again to go on")
+    return 128 + (signals.number or signal.SIGINT)

@@ -1,0 +1,103 @@
+"""Embeddings x (n, d) -> a space, a number of clusters, clusters, scores: the sequence of every job that clusters.
+
+Must not know where the embeddings come from, or what becomes of the clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.clustering.cluster import cluster
+from gpu_cluster.clustering.reduce import reduce
+from gpu_cluster.clustering.score import score
+from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.config import ClusteringConfig
+from gpu_cluster.events import Recorder
+from gpu_cluster.manifest import IntArray
+from gpu_cluster.results import Clustering, Projection, Scores, Sweep, Truth
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What each step of the sequence found."""
+
+    projection: Projection
+    sweep: Sweep
+    clustering: Clustering
+    scores: Scores
+
+
+def find_clusters(
+    x: Array,
+    config: ClusteringConfig,
+    *,
+    backend: Backend,
+    events: Recorder,
+    sweep_space: str = "projection",
+    truth: Truth | None = None,
+    originals: IntArray | None = None,
+) -> Clusters:
+    """Cluster embeddings x (n, d) float32, device: reduce, sweep over k, cluster at the k chosen, score.
+
+    Parameters
+    ----------
+    sweep_space
+        As `Projection.sweep_space`: `projection`, or `scaled` for the scaled embeddings before PCA.
+    truth
+        The labels to compare the clusters with; they take no part in any decision.
+    originals
+        For each row the first row of the same bytes (see `copies`); None where no row is a copy.
+    """
+    projection = find_space(x, config, backend=backend, events=events, sweep_space=sweep_space, originals=originals)
+    sweep = find_k(projection, config, backend=backend, events=events)
+    with events.stage("cluster"):
+        clustering = cluster(
+            projection.x,
+            sweep.best_k,
+            config.cluster,
+            seed=config.seed,
+            backend=backend,
+            observer=events,
+            originals=originals,
+        )
+    with events.stage("score"):
+        scores = score(
+            projection.x,
+            clustering,
+            config.score,
+            seed=config.seed,
+            backend=backend,
+            observer=events,
+            truth=truth,
+            originals=originals,
+        )
+    return Clusters(projection, sweep, clustering, scores)
+
+
+def find_space(
+    x: Array,
+    config: ClusteringConfig,
+    *,
+    backend: Backend,
+    events: Recorder,
+    sweep_space: str = "projection",
+    originals: IntArray | None = None,
+) -> Projection:
+    """Return the space that is clustered: the first step, for whoever clusters it by other algorithms too."""
+    with events.stage("reduce"):
+        return reduce(x, config.reduce, backend=backend, sweep_space=sweep_space, originals=originals)
+
+
+def find_k(projection: Projection, config: ClusteringConfig, *, backend: Backend, events: Recorder) -> Sweep:
+    """Return the number of clusters that the sweep chooses: the second step."""
+    with events.stage("sweep"):
+        return sweep_k(
+            projection.sweep_x,
+            config.sweep,
+            config.cluster,
+            config.score,
+            seed=config.seed,
+            backend=backend,
+            observer=events,
+        )

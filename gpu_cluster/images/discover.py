@@ -1,0 +1,106 @@
+"""Folders, files and lists named -> the files that are pictures, sorted by path, with their labels.
+
+Must not know what is in a picture beyond its first bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gpu_cluster.config import InputConfig, shipped_data
+from gpu_cluster.errors import DataError
+from gpu_cluster.events import Observer
+from gpu_cluster.files import printable
+from gpu_cluster.images.labels import labelled
+from gpu_cluster.images.source import LocalFiles
+from gpu_cluster.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+
+def discover(config: InputConfig, observer: Observer, *, with_labels: bool = True) -> Manifest:
+    """Find the images and, unless told otherwise, their labels.
+
+    Without images named, the sample set that comes with the package is taken.
+
+    Raises
+    ------
+    DataError
+        When a path is not there, no image is found, or the labels do not fit.
+    """
+    named = list(config.images)
+    if not named and config.input_list is None:
+        named = [shipped_data() / "flowers"]
+        observer.notice(
+            "No images named: using the 210 drawn flowers that come with gpu-cluster. "
+            "For your own pictures: gpu-cluster run FOLDER"
+        )
+    manifest = _manifest(named, config.input_list)
+    return labelled(manifest, named, config, observer) if with_labels else manifest
+
+
+def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
+    files: set[str] = set()
+    bad_files: dict[str, str] = {}
+    n_skipped = 0
+    for path in named:
+        if _is_folder(path):
+            listing = LocalFiles(path).list()
+            files |= listing.locations
+            bad_files |= listing.bad
+            n_skipped += listing.n_skipped
+        else:
+            files.add(str(path))
+    if input_list is not None:
+        files.update(_read_list(input_list))
+    if n_skipped:
+        log.info("passed over %d files that are no pictures, neither by content nor by name", n_skipped)
+    files |= bad_files.keys()
+    if not files:
+        where = ", ".join(repr(printable(str(path))) for path in (*named, *([input_list] if input_list else [])))
+        raise DataError(
+            f"no images in {where}; expected image files, by their content (JPEG, PNG, WebP, TIFF, ...) or their name"
+        )
+    if len(named) == 1 and named[0].is_dir() and input_list is None:
+        root = str(named[0])
+    else:
+        folders = [str(path if path.is_dir() else path.parent) for path in named]
+        root = os.path.commonpath([*folders, *(os.path.dirname(file) for file in files)])
+    # By bytes, not by locale or surrogates, so that the order is the same on every machine.
+    file_of = {os.path.relpath(file, root): file for file in files}
+    paths = sorted(file_of, key=os.fsencode)
+    bad = {row: bad_files[file_of[path]] for row, path in enumerate(paths) if file_of[path] in bad_files}
+    return Manifest(root=Path(root), paths=tuple(paths), bad=bad)
+
+
+def _read_list(input_list: Path) -> Iterator[str]:
+    """Yield the files that a list names, relative to the folder that it lies in."""
+    try:
+        content = input_list.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read --input-list {printable(str(input_list))!r}: {error.strerror}") from error
+    # As `find -print0` writes it, for names with newlines in them.
+    names = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    if not any(name.strip() for name in names):
+        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file a line")
+    for name in names:
+        if name.strip():
+            yield os.path.normpath(os.path.join(input_list.parent, os.fsdecode(name)))
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell a folder from a file; neither is an error."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        where = printable(str(path))
+        raise DataError(f"{where!r} does not exist; expected a folder of images or an image file") from None
+    except OSError as error:
+        raise DataError(f"cannot read {printable(str(path))!r}: {error.strerror}") from error
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        raise DataError(f"{printable(str(path))!r} is a pipe, a socket or a device; expected a folder or an image file")
+    return stat.S_ISDIR(status.st_mode)

@@ -1,0 +1,223 @@
+"""Where pictures are: list them, look at one, read one.
+
+Enters: a place. Leaves: the locations of its pictures, and each picture as a stream. `LocalFiles` is the file system;
+another place (a tar, an object store) is one more class. Nothing else opens a picture. Must not know what is done with
+the pictures.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from gpu_cluster.errors import DataError
+from gpu_cluster.files import printable
+from gpu_cluster.images import decode
+from gpu_cluster.manifest import FileFacts
+from gpu_cluster.run_folder import is_run_folder
+
+
+class UnreadableError(Exception):
+    """A picture cannot be opened; the message is the reason in plain words. Another time it may be readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What tells one content of a location from another without reading it: bytes, and nanoseconds since 1970."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass
+class Listing:
+    """What lies in a place: locations of pictures, what cannot be looked into with its reason, files skipped."""
+
+    locations: set[str] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)
+    n_skipped: int = 0
+
+
+class Source(ABC):
+    """A place with pictures in it. A location is the name of one picture there, as the manifest holds it."""
+
+    @abstractmethod
+    def list(self) -> Listing:
+        """List the pictures of this place, whatever their order.
+
+        Raises
+        ------
+        DataError
+            When the place as a whole cannot be read.
+        """
+
+    @abstractmethod
+    def stat(self, location: str) -> Stat:
+        """Look at a picture without reading it.
+
+        Raises
+        ------
+        UnreadableError
+            When it is not there, or may not be looked at.
+        """
+
+    @abstractmethod
+    def open(self, location: str) -> tuple[IO[bytes], Stat]:
+        """Open a picture to read it, from its first byte; the stream can seek. The caller closes it.
+
+        Raises
+        ------
+        UnreadableError
+            When it cannot be opened.
+        """
+
+    @abstractmethod
+    def local_path(self, location: str) -> Path | None:
+        """Return the file for libraries that read files themselves; None where the picture is no local file."""
+
+
+@dataclass(frozen=True)
+class LocalFiles(Source):
+    """Files of this machine's file system; locations are paths relative to `root`, or absolute."""
+
+    root: Path
+
+    def list(self) -> Listing:
+        """Find the pictures below the root, through symbolic links but never twice through one folder.
+
+        Hidden files and folders, earlier run folders, pipes, sockets and devices are passed over without a word; so
+        is, but counted, what is no picture by its content nor by its name.
+        """
+        return _walk(self.root)
+
+    def stat(self, location: str) -> Stat:
+        try:
+            status = os.stat(self.root / location)
+        except OSError as error:
+            raise UnreadableError(_why_not_opened(self.root / location, error)) from error
+        return Stat(status.st_size, status.st_mtime_ns)
+
+    def open(self, location: str) -> tuple[IO[bytes], Stat]:
+        file = self.root / location
+        try:
+            # Opening a pipe would wait for its other end, if not for this.
+            descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise UnreadableError(_why_not_opened(file, error)) from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+            raise UnreadableError(f"{what}, not a file")
+        return os.fdopen(descriptor, "rb"), Stat(status.st_size, status.st_mtime_ns)
+
+    def local_path(self, location: str) -> Path | None:
+        return self.root / location
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture: where it is, and what the scan found of it."""
+
+    source: Source
+    location: str
+    facts: FileFacts
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its name, with the dot."""
+        return os.path.splitext(self.location)[1]
+
+    def open(self) -> IO[bytes]:
+        """Open the picture to read it (see `Source.open`)."""
+        return self.source.open(self.location)[0]
+
+
+def open_source(root: Path) -> Source:
+    """Return the source whose locations are relative to `root`."""
+    return LocalFiles(root)
+
+
+@contextmanager
+def reading_threads() -> Iterator[ThreadPoolExecutor]:
+    """Give threads to read with; when the block is left early, what they have not begun is dropped."""
+    pool = ThreadPoolExecutor()
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def unescaped(shown: str) -> str:
+    r"""Return the location that a table shows, in which `\xNN` stands for a byte that is not UTF-8."""
+    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), os.fsencode(shown)))
+
+
+def _why_not_opened(file: Path, error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "a link that leads back to itself"
+    if isinstance(error, FileNotFoundError) and file.is_symlink():
+        return "a link to a file that is not there"
+    known = {errno.ENOENT: "not there", errno.EACCES: "no permission to read it"}
+    return known.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+
+
+def _walk(root: Path) -> Listing:
+    found = Listing()
+    seen: set[tuple[int, int]] = set()
+    unsure: list[str] = []
+
+    def fail(error: OSError) -> None:
+        if error.filename == str(root):
+            raise DataError(f"cannot read the folder {printable(str(root))!r}: {error.strerror}") from error
+        found.bad[error.filename] = f"a folder that cannot be read: {error.strerror}"
+
+    for directory, subdirectories, names in os.walk(root, followlinks=True, onerror=fail):
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in seen or is_run_folder(names):
+            subdirectories.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Folders before links to them: which of its names a file gets must not depend on the file system's order.
+        subdirectories[:] = sorted(
+            (name for name in subdirectories if not name.startswith(".")),
+            key=lambda name: (os.path.islink(os.path.join(directory, name)), os.fsencode(name)),
+        )
+        for name in names:
+            path = os.path.join(directory, name)
+            if name.startswith(".") or _is_special(path):
+                continue
+            if os.path.splitext(name)[1].lower() in decode.suffixes():
+                found.locations.add(path)
+            else:
+                unsure.append(path)
+    with reading_threads() as pool:
+        begin_as_pictures = list(pool.map(_begins_as_a_picture, unsure))
+    found.locations.update(path for path, is_picture in zip(unsure, begin_as_pictures, strict=True) if is_picture)
+    found.n_skipped = len(unsure) - sum(begin_as_pictures)
+    return found
+
+
+def _begins_as_a_picture(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return decode.format_of(stream.read(decode.HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def _is_special(path: str) -> bool:
+    """Tell pipes, sockets and devices, which would be waited for forever; what is not there is reported later."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,53 @@
+"""The job `embed`: image files to their embeddings, in memory. For Python alone; the command line has `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.backend import Backend
+from gpu_cluster.config import JobConfig
+from gpu_cluster.embedding import embed as embedding
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.engines import Engine, choose_engine
+from gpu_cluster.errors import DataError
+from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.files import printable
+from gpu_cluster.jobs.prepare import opened
+from gpu_cluster.manifest import Manifest
+
+
+def embed(files: Sequence[Path], config: JobConfig, observer: Observer | None = None) -> npt.NDArray[np.float32]:
+    """Embed image files; return (n, d) float32, host, in the order of `files`.
+
+    Raises
+    ------
+    DataError
+        When a file cannot be decoded; the message names the first.
+    GpuClusterError
+        For everything else that stops a job (see `gpu_cluster.errors`).
+    """
+    if not files:
+        return np.empty((0, vgg16.count_features(config.embed.pooling, config.embed.image_size)), np.float32)
+    # Not sorted, and a file may be named twice: rows come out as they were asked for.
+    asked = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
+    events = Recorder(observer or Observer())
+
+    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
+        return choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
+
+    with opened(config, events, lambda: asked, prepared) as job, events.stage("embed"):
+        found = embedding.embed(
+            job.manifest, job.source, job.tools, store=job.store, store_config=config.store, observer=events
+        )
+        bad = job.manifest.with_bad(found.bad).bad
+        if bad:
+            first = min(bad)
+            raise DataError(
+                f"{len(bad)} of {len(files)} files cannot be embedded; the first is "
+                f"{printable(str(files[first]))!r}: {bad[first]}"
+            )
+        return np.asarray(job.backend.to_host(found.x))

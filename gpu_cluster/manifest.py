@@ -1,0 +1,114 @@
+"""The files that a job found: one row a file, what one look at each said, and its label.
+
+A 'row' is the index of a file in the manifest, from 0. Must not know how files are found or read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.files import printable
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What one look at a file found, whatever its name; None where it could not be read.
+
+    Attributes
+    ----------
+    size : bytes
+    mtime_ns : when its content last changed, nanoseconds since 1970
+    content_hash : BLAKE2b-128 of its content, hex
+    format, mode : by its content, in Pillow's words
+    width, height : pixels as stored, before the orientation is applied
+    orientation : Exif's 1 to 8; 1 is upright
+    reason : why it cannot be used, in plain words; None where nothing in its header speaks against it
+    """
+
+    size: int | None = None
+    mtime_ns: int | None = None
+    content_hash: str | None = None
+    format: str | None = None
+    mode: str | None = None
+    width: int | None = None
+    height: int | None = None
+    orientation: int = 1
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files found, sorted by path.
+
+    Attributes
+    ----------
+    root : folder that `paths` are relative to
+    paths : one a file, as the file system gives them (surrogate escapes for bytes that are not UTF-8)
+    files : what one look at each found; empty before the scan
+    labels : one a file, None where a file has none; None altogether without a source of labels
+    label_source : where the labels came from, in words
+    n_labels_without_file : rows of the labels CSV whose file was not found
+    bad : reason by row, for files that cannot be used
+    duplicates : first row of the same content by row, for files whose content an earlier row holds
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    files: tuple[FileFacts, ...] = ()
+    labels: tuple[str | None, ...] | None = None
+    label_source: str | None = None
+    n_labels_without_file: int = 0
+    bad: Mapping[int, str] = field(default_factory=dict)
+    duplicates: Mapping[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, row: int) -> Path:
+        """Return the full path of a row's file."""
+        return self.root / self.paths[row]
+
+    def originals(self, rows: IntArray) -> IntArray | None:
+        """Return for each of the ascending `rows` the position in `rows` of the first file of the same bytes.
+
+        None where no two of these files have the same bytes.
+        """
+        if not self.duplicates:
+            return None
+        return np.searchsorted(rows, [self.duplicates.get(int(row), int(row)) for row in rows])
+
+    def with_bad(self, bad: Mapping[int, str]) -> Manifest:
+        """Return the manifest with `bad` files marked; what cannot be used is no duplicate either."""
+        duplicates = {row: first for row, first in self.duplicates.items() if row not in bad}
+        return replace(self, bad={**self.bad, **bad}, duplicates=duplicates)
+
+    def status(self, row: int) -> tuple[str, str | None]:
+        """Return `ok`, `bad` or `duplicate`, and the reason in plain words."""
+        if row in self.bad:
+            return "bad", self.bad[row]
+        if row in self.duplicates:
+            return "duplicate", f"same content as {printable(self.paths[self.duplicates[row]])}"
+        return "ok", None
+
+    def counts(self) -> dict[str, int]:
+        """Return how many files were found, and how many of them are ok, bad and duplicates."""
+        kinds = Counter(self.status(row)[0] for row in range(len(self)))
+        return {"found": len(self), **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")}}
+
+    def too_many_bad(self, max_bad_fraction: float) -> bool:
+        """Tell whether a larger share of the files found than this cannot be used."""
+        return len(self.bad) > max_bad_fraction * len(self)
+
+    @property
+    def n_files_without_label(self) -> int:
+        """Files that have no label, or 0 where nothing is labelled."""
+        return 0 if self.labels is None else sum(label is None for label in self.labels)
