@@ -14,6 +14,42 @@ The rooms, from the top down; imports go down only:
 """
 
 from gpu_cluster.api import compare, embed, predict, run
-from gpu_cluster.results import RunResult
+from gpu_cluster.config import CompareConfig, EmbedJobConfig, PredictConfig, RunConfig
+from gpu_cluster.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    GpuClusterError,
+    InterruptedJobError,
+    JobError,
+    NothingReadableError,
+    StoreError,
+    WeightsError,
+)
+from gpu_cluster.events import Observer
+from gpu_cluster.jobs.predict import Prediction
+from gpu_cluster.results import Comparison, RunResult
 
-__all__ = ["RunResult", "compare", "embed", "predict", "run"]
+__all__ = [
+    "CompareConfig",
+    "Comparison",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "EmbedJobConfig",
+    "GpuClusterError",
+    "InterruptedJobError",
+    "JobError",
+    "NothingReadableError",
+    "Observer",
+    "PredictConfig",
+    "Prediction",
+    "RunConfig",
+    "RunResult",
+    "StoreError",
+    "WeightsError",
+    "compare",
+    "embed",
+    "predict",
+    "run",
+]

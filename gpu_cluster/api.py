@@ -1,35 +1,145 @@
-"""The Python API: what the command line does, as functions."""
+"""The Python API: what the command line does, as functions.
+
+Every option of a command is a keyword of its function, by its name with underscores; `help(gpu_cluster.run)` lists them
+with their defaults, and the classes `...Options` below name their types for completion and type checkers. A test holds
+these to the config, where options are declared.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
-from gpu_cluster.config import EmbedConfig, StoreConfig
-from gpu_cluster.errors import ConfigError
+from gpu_cluster.config import (
+    CompareConfig,
+    Device,
+    EmbedJobConfig,
+    JobConfig,
+    Pooling,
+    Precision,
+    PredictConfig,
+    RunConfig,
+)
 from gpu_cluster.events import Observer
 from gpu_cluster.jobs.compare import compare as compare_job
 from gpu_cluster.jobs.embed import embed as embed_job
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.predict import predict as predict_job
 from gpu_cluster.jobs.run import run as run_job
-from gpu_cluster.options import build_config, check_options
+from gpu_cluster.options import INTERNAL, build_config, options_of
 from gpu_cluster.results import Comparison, RunResult
 
 PathLike = str | os.PathLike[str]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _JobOptions(TypedDict, total=False):
+    device: Device
+    max_pixels: int
+    weights: PathLike | None
+    batch_size: int | None
+    precision: Precision | None
+    cache: PathLike | None
+    no_cache: bool
+    force: bool
+    rehash: bool
+    shard_size: int | None
+
+
+class PredictOptions(_JobOptions, total=False):
+    """The options of `predict`."""
+
+    input_list: PathLike | None
+    max_bad_fraction: float
+
+
+class EmbedOptions(_JobOptions, total=False):
+    """The options of `embed`."""
+
+    image_size: int
+    resize: str
+    fit: str
+    pooling: Pooling
+
+
+class _ClusteringOptions(PredictOptions, total=False):
+    labels: PathLike | None
+    file_col: str
+    label_col: str
+    labels_from_folders: bool
+    image_size: int
+    resize: str
+    fit: str
+    seed: int
+    scaling: str
+    pca: int | str
+    whitening: float
+    normalize: bool
+    k: int | None
+    select: str
+    k_range: range | str | None
+    default_range: range | str
+    n_init: int
+    max_iter: int
+    tol: float
+    silhouette_sample: int
+    out: PathLike | None
+
+
+class CompareOptions(_ClusteringOptions, total=False):
+    """The options of `compare`."""
+
+    features: Iterable[str]
+    algorithms: Iterable[str]
+
+
+class RunOptions(_ClusteringOptions, total=False):
+    """The options of `run`."""
+
+    preset: str
+    pooling: Pooling
+    sweep_space: str
+    holdout: float | None
+    layout_sample: int
+    thumbnails: int
+
+
+def _lists_options_of(model: type[JobConfig]) -> Callable[[F], F]:
+    """Give a function the signature that its options make: for `help`, notebooks and editors."""
+
+    def listed(function: F) -> F:
+        plain = inspect.signature(function)
+        own = [one for one in plain.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=option.field.default,
+                annotation=option.field.rebuild_annotation(),
+            )
+            for name, option in options_of(model).items()
+            if name not in INTERNAL | {"images"}
+        ]
+        function.__signature__ = plain.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        return function
+
+    return listed
+
+
+@_lists_options_of(RunConfig)
 def run(
     images: PathLike | Iterable[PathLike] = (),
     *,
     config: PathLike | None = None,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> RunResult:
     """Cluster a folder of images and leave a run folder, as `gpu-cluster run` does.
 
@@ -42,7 +152,8 @@ def run(
     observer
         Is told about stages, progress and decisions.
     **options
-        The options of the command line by their names with underscores: `k_range="2:20"`, `preset="notebook"`, ...
+        The options of the command line by their names with underscores: `k_range=range(2, 21)` or `"2:20"`,
+        `preset="notebook"`, ...
 
     Returns
     -------
@@ -54,19 +165,16 @@ def run(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    check_options("run", options)
-    given = _paths(images) or None
-    return run_job(build_config(config, images=given, **options), observer)
+    return run_job(build_config(RunConfig, config, images=_paths(images) or None, **options), observer)
 
 
+@_lists_options_of(CompareConfig)
 def compare(
     images: PathLike | Iterable[PathLike] = (),
     *,
-    features: Iterable[str] = (),
-    algorithms: Iterable[str] = (),
     config: PathLike | None = None,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """Compare kinds of features and algorithms on a folder of images, as `gpu-cluster compare` does.
 
@@ -75,11 +183,9 @@ def compare(
     images, config, observer
         As of `run`.
     **options
-        The options of the command line by their names with underscores.
-    features
-        Of `gpu_cluster.compare.FEATURES`; without any, those that this machine has what it takes for.
-    algorithms
-        Of `gpu_cluster.compare.ALGORITHMS`; without any, all.
+        The options of the command line by their names with underscores. `features` are of
+        `gpu_cluster.jobs.compare.FEATURES`, without any those that this machine has what it takes for; `algorithms` of
+        `gpu_cluster.jobs.compare.ALGORITHMS`, without any all.
 
     Returns
     -------
@@ -91,24 +197,17 @@ def compare(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    check_options("compare", options)
-    job = build_config(
-        config,
-        images=_paths(images) or None,
-        features=tuple(features) or None,
-        algorithms=tuple(algorithms) or None,
-        **options,
-    )
-    return compare_job(job, observer)
+    return compare_job(build_config(CompareConfig, config, images=_paths(images) or None, **options), observer)
 
 
+@_lists_options_of(PredictConfig)
 def predict(
     run: PathLike,
-    images: PathLike | Iterable[PathLike],
+    images: PathLike | Iterable[PathLike] = (),
     *,
     out: PathLike,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[PredictOptions],
 ) -> Prediction:
     """Assign images to the clusters of a finished run, as `gpu-cluster predict` does.
 
@@ -123,18 +222,20 @@ def predict(
     observer
         Is told about progress.
     **options
-        The options of the command line by their names with underscores.
+        The options of the command line by their names with underscores. How images are embedded is what the run says.
 
     Raises
     ------
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return predict_job(Path(run), build_config(images=_paths(images), **options), Path(out), observer)
+    config = build_config(PredictConfig, images=_paths(images), **options)
+    return predict_job(Path(run), config, Path(out), observer)
 
 
+@_lists_options_of(EmbedJobConfig)
 def embed(
-    paths: PathLike | Iterable[PathLike], *, observer: Observer | None = None, **options: Any
+    paths: PathLike | Iterable[PathLike], *, observer: Observer | None = None, **options: Unpack[EmbedOptions]
 ) -> npt.NDArray[np.float32]:
     """Embed image files with VGG16 (ImageNet).
 
@@ -145,9 +246,8 @@ def embed(
     observer
         Is told about progress.
     **options
-        Of the section `embed`: `pooling`, `resize`, `fit`, `image_size`, `batch_size`, `precision`, `weights`; of the
-        section `store`: `cache`, `no_cache`, `force`, `rehash`, `shard_size`; and `device`, `max_pixels`. What the
-        store holds is not computed again.
+        As of `run`, those of them that say how images are embedded and where embeddings are kept. What the store holds
+        is not computed again.
 
     Returns
     -------
@@ -158,11 +258,8 @@ def embed(
     DataError
         When a file cannot be decoded; the message names the first.
     """
-    known = {"device", "max_pixels", *EmbedConfig.model_fields, *StoreConfig.model_fields}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r} of embed; known are {', '.join(sorted(known))}")
-    return embed_job([Path(path) for path in _paths(paths)], build_config(**options), observer)
+    config = build_config(EmbedJobConfig, **options)
+    return embed_job([Path(path) for path in _paths(paths)], config, observer)
 
 
 def _paths(named: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:

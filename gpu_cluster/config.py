@@ -1,7 +1,13 @@
-"""What a job is told to do: one frozen model a stage, each default declared once. Must not know where it is told."""
+"""The options of every command: one frozen model a section, one a command made of the sections that it needs.
+
+Each option, its default and its description is declared here, once; the command line, the Python functions, TOML files
+and `run.json` read it from here. A section of one command may be a smaller one of another: what a command lacks, it
+refuses. Must not know where options come from.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,14 +48,28 @@ def parse_k_range(text: str) -> tuple[int, ...]:
     return tuple(ks)
 
 
+def _as_text(ks: Any) -> Any:
+    """Return Python's `range(2, 16)` as the `2:15` of the command line."""
+    if not isinstance(ks, range):
+        return ks
+    if not ks or ks.step < 1:
+        raise ValueError(f"a range of k goes upwards and is not empty; found {ks}")
+    return f"{ks[0]}:{ks[-1]}" + ("" if ks.step == 1 else f":{ks.step}")
+
+
 def _checked_range(text: str) -> str:
     parse_k_range(text)
     return text
 
 
+def _names(given: Any) -> Any:
+    """Part names that are given as one text, as on the command line, at their commas."""
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
+
+
 def _not_empty(path: Any) -> Any:
     if path == "":
-        raise ValueError("a path is empty")
+        raise ValueError(f"a path is empty; found {path!r}")
     return path
 
 
@@ -62,7 +82,8 @@ def _absolute(path: Path) -> Path:
         return path.absolute()
 
 
-KRange = Annotated[str, AfterValidator(_checked_range)]
+KRange = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked_range)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Device = Literal["auto", "cpu", "gpu"]
 Precision = Literal["float32", "tf32", "float16"]
 Algorithm = Literal["ward", "spectral", "hdbscan"]
@@ -77,18 +98,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InputConfig(_Section):
-    """Which pictures, and what is known about them."""
+class PixelLimit(_Section):
+    """Which pictures are too large."""
 
-    images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
-    input_list: AbsolutePath | None = Field(
-        None,
-        description="Text file that names image files, one a line (or separated by NUL bytes), relative to itself.",
-    )
-    labels: AbsolutePath | None = Field(None, description="CSV of labels, one row a file.")
-    file_col: str = Field("file", description="Column of the labels CSV that names the file.")
-    label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
-    labels_from_folders: bool = Field(False, description="Take the name of a file's folder as its label.")
     max_pixels: int = Field(
         178_956_970,
         ge=1,
@@ -96,9 +108,32 @@ class InputConfig(_Section):
         "as many are decoded at once as there are cores.",
     )
 
+
+class PicturesConfig(PixelLimit):
+    """Which pictures."""
+
+    images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
+    input_list: AbsolutePath | None = Field(
+        None,
+        description="Text file that names image files, one a line (or separated by NUL bytes), relative to itself.",
+    )
+
     def named(self) -> tuple[Path, ...]:
         """Return every path that is read."""
-        return (*self.images, *(path for path in (self.input_list, self.labels) if path is not None))
+        return (*self.images, *([] if self.input_list is None else [self.input_list]))
+
+
+class InputConfig(PicturesConfig):
+    """Which pictures, and what is known about them."""
+
+    labels: AbsolutePath | None = Field(None, description="CSV of labels, one row a file.")
+    file_col: str = Field("file", description="Column of the labels CSV that names the file.")
+    label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
+    labels_from_folders: bool = Field(False, description="Take the name of a file's folder as its label.")
+
+    def named(self) -> tuple[Path, ...]:
+        """Return every path that is read."""
+        return (*super().named(), *([] if self.labels is None else [self.labels]))
 
     @model_validator(mode="after")
     def _one_source_of_labels(self) -> InputConfig:
@@ -107,31 +142,41 @@ class InputConfig(_Section):
         return self
 
 
-class EmbedConfig(_Section):
-    """How a picture becomes numbers."""
+class NetworkConfig(_Section):
+    """What the network runs with."""
 
     weights: AbsolutePath | None = Field(
         None,
         description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
     )
-    pooling: Pooling = Field(
-        "gem-4-5",
-        description="How VGG16's feature maps become numbers: the generalised means of blocks 4 and 5, each of unit "
-        "length, side by side (gem-4-5, 1,024 numbers), or of block 5 alone its generalised mean (gem), maximum (max) "
-        "or mean (average), 512 numbers each, or all of it (flatten, 25,088).",
-    )
-    image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Images that go through the network together; by default 32, on a GPU what fits it."
     )
     precision: Precision | None = Field(
         None, description="What the network computes in: float32, on a GPU also tf32 (its default) or float16."
     )
+
+
+class PixelsConfig(NetworkConfig):
+    """How a picture is brought to the network."""
+
+    image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
     resize: Literal["bilinear", "nearest"] = Field(
         "bilinear", description="bilinear (with antialiasing), or nearest as Keras's load_img does."
     )
     fit: Literal["stretch", "crop"] = Field(
         "crop", description="crop the square in a picture's middle, or stretch the whole of it to a square."
+    )
+
+
+class EmbedConfig(PixelsConfig):
+    """How a picture becomes numbers."""
+
+    pooling: Pooling = Field(
+        "gem-4-5",
+        description="How VGG16's feature maps become numbers: the generalised means of blocks 4 and 5, each of unit "
+        "length, side by side (gem-4-5, 1,024 numbers), or of block 5 alone its generalised mean (gem), maximum (max) "
+        "or mean (average), 512 numbers each, or all of it (flatten, 25,088).",
     )
 
 
@@ -143,9 +188,11 @@ class StoreConfig(_Section):
         description="Folder that keeps embeddings between runs; by default gpu-cluster in the user's cache folder.",
     )
     no_cache: bool = Field(False, description="Keep nothing between runs, and use nothing that was kept.")
-    force: bool = Field(False, description="Embed every picture again, whatever is kept.")
+    # What repeats a run is no part of these two: what is kept must not be done over.
+    force: bool = Field(False, exclude=True, description="Embed every picture again, whatever is kept.")
     rehash: bool = Field(
         False,
+        exclude=True,
         description="Read every file again, also where path, size and time of change are those of an earlier run.",
     )
     shard_size: Annotated[int, Field(ge=1)] | None = Field(
@@ -196,6 +243,11 @@ class SweepConfig(_Section):
         f"{_DEFAULT_RANGE}, cut to the images there are.",
     )
     default_range: KRange = Field(_DEFAULT_RANGE, description="The range when none is given.")
+
+
+class RunSweepConfig(SweepConfig):
+    """The same, and in which space."""
+
     sweep_space: Literal["projection", "scaled"] = Field(
         "projection", description="Sweep in the clustered space, or on the scaled columns before PCA."
     )
@@ -215,26 +267,55 @@ class ScoreConfig(_Section):
     silhouette_sample: int = Field(
         20_000, ge=2, description="Above this many images the silhouette is taken on a fixed seeded sample."
     )
+
+
+class RunScoreConfig(ScoreConfig):
+    """The same, and on a share of the images."""
+
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Also score on a random share of the images, as the notebook did with 0.2."
     )
 
 
-class ReportConfig(_Section):
+class OutputConfig(_Section):
     """Where the results go."""
 
-    out: AbsolutePath | None = Field(None, description="Run folder; by default runs/<time>-<name>.")
+    # No part of what repeats a run: that must not overwrite it.
+    out: AbsolutePath | None = Field(None, exclude=True, description="Run folder; by default runs/<time>-<name>.")
+
+
+class ReportConfig(OutputConfig):
+    """Where the results go, and how they are shown."""
+
     layout_sample: int = Field(
         5_000, ge=5, description="Above this many images the t-SNE of the report is of a fixed seeded sample."
     )
     thumbnails: int = Field(60, ge=1, description="Most thumbnails on the contact sheet of a cluster.")
 
 
-class CompareConfig(_Section):
+class ComparedConfig(_Section):
     """What `compare` compares; nothing is everything that it can."""
 
-    features: tuple[str, ...] = Field((), description="Kinds of features, separated by commas.")
-    algorithms: tuple[str, ...] = Field((), description="Algorithms, separated by commas.")
+    features: Names = Field((), description="Kinds of features, separated by commas.")
+    algorithms: Names = Field((), description="Algorithms, separated by commas.")
+
+
+class JobConfig(_Section):
+    """What every job needs to begin."""
+
+    device: Device = Field("auto", description="auto takes a GPU where one can be used; gpu never falls back.")
+    input: PixelLimit = PixelLimit()
+    embed: NetworkConfig = NetworkConfig()
+    store: StoreConfig = StoreConfig()
+
+
+class TolerantConfig(JobConfig):
+    """A job that goes on without the files that it cannot read."""
+
+    max_bad_fraction: float = Field(
+        0.5, ge=0, le=1, description="Largest share of unreadable files before the exit code is 3."
+    )
+    input: PicturesConfig = PicturesConfig()
 
 
 class ClusteringConfig(_Section):
@@ -247,18 +328,42 @@ class ClusteringConfig(_Section):
     score: ScoreConfig = ScoreConfig()
 
 
-class JobConfig(ClusteringConfig):
-    """A whole job. `JobConfig()` is the default preset on the sample set."""
+class RunConfig(ClusteringConfig, TolerantConfig):
+    """The job `run`. `RunConfig()` is the default preset on the sample set."""
 
     preset: Literal["default", "notebook"] = Field(
         "default", description="default, or notebook: the published recipe that the project began from."
     )
-    device: Device = Field("auto", description="auto takes a GPU where one can be used; gpu never falls back.")
-    max_bad_fraction: float = Field(
-        0.5, ge=0, le=1, description="Largest share of unreadable files before the exit code is 3."
-    )
     input: InputConfig = InputConfig()
     embed: EmbedConfig = EmbedConfig()
-    store: StoreConfig = StoreConfig()
+    sweep: RunSweepConfig = RunSweepConfig()
+    score: RunScoreConfig = RunScoreConfig()
     report: ReportConfig = ReportConfig()
-    compare: CompareConfig = CompareConfig()
+
+
+class CompareConfig(ClusteringConfig, TolerantConfig):
+    """The job `compare`. Its features are poolings too, and it sweeps in the space that it clusters."""
+
+    input: InputConfig = InputConfig()
+    embed: PixelsConfig = PixelsConfig()
+    report: OutputConfig = OutputConfig()
+    compare: ComparedConfig = ComparedConfig()
+
+
+class PredictConfig(TolerantConfig):
+    """The job `predict`; how pictures are embedded is what the run says."""
+
+
+class EmbedJobConfig(JobConfig):
+    """The job `embed`, of Python alone."""
+
+    embed: EmbedConfig = EmbedConfig()
+
+
+# Every command that has options of its own kind, by its name.
+COMMANDS: Mapping[str, type[JobConfig]] = {
+    "run": RunConfig,
+    "compare": CompareConfig,
+    "predict": PredictConfig,
+    "embed": EmbedJobConfig,
+}

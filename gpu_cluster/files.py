@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from gpu_cluster.errors import JobError
 
 
 def write_whole(path: Path, content: Any) -> None:
@@ -40,6 +43,17 @@ def write_whole(path: Path, content: Any) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def write_explained(path: Path) -> Iterator[None]:
+    """Turn what keeps a block from writing a file whole into a JobError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(
+            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
+        ) from error
 
 
 def printable(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Options by their names -> a JobConfig, and back: flags over file over preset over default.
+"""Options by their names -> the config of a command, and back: flags over file over preset over default.
 
 Must not know what the options mean to the stages.
 """
@@ -10,16 +10,20 @@ import logging
 import os
 import shlex
 import tomllib
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from gpu_cluster.config import CompareConfig, JobConfig
+from gpu_cluster.config import COMMANDS, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=JobConfig)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -34,130 +38,109 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _section_of_fields() -> dict[str, str | None]:
-    """Map each option to the section that holds it, or to None at the top: their names are unique."""
-    fields: dict[str, str | None] = {}
-    for name, info in JobConfig.model_fields.items():
+@dataclass(frozen=True)
+class Option:
+    """One option of a command: its name, the section that holds it (None at the top), and its declaration."""
+
+    name: str
+    section: str | None
+    field: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def of(self, config: JobConfig) -> Any:
+        """Return its value in a config."""
+        return getattr(config if self.section is None else getattr(config, self.section), self.name)
+
+
+def options_of(model: type[JobConfig]) -> dict[str, Option]:
+    """Return the options of a command by name: names are unique over its sections."""
+    found: dict[str, Option] = {}
+    for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            fields.update(dict.fromkeys(info.annotation.model_fields, name))
+            found |= {inner: Option(inner, name, field) for inner, field in info.annotation.model_fields.items()}
         else:
-            fields[name] = None
-    return fields
+            found[name] = Option(name, None, info)
+    return found
 
 
-SECTION_OF = _section_of_fields()
-
-# The output of a run is not part of its recipe: repeating a run must not overwrite it, nor do over what is kept.
-NOT_RECORDED: Mapping[str, frozenset[str]] = {"report": frozenset({"out"}), "store": frozenset({"force", "rehash"})}
-
-_MEANINGLESS: Mapping[str, frozenset[str]] = {
-    "run": frozenset(CompareConfig.model_fields),
-    # Its features are poolings, and their recipes; it sweeps in the space that it groups, and draws no pictures.
-    "compare": frozenset({"preset", "pooling", "sweep_space", "holdout", "layout_sample", "thumbnails"}),
-}
+def command_of(model: type[JobConfig]) -> str:
+    """Return the name of the command that a config is of."""
+    return next(name for name, known in COMMANDS.items() if known is model)
 
 
-def options_of(command: str) -> list[str]:
-    """Return the names of the options that mean something to `run` or `compare`."""
-    return [name for name in SECTION_OF if name not in _MEANINGLESS[command]]
-
-
-def check_options(command: str, options: Mapping[str, Any]) -> None:
-    """Refuse options by names that mean nothing to a command.
-
-    Raises
-    ------
-    ConfigError
-        For the first of them.
-    """
-    known = options_of(command)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r} of {command}; known are {', '.join(sorted(known))}")
-
-
-def describe(option: str) -> tuple[str, Any]:
-    """Return the description and the default of an option, for `--help`."""
-    section = SECTION_OF[option]
-    model = JobConfig if section is None else type(getattr(JobConfig(), section))
-    info = model.model_fields[option]
-    return info.description or "", info.default
-
-
-def build_config(file: str | os.PathLike[str] | None = None, **options: Any) -> JobConfig:
-    """Build the config of a job from options by name: flags over file over preset over default.
+def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **options: Any) -> C:
+    """Build the config of a command from options by name: flags over file over preset over default.
 
     Parameters
     ----------
+    model
+        The config of the command, `RunConfig` for instance.
     file
         A TOML file with a table a section, or the `run.json` of an earlier run.
     **options
-        Options by their field names (`k_range="2:20"`, `batch_size=8`, ...); None means not given.
+        Options by their names (`k_range="2:20"`, `batch_size=8`, ...); None means not given.
 
     Raises
     ------
     ConfigError
-        For an unknown option or key, or a value out of its range.
+        For an option that the command has not, an unknown key, or a value out of its range.
     """
-    unknown = sorted(set(options) - set(SECTION_OF))
+    known, command = options_of(model), command_of(model)
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(SECTION_OF))}")
-    given = _nested({name: value for name, value in options.items() if value is not None})
-    from_file = _read_file(Path(file)) if file is not None else {}
-    preset = given.get("preset", from_file.get("preset", JobConfig().preset))
-    if "preset" in given and _is_record(file) and from_file.get("preset") != given["preset"]:
-        raise ConfigError(
-            f"--preset {given['preset']}: {os.fspath(file or '')!r} is the record of a run and holds every option of "
-            f"its preset {from_file.get('preset')!r}; leave out --preset or --config"
-        )
-    layers = [PRESETS.get(preset, {}) if isinstance(preset, str) else {}, from_file, given]
+        raise ConfigError(f"unknown option {unknown[0]!r} of {command}; known are {', '.join(sorted(known))}")
+    told = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {}
+    for name, value in told.items():
+        section = known[name].section
+        (given if section is None else given.setdefault(section, {}))[name] = value
+    from_file = _read_file(Path(file), model) if file is not None else {}
+    layers: list[Mapping[str, Any]] = [from_file, given]
+    if "preset" in known:
+        preset = given.get("preset", from_file.get("preset", RunConfig().preset))
+        if "preset" in given and _is_record(file) and from_file.get("preset") != given["preset"]:
+            raise ConfigError(
+                f"--preset {given['preset']}: {os.fspath(file or '')!r} is the record of a run and holds every option "
+                f"of its preset {from_file.get('preset')!r}; leave out --preset or --config"
+            )
+        layers.insert(0, PRESETS.get(preset, {}) if isinstance(preset, str) else {})
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
     try:
-        config = JobConfig.model_validate(merged)
+        config = model.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error, file)) from error
+        raise ConfigError(_first_problem(error, model, file)) from error
     if file is not None and _is_record(file):
-        told = {name for name, value in options.items() if value is not None}
-        _warn_of_missing(from_file, file, config, told)
+        _warn_of_missing(from_file, file, config, set(told))
     return config
 
 
-def command_line(config: JobConfig, command: str = "run") -> str:
+# An option that presets set, and nobody else.
+INTERNAL = frozenset({"default_range"})
+
+
+def command_line(config: JobConfig) -> str:
     """Return a command of `gpu-cluster` with the options that differ from those of the preset, where it has presets."""
-    options = options_of(command)
-    theirs = build_config(preset=config.preset if "preset" in options else None)
-    words = ["gpu-cluster", command, *map(str, config.input.images)]
-    if config.preset != JobConfig().preset and "preset" in options:
-        words += ["--preset", config.preset]
-    for name in options:
-        if name in ("images", "preset", "default_range"):
+    known = options_of(type(config))
+    preset = getattr(config, "preset", None)
+    usual = build_config(type(config), preset=preset) if preset is not None else build_config(type(config))
+    words = ["gpu-cluster", command_of(type(config)), *map(str, known["images"].of(config))]
+    if preset is not None and preset != RunConfig().preset:
+        words += ["--preset", preset]
+    for name, option in known.items():
+        value = option.of(config)
+        if name in INTERNAL | {"images", "preset"} or value == option.of(usual):
             continue
-        section = SECTION_OF[name]
-        value, usual = (
-            getattr(one if section is None else getattr(one, section), name) if name != section else None
-            for one in (config, theirs)
-        )
-        if value == usual:
-            continue
-        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(option.flag if value else f"--no-{option.flag[2:]}")
         else:
-            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
+            words += [option.flag, ",".join(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(words)
-
-
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in options.items():
-        section = SECTION_OF[name]
-        if section is None:
-            nested[name] = value
-        else:
-            nested.setdefault(section, {})[name] = value
-    return nested
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,35 +152,50 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {str(path)!r}: {getattr(error, 'strerror', error)}") from error
     try:
-        if _is_record(path):
-            content = json.loads(text)
-            if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-                raise ConfigError(f"{str(path)!r} is no run.json: it has no 'config'; give a run.json or a TOML file")
-            return dict(content["config"])
-        return tomllib.loads(text)
+        if not _is_record(path):
+            return tomllib.loads(text)
+        content = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise ConfigError(f"{str(path)!r} is no run.json: it has no 'config'; give a run.json or a TOML file")
+    return dict(_of_record(content["config"], model))
+
+
+def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tuple[str, Any]]:
+    """Yield what a record says of a command's own options: earlier versions recorded those of all commands."""
+    foreign = {
+        (option.section, name)
+        for other in COMMANDS.values()
+        for name, option in options_of(other).items()
+        if name not in options_of(model)
+    }
+    sections = {option.section for option in options_of(model).values()}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            own = {name: inner for name, inner in value.items() if (key, name) not in foreign}
+            if own or key in sections:
+                yield key, own
+        elif (None, key) not in foreign:
+            yield key, value
 
 
 def _warn_of_missing(
     record: Mapping[str, Any], file: str | os.PathLike[str], config: JobConfig, told: Set[str]
 ) -> None:
     """Say what the config holds that a record of an earlier version does not say, nor was told."""
-    # Those of another command, and one that no command line has.
-    known = told | _MEANINGLESS["run"] | {"default_range"}
-    for name, section in SECTION_OF.items():
-        held = record if section is None else record.get(section, {})
-        if name in held or name in known or name in NOT_RECORDED.get(section or "", ()):
+    for name, option in options_of(type(config)).items():
+        held = record if option.section is None else record.get(option.section, {})
+        if name in held or name in told | INTERNAL or option.field.exclude:
             continue
-        value = getattr(config if section is None else getattr(config, section), name)
-        flag = name.replace("_", "-")
-        log.warning("%r, of an earlier version, does not say --%s: taken is %s", os.fspath(file), flag, value)
+        value = option.of(config)
+        log.warning("%r, of an earlier version, does not say %s: taken is %s", os.fspath(file), option.flag, value)
 
 
 def _is_record(file: str | os.PathLike[str] | None) -> bool:
@@ -205,18 +203,37 @@ def _is_record(file: str | os.PathLike[str] | None) -> bool:
     return file is not None and os.fspath(file).lower().endswith(".json")
 
 
-def _first_problem(error: ValidationError, file: str | os.PathLike[str] | None) -> str:
+def _first_problem(error: ValidationError, model: type[JobConfig], file: str | os.PathLike[str] | None) -> str:
     problem = error.errors()[0]
     where = [str(part) for part in problem["loc"]]
     source = f" (config {os.fspath(file)!r})" if file is not None else ""
     if problem["type"] == "extra_forbidden":
-        table = f" in [{'.'.join(where[:-1])}]" if where[:-1] else ""
-        return f"unknown config key {where[-1]!r}{table}{source}; see the README for the keys there are"
+        return _unknown_key(where, model, source)
     message = problem["msg"].removeprefix("Value error, ")
+    is_ours = problem["type"] == "value_error"
     # A union reports the branch after the field's name; the field is what the user typed.
-    name = next((part for part in reversed(where) if part in SECTION_OF), ".".join(where))
-    if "not both" in message:
+    known = options_of(model)
+    name = next((part for part in reversed(where) if part in known), ".".join(where))
+    if is_ours and name not in known:
+        # Of several options of a section, which the message names.
         return f"{message}{source}"
-    subject = f"--{name.replace('_', '-')}" if name in SECTION_OF else name
-    found = "" if "found" in message else f"; found {problem['input']!r}"
+    subject = known[name].flag if name in known else name
+    # Our own messages say what was found.
+    found = "" if is_ours else f"; found {problem['input']!r}"
     return f"{subject}: {message}{found}{source}"
+
+
+def _unknown_key(where: list[str], model: type[JobConfig], source: str) -> str:
+    table = f" in [{'.'.join(where[:-1])}]" if where[:-1] else ""
+    theirs = [command for command, other in COMMANDS.items() if _has(other, where)]
+    if theirs:
+        mine = command_of(model)
+        return f"config key {where[-1]!r}{table}{source} is of {' and '.join(theirs)}; {mine} has no such option"
+    return f"unknown config key {where[-1]!r}{table}{source}; see the README for the keys there are"
+
+
+def _has(model: type[JobConfig], where: list[str]) -> bool:
+    if len(where) == 1:
+        return where[0] in model.model_fields
+    option = options_of(model).get(where[-1])
+    return option is not None and [option.section, option.name] == where

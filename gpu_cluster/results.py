@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array
-from gpu_cluster.config import JobConfig
+from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
 from gpu_cluster.manifest import IntArray, Manifest
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -110,17 +111,25 @@ class SweepPoint:
     elapsed_s: float
 
 
+class KChoice(StrEnum):
+    """How the number of clusters was chosen; the values stand in `metrics.json`."""
+
+    GIVEN = "given"
+    ONLY_ONE = "only k tried"
+    AGREEMENT = "agreement"
+    SILHOUETTE = "silhouette"
+    KNEE = "knee"
+    #: There was no clear knee.
+    CHORD = "farthest from the chord"
+
+
 @dataclass(frozen=True)
 class Sweep:
-    """Every k that was tried, and the one chosen.
-
-    `chosen_by` is 'given', 'agreement', 'silhouette', 'knee', 'farthest from the chord' (no clear knee) or 'only k
-    tried'. `doubts` are sentences on what speaks against the k chosen.
-    """
+    """Every k that was tried, and the one chosen; `doubts` are sentences on what speaks against it."""
 
     points: tuple[SweepPoint, ...]
     best_k: int
-    chosen_by: str
+    chosen_by: KChoice
     doubts: tuple[str, ...] = ()
 
     @property
@@ -165,6 +174,12 @@ class Contingency:
 
     classes: tuple[str, ...]
     counts: IntArray
+
+    def most_frequent(self, cluster: int, most: int = 1) -> list[tuple[str, int]]:
+        """Return the labels of a cluster and their counts, the most frequent first; none that is not there."""
+        counts = self.counts[:, cluster]
+        order = np.argsort(-counts, kind="stable")[:most]
+        return [(self.classes[row], int(counts[row])) for row in order if counts[row]]
 
 
 @dataclass(frozen=True)
@@ -284,34 +299,45 @@ class Comparison:
     """What `compare` found, one row a pair of features and algorithm, and the folder it left behind."""
 
     folder: Path
-    config: JobConfig
+    config: CompareConfig
     manifest: Manifest
     rows: tuple[Compared, ...]
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """Everything a finished job knows, and the folder it left behind.
+class JobRecord:
+    """What a finished job records of itself.
 
     Attributes
     ----------
-    findings : None where no file could be decoded
     weights : path and sha256 of the weights
-    device : what `Backend.describe` says of the device
+    device : what the device and the engine say of themselves
     device_reason : why this device
     stages_s : seconds by stage
     notices : what the user was told on the way
     """
 
-    folder: Path
-    config: JobConfig
+    config: TolerantConfig
     manifest: Manifest
-    findings: Findings | None
     weights: tuple[Path, str]
     device: Mapping[str, Any]
     device_reason: str
     stages_s: Mapping[str, float]
     notices: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunResult(JobRecord):
+    """Everything a finished run knows, and the folder it left behind.
+
+    Attributes
+    ----------
+    findings : None where no file could be decoded
+    """
+
+    config: RunConfig
+    folder: Path
+    findings: Findings | None
 
     @property
     def exit_code(self) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import shipped_data
+from gpu_cluster.config import RunConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
@@ -47,7 +47,7 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
 
 def pipeline(files: list[Path]) -> Callable[[], float]:
     """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
-    job = build_config(preset="notebook")
+    job = build_config(RunConfig, preset="notebook")
     engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed), job.embed)
 
     def run(chosen: list[Path]) -> float:

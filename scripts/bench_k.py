@@ -24,7 +24,7 @@ import numpy as np
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.clustering.sweep import CLEAR_AGREEMENT, choose, sweep_k
-from gpu_cluster.config import JobConfig, SweepConfig
+from gpu_cluster.config import RunConfig, SweepConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
 from gpu_cluster.results import SweepPoint
@@ -55,7 +55,7 @@ def main() -> None:
     choices: dict[str, list[Choice]] = defaultdict(list)
     with image_sets(arguments.folders) as sets:
         for title, options in sets.items():
-            config = build_config(**options)
+            config = build_config(RunConfig, **options)
             whole = embedded(title, config)
             for part in (whole, *subsets(whole)):
                 by_seed = [choose_ks(part, config, seed, arguments.others) for seed in range(arguments.seeds)]
@@ -73,7 +73,7 @@ def main() -> None:
             print_errors(f"{name}, where clear", [choice for choice in found if choice.agreement >= CLEAR_AGREEMENT])
 
 
-def choose_ks(part: Labelled, config: JobConfig, seed: int, others: bool) -> dict[str, list[Choice]]:
+def choose_ks(part: Labelled, config: RunConfig, seed: int, others: bool) -> dict[str, list[Choice]]:
     """Return what each criterion chooses from each range that holds the number of classes."""
     n, true_k = len(part.labels), part.n_classes
     projection = reduce(part.embeddings.x, config.reduce, backend=CpuBackend())

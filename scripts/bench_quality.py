@@ -23,7 +23,7 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.reduce import reduce
-from gpu_cluster.config import Algorithm, EmbedConfig, JobConfig
+from gpu_cluster.config import Algorithm, EmbedConfig, RunConfig
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
@@ -41,9 +41,9 @@ class Quality:
 
 def quality(
     part: Labelled,
-    config: JobConfig,
+    config: RunConfig,
     seeds: Sequence[int],
-    project: Callable[[np.ndarray, JobConfig], Projection] | None = None,
+    project: Callable[[np.ndarray, RunConfig], Projection] | None = None,
 ) -> Quality:
     """Cluster one set into as many clusters as there are classes, seed by seed."""
     projection = (project or as_configured)(part.embeddings.x, config)
@@ -56,27 +56,27 @@ def quality(
     return Quality(homogeneity, adjusted_rand)
 
 
-def as_configured(x: np.ndarray, config: JobConfig) -> Projection:
+def as_configured(x: np.ndarray, config: RunConfig) -> Projection:
     return reduce(x, config.reduce, backend=CpuBackend())
 
 
 # What was tried
 
 
-def components(count: Callable[[int], int]) -> Callable[[np.ndarray, JobConfig], Projection]:
+def components(count: Callable[[int], int]) -> Callable[[np.ndarray, RunConfig], Projection]:
     """Return a projection to a number of components that depends on the number of pictures."""
 
-    def project(x: np.ndarray, config: JobConfig) -> Projection:
+    def project(x: np.ndarray, config: RunConfig) -> Projection:
         reduction = config.reduce.model_copy(update={"pca": count(len(x))})
         return as_configured(x, config.model_copy(update={"reduce": reduction}))
 
     return project
 
 
-def shrunk(share: float) -> Callable[[np.ndarray, JobConfig], Projection]:
+def shrunk(share: float) -> Callable[[np.ndarray, RunConfig], Projection]:
     """Return a projection whitened by variances that are all raised by a share of their mean."""
 
-    def project(x: np.ndarray, config: JobConfig) -> Projection:
+    def project(x: np.ndarray, config: RunConfig) -> Projection:
         reduction = config.reduce.model_copy(update={"whitening": 0.0, "normalize": False})
         plain = as_configured(x, config.model_copy(update={"reduce": reduction}))
         variance = plain.x.var(axis=0, ddof=1)
@@ -104,7 +104,7 @@ class Recipe:
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)
     extractor: Callable[[EmbedConfig], Extractor] | None = None
-    project: Callable[[np.ndarray, JobConfig], Projection] | None = None
+    project: Callable[[np.ndarray, RunConfig], Projection] | None = None
 
 
 AVERAGE = {"pooling": "average", "scaling": "sqrt-l2"}
@@ -149,7 +149,7 @@ def print_recipes(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -
     for recipe in RECIPES:
         cells, means = [], []
         for name, images in sets.items():
-            config = build_config(**{**images, **recipe.options})
+            config = build_config(RunConfig, **{**images, **recipe.options})
             whole = embedded(name, config, recipe.extractor)
             found = [quality(part, config, seeds, recipe.project).adjusted_rand for part in (whole, *subsets(whole))]
             of_subsets = [float(np.mean(one)) for one in found[1:]]
@@ -162,8 +162,8 @@ def print_algorithms(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
     titles = [title for name in sets for title in (name, "its subsets")]
     print(f"| algorithm | {' | '.join(titles)} | mean |\n|{'---|' * (len(titles) + 2)}", flush=True)
     backend = CpuBackend()
-    wholes = [embedded(name, build_config(**images)) for name, images in sets.items()]
-    config = build_config()
+    wholes = [embedded(name, build_config(RunConfig, **images)) for name, images in sets.items()]
+    config = build_config(RunConfig)
     spaces = [
         [(part, as_configured(part.embeddings.x, config).x) for part in (whole, *subsets(whole))] for whole in wholes
     ]
@@ -189,7 +189,7 @@ def print_presets(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -
     print("| images | classes | preset | homogeneity | ARI |\n|---|---|---|---|---|", flush=True)
     for name, images in sets.items():
         for preset in ("default", "notebook"):
-            config = build_config(**{**images, "preset": preset})
+            config = build_config(RunConfig, **{**images, "preset": preset})
             whole = embedded(name, config)
             found = quality(whole, config, seeds)
             shown = " | ".join(

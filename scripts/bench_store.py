@@ -39,6 +39,7 @@ def draw(folder: Path, n: int) -> None:
 def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]:
     """Run a phase on the first pictures of a folder in this process."""
     from gpu_cluster.backend import CpuBackend
+    from gpu_cluster.config import RunConfig
     from gpu_cluster.embedding.embed import embed
     from gpu_cluster.embedding.engines import choose_engine
     from gpu_cluster.embedding.extractors import Extractor
@@ -56,7 +57,7 @@ def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]
 
     extractor = Extractor({"backbone": "average colour"}, N_FEATURES, averages)
     folders = sorted(folder.iterdir())[: -(-first // 1000)]
-    job = build_config(images=folders, cache=cache, image_size=32, shard_size=4096, batch_size=256)
+    job = build_config(RunConfig, images=folders, cache=cache, image_size=32, shard_size=4096, batch_size=256)
     observer = Observer()
     start = time.perf_counter()
     store = open_store(job.store, observer)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import EmbedConfig, JobConfig
+from gpu_cluster.config import EmbedConfig, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
@@ -62,7 +62,7 @@ def _draw_digits(folder: Path) -> Path:
     return folder / "digits"
 
 
-def embedded(title: str, config: JobConfig, extractor: Callable[[EmbedConfig], Extractor] | None = None) -> Labelled:
+def embedded(title: str, config: RunConfig, extractor: Callable[[EmbedConfig], Extractor] | None = None) -> Labelled:
     """Embed the pictures of a config through the store."""
     observer = Observer()
     store = open_store(config.store, observer)

@@ -1,17 +1,31 @@
-"""From options, files and presets to a JobConfig."""
+"""From options, files and presets to a RunConfig."""
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import typer
+from pydantic import TypeAdapter
 
 import gpu_cluster
-from gpu_cluster.config import JobConfig, parse_k_range
+from gpu_cluster import api
+from gpu_cluster.cli.commands import app
+from gpu_cluster.config import (
+    COMMANDS,
+    CompareConfig,
+    EmbedJobConfig,
+    JobConfig,
+    PredictConfig,
+    RunConfig,
+    parse_k_range,
+)
 from gpu_cluster.errors import ConfigError
-from gpu_cluster.options import SECTION_OF, build_config, describe
+from gpu_cluster.options import INTERNAL, build_config, command_line, options_of
 
 
 def written(folder: Path, text: str, name: str = "options.toml") -> Path:
@@ -21,51 +35,54 @@ def written(folder: Path, text: str, name: str = "options.toml") -> Path:
 
 
 def test_without_anything_every_option_has_its_default():
-    assert build_config() == JobConfig()
+    assert build_config(RunConfig) == RunConfig()
 
 
 def test_the_preset_goes_over_the_defaults():
-    config = build_config(preset="notebook")
+    config = build_config(RunConfig, preset="notebook")
     assert (config.seed, config.embed.resize, config.reduce.scaling, config.sweep.k) == (42, "nearest", "minmax", 8)
 
 
 def test_what_a_preset_does_not_name_keeps_its_default():
-    config = build_config(preset="notebook")
-    assert config.cluster == JobConfig().cluster
-    assert config.embed.batch_size == JobConfig().embed.batch_size
+    config = build_config(RunConfig, preset="notebook")
+    assert config.cluster == RunConfig().cluster
+    assert config.embed.batch_size == RunConfig().embed.batch_size
 
 
 def test_the_file_goes_over_the_preset(tmp_path):
-    config = build_config(written(tmp_path, "[sweep]\nk = 5\n"), preset="notebook")
+    config = build_config(RunConfig, written(tmp_path, "[sweep]\nk = 5\n"), preset="notebook")
     assert config.sweep.k == 5
     assert config.reduce.scaling == "minmax"
 
 
 def test_the_preset_of_a_file_counts(tmp_path):
-    config = build_config(written(tmp_path, 'preset = "notebook"\n[sweep]\nk = 5\n'))
+    config = build_config(RunConfig, written(tmp_path, 'preset = "notebook"\n[sweep]\nk = 5\n'))
     assert (config.preset, config.sweep.k, config.reduce.pca) == ("notebook", 5, 2)
 
 
 def test_a_flag_goes_over_the_file(tmp_path):
-    config = build_config(written(tmp_path, "[sweep]\nk = 5\n[embed]\nbatch_size = 3\n"), k=7)
+    config = build_config(RunConfig, written(tmp_path, "[sweep]\nk = 5\n[embed]\nbatch_size = 3\n"), k=7)
     assert (config.sweep.k, config.embed.batch_size) == (7, 3)
 
 
 def test_a_flag_goes_over_the_preset():
-    assert build_config(preset="notebook", k=3).sweep.k == 3
+    assert build_config(RunConfig, preset="notebook", k=3).sweep.k == 3
 
 
 def test_the_preset_of_the_flags_goes_over_that_of_the_file(tmp_path):
-    config = build_config(written(tmp_path, 'preset = "notebook"\n'), preset="default")
-    assert config == JobConfig()
+    config = build_config(RunConfig, written(tmp_path, 'preset = "notebook"\n'), preset="default")
+    assert config == RunConfig()
 
 
 def test_an_option_that_is_none_was_not_given(tmp_path):
-    assert build_config(written(tmp_path, "[sweep]\nk = 5\n"), k=None).sweep.k == 5
+    assert build_config(RunConfig, written(tmp_path, "[sweep]\nk = 5\n"), k=None).sweep.k == 5
 
 
 def test_a_flag_that_is_false_was_given(tmp_path):
-    assert build_config(written(tmp_path, "[reduce]\nnormalize = true\n"), normalize=False).reduce.normalize is False
+    assert (
+        build_config(RunConfig, written(tmp_path, "[reduce]\nnormalize = true\n"), normalize=False).reduce.normalize
+        is False
+    )
 
 
 def test_every_section_can_be_a_table_of_a_file(tmp_path):
@@ -88,7 +105,7 @@ def test_every_section_can_be_a_table_of_a_file(tmp_path):
         [report]
         thumbnails = 12
     """
-    config = build_config(written(tmp_path, text))
+    config = build_config(RunConfig, written(tmp_path, text))
     assert (config.seed, config.max_bad_fraction) == (7, 0.25)
     assert config.input.images == (Path.cwd() / "pictures",)
     assert config.input.labels_from_folders is True
@@ -116,13 +133,13 @@ def test_every_section_can_be_a_table_of_a_file(tmp_path):
 def test_a_wrong_file_is_an_error_that_names_what_is_wrong_and_the_file(tmp_path, text, message):
     file = written(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as caught:
-        build_config(file)
+        build_config(RunConfig, file)
     assert "options.toml" in str(caught.value)
 
 
 def test_an_unknown_option_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown option 'n_clusters'; known are .*\bk_range\b"):
-        build_config(n_clusters=3)
+    with pytest.raises(ConfigError, match=r"unknown option 'n_clusters' of run; known are .*\bk_range\b"):
+        build_config(RunConfig, n_clusters=3)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +157,17 @@ def test_an_unknown_option_is_an_error_that_lists_the_known_ones():
 )
 def test_an_option_out_of_its_range_is_an_error_that_names_it_and_what_was_found(options, message):
     with pytest.raises(ConfigError, match=message):
-        build_config(**options)
+        build_config(RunConfig, **options)
 
 
 def test_a_config_file_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the config .*absent\.toml.*No such file"):
-        build_config(tmp_path / "absent.toml")
+        build_config(RunConfig, tmp_path / "absent.toml")
 
 
 def test_a_json_file_that_is_no_run_record_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"is no run\.json"):
-        build_config(written(tmp_path, "[1, 2]", "other.json"))
+        build_config(RunConfig, written(tmp_path, "[1, 2]", "other.json"))
 
 
 @pytest.mark.parametrize(
@@ -192,15 +209,15 @@ def test_a_wrong_range_of_k_is_an_error_that_shows_it(text, message):
 def test_a_range_of_k_too_long_to_hold_is_an_error_and_not_a_full_memory():
     # As a tuple it would take 8 million GB: more than a process can address, so the test itself is harmless.
     with pytest.raises(ConfigError, match=r"--k-range: .*at most 100,000 numbers; found '1:1000000000000000'"):
-        build_config(k_range="1:1000000000000000")
+        build_config(RunConfig, k_range="1:1000000000000000")
 
 
 @pytest.mark.parametrize("name", ["images", "labels", "weights", "out"])
 def test_paths_become_absolute(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {name: ("here",) if name == "images" else "here"}
-    config = build_config(**options)
-    found = getattr(getattr(config, str(SECTION_OF[name])), name)
+    config = build_config(RunConfig, **options)
+    found = options_of(RunConfig)[name].of(config)
     assert found in (tmp_path / "here", (tmp_path / "here",))
 
 
@@ -208,31 +225,130 @@ def test_paths_become_absolute(name, tmp_path, monkeypatch):
 def test_an_empty_path_is_not_the_current_folder(name):
     options: dict[str, Any] = {name: ("",) if name == "images" else ""}
     with pytest.raises(ConfigError, match="a path is empty; found ''"):
-        build_config(**options)
+        build_config(RunConfig, **options)
     with pytest.raises(ConfigError, match="a path is empty"):
         gpu_cluster.run(**options)
 
 
 def test_a_tilde_is_the_home_folder():
-    assert build_config(labels="~/labels.csv").input.labels == Path.home() / "labels.csv"
+    assert build_config(RunConfig, labels="~/labels.csv").input.labels == Path.home() / "labels.csv"
 
 
 def test_a_name_that_begins_with_a_tilde_and_no_user_has_is_taken_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert build_config(images=("~no such user.png",)).input.images == (tmp_path / "~no such user.png",)
+    assert build_config(RunConfig, images=("~no such user.png",)).input.images == (tmp_path / "~no such user.png",)
 
 
-@pytest.mark.parametrize("option", sorted(SECTION_OF))
-def test_every_option_is_described(option):
-    text, _default = describe(option)
-    assert text.endswith(".")
+@pytest.mark.parametrize("model", COMMANDS.values(), ids=COMMANDS)
+def test_every_option_is_described_and_its_default_is_the_one_that_holds(model):
+    for option in options_of(model).values():
+        assert (option.field.description or "").endswith(".")
+        assert option.of(model()) == option.field.default
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "run": (gpu_cluster.run, api.RunOptions),
+    "compare": (gpu_cluster.compare, api.CompareOptions),
+    "predict": (gpu_cluster.predict, api.PredictOptions),
+    "embed": (gpu_cluster.embed, api.EmbedOptions),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_python_functions_name_the_options_of_the_config_with_types_that_fit_their_defaults(command):
+    function, typed = FUNCTIONS[command]
+    declared = {name: option for name, option in options_of(COMMANDS[command]).items() if name not in INTERNAL}
+    shown = inspect.signature(function).parameters
+    hints = get_type_hints(typed)
+    assert set(hints) - INTERNAL == set(declared) - {"images"}
+    for name in set(declared) - {"images"}:
+        default = declared[name].field.default
+        assert shown[name].default == default
+        TypeAdapter(hints[name], config={"arbitrary_types_allowed": True}).validate_python(default)
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "predict"])
+def test_the_command_line_has_the_options_of_the_config_and_no_others(command):
+    own = {"--help", "--config", "--quiet", "--verbose", "--debug", "--out", "--no-normalize"}
+    expected = {o.flag for o in options_of(COMMANDS[command]).values() if o.name not in INTERNAL | {"images"}}
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    flags = {flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    assert {flag for flag in flags if flag.startswith("--")} - own == expected - own
+
+
+# What a command has not
 
 
 @pytest.mark.parametrize(
-    ("option", "default"), [("image_size", 224), ("k", None), ("seed", 0), ("scaling", "l2"), ("whitening", 0.35)]
+    ("model", "options"),
+    [
+        (PredictConfig, {"k": 9}),
+        (PredictConfig, {"pooling": "max"}),
+        (PredictConfig, {"thumbnails": 3}),
+        (CompareConfig, {"pooling": "max"}),
+        (CompareConfig, {"preset": "notebook"}),
+        (CompareConfig, {"thumbnails": 3}),
+        (EmbedJobConfig, {"input_list": "a.txt"}),
+        (RunConfig, {"features": ("hog",)}),
+    ],
 )
-def test_the_default_described_is_the_default_that_holds(option, default):
-    assert describe(option)[1] == default
+def test_an_option_that_a_command_has_not_is_refused_from_python_and_from_a_file(tmp_path, model, options):
+    ((name, value),) = options.items()
+    command = next(command for command, known in COMMANDS.items() if known is model)
+    with pytest.raises(ConfigError, match=f"unknown option '{name}' of {command}; known are"):
+        build_config(model, **options)
+    section = next(o.section for known in COMMANDS.values() for o in options_of(known).values() if o.name == name)
+    text = f"{name} = {json.dumps(value)}\n"
+    file = written(tmp_path, text if section is None else f"[{section}]\n{text}")
+    where = name if section in {None, *model.model_fields} else section
+    with pytest.raises(ConfigError, match=f"config key '{where}'.* is of .*; {command} has no such option"):
+        build_config(model, file)
+
+
+def test_predict_refuses_what_it_used_to_ignore(tmp_path):
+    options: dict[str, Any] = {"k": 9, "pooling": "max", "thumbnails": 3}
+    with pytest.raises(ConfigError, match="unknown option 'k' of predict"):
+        gpu_cluster.predict(tmp_path, tmp_path, out=tmp_path / "p.csv", **options)
+
+
+def earlier_record(**changed: Any) -> dict[str, Any]:
+    """Return the config that earlier versions recorded, of run and of compare alike: every option of every command."""
+    both: dict[str, Any] = RunConfig().model_dump(mode="json")
+    both |= {"compare": {"features": ["hog"], "algorithms": ["ward"]}}
+    return both | changed
+
+
+@pytest.mark.parametrize("model", [RunConfig, CompareConfig])
+def test_the_record_of_an_earlier_version_gives_a_command_its_own_options(tmp_path, caplog, model):
+    record = written(tmp_path, json.dumps({"config": earlier_record(seed=7)}), "run.json")
+    config: JobConfig = build_config(model, record)
+    expected: dict[str, Any] = {"seed": 7} | (
+        {"features": ("hog",), "algorithms": ("ward",)} if model is CompareConfig else {}
+    )
+    assert config == build_config(model, **expected)
+    assert caplog.records == []
+
+
+def test_a_record_with_a_key_of_no_command_is_refused(tmp_path):
+    record = written(tmp_path, json.dumps({"config": earlier_record(embed={"polling": "max"})}), "run.json")
+    with pytest.raises(ConfigError, match=r"unknown config key 'polling' in \[embed\]"):
+        build_config(RunConfig, record)
+
+
+@pytest.mark.parametrize(("ks", "text"), [(range(2, 21), "2:20"), (range(2, 11, 4), "2:10:4"), (range(5, 6), "5:5")])
+def test_python_takes_a_range_of_k_as_its_own(ks, text):
+    assert build_config(RunConfig, k_range=ks) == build_config(RunConfig, k_range=text)
+
+
+@pytest.mark.parametrize("ks", [range(5, 5), range(9, 2, -1)])
+def test_a_range_that_is_empty_or_goes_downwards_is_refused(ks):
+    with pytest.raises(ConfigError, match=r"--k-range: a range of k goes upwards and is not empty; found range\("):
+        build_config(RunConfig, k_range=ks)
+
+
+def test_the_command_of_a_comparison_has_its_names_and_no_options_of_run():
+    config = build_config(CompareConfig, features=("hog", "colours"), algorithms="kmeans, ward", k=3)
+    assert command_line(config) == "gpu-cluster compare --k 3 --features hog,colours --algorithms kmeans,ward"
 
 
 @pytest.mark.parametrize(
@@ -246,44 +362,42 @@ def test_the_default_described_is_the_default_that_holds(option, default):
     ],
 )
 def test_a_config_written_to_a_run_record_reads_back_the_same(tmp_path, options):
-    config = build_config(**options)
+    config = build_config(RunConfig, **options)
     record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
-    assert build_config(record) == config
+    # But where the results go, which repeating a run must not replace.
+    assert build_config(RunConfig, record, out=config.report.out) == config
 
 
 def test_what_the_record_of_an_earlier_version_does_not_hold_is_told(tmp_path, caplog):
-    content = build_config(k=7).model_dump(
-        mode="json", exclude={"report": {"out"}, "store": {"force"}, "compare": True}
-    )
+    content = build_config(RunConfig, k=7).model_dump(mode="json")
     del content["embed"]["pooling"], content["seed"]
     record = written(tmp_path, json.dumps({"config": content}), "run.json")
-    build_config(record, pooling="max", labels=None)
+    build_config(RunConfig, record, pooling="max", labels=None)
     assert [entry.getMessage() for entry in caplog.records] == [
         f"'{record}', of an earlier version, does not say --seed: taken is 0"
     ]
     caplog.clear()
-    assert build_config(record, seed=1).embed.pooling == "gem-4-5"
+    assert build_config(RunConfig, record, seed=1).embed.pooling == "gem-4-5"
     assert "does not say --pooling: taken is gem-4-5" in caplog.text
 
 
 def test_what_is_taken_in_place_of_it_is_what_the_preset_of_the_record_says(tmp_path, caplog):
-    content = build_config(preset="notebook").model_dump(mode="json", exclude={"report": {"out"}, "store": {"force"}})
+    content = build_config(RunConfig, preset="notebook").model_dump(mode="json")
     del content["sweep"]["sweep_space"], content["sweep"]["default_range"], content["score"]
-    content["store"].pop("rehash")
-    config = build_config(written(tmp_path, json.dumps({"config": content}), "run.json"))
+    config = build_config(RunConfig, written(tmp_path, json.dumps({"config": content}), "run.json"))
     assert config.sweep.sweep_space == "scaled"
     told = [entry.getMessage().split("does not say ")[1] for entry in caplog.records]
     assert told == ["--sweep-space: taken is scaled", "--silhouette-sample: taken is 20000", "--holdout: taken is 0.2"]
 
 
 def test_a_flag_goes_over_a_run_record(tmp_path):
-    config = build_config(k=4, image_size=64)
+    config = build_config(RunConfig, k=4, image_size=64)
     record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
-    again = build_config(record, k=5)
+    again = build_config(RunConfig, record, k=5)
     assert (again.sweep.k, again.embed.image_size) == (5, 64)
 
 
 def test_another_preset_than_that_of_a_run_record_is_refused(tmp_path):
-    record = written(tmp_path, json.dumps({"config": build_config().model_dump(mode="json")}), "run.json")
+    record = written(tmp_path, json.dumps({"config": build_config(RunConfig).model_dump(mode="json")}), "run.json")
     with pytest.raises(ConfigError, match=r"every option of its preset 'default'; leave out --preset or --config"):
-        build_config(record, preset="notebook")
+        build_config(RunConfig, record, preset="notebook")

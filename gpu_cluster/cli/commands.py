@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
 import gpu_cluster
+from gpu_cluster import run_folder as run_folder_files
 from gpu_cluster.cli.signals import Signals
 from gpu_cluster.cli.terminal import (
     TerminalObserver,
@@ -23,7 +27,7 @@ from gpu_cluster.cli.terminal import (
     print_summary,
     print_verdict,
 )
-from gpu_cluster.errors import StoreError
+from gpu_cluster.config import CompareConfig, JobConfig, PredictConfig, RunConfig
 from gpu_cluster.events import Observers
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
@@ -32,24 +36,113 @@ from gpu_cluster.jobs.predict import predict as predict_job
 from gpu_cluster.jobs.report import report as report_job
 from gpu_cluster.jobs.selftest import selftest as selftest_job
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import build_config, describe
-from gpu_cluster.store.maintenance import inspect, prune, verify
-from gpu_cluster.store.store import default_root
+from gpu_cluster.options import INTERNAL, Option, build_config, options_of
+from gpu_cluster.store.maintenance import find_store, prune, verify
+from gpu_cluster.store.maintenance import inspect as inspect_store
 
 # Every command watches for them, and the exit code of a stopped one is theirs.
 signals = Signals()
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
-_INPUT, _EMBED, _STORE, _CLUSTER, _OUTPUT = "Input", "Embedding", "Kept between runs", "Clustering", "Output"
+_CLUSTERING = "Clustering"
+_OUTPUT = "Output"
+
+# The panel of the help that a section's options stand in, and those of the options of no section.
+_PANELS = {
+    "input": "Input",
+    "embed": "Embedding",
+    "store": "Kept between runs",
+    "reduce": _CLUSTERING,
+    "sweep": _CLUSTERING,
+    "cluster": _CLUSTERING,
+    "score": _CLUSTERING,
+    "compare": _CLUSTERING,
+    "report": _OUTPUT,
+    "device": "Embedding",
+    "max_bad_fraction": "Input",
+    "seed": _CLUSTERING,
+    "preset": _CLUSTERING,
+}
+
+# What the declaration of an option cannot know.
+_MORE_HELP = {
+    "features": f"Which: {', '.join(FEATURES)}. Without it {', '.join(default_features())}, and the other networks "
+    "whose weights Keras has downloaded.",
+    "algorithms": f"Which: {', '.join(ALGORITHMS)}. All but kmeans are left out above {MOST_IMAGES:,} images.",
+}
 
 
-def _option(name: str, panel: str, flag: str | None = None) -> Any:
-    """Make the option of a config field: its help and its default are declared with the field."""
-    text, default = describe(name)
-    if default is not None and default is not False:
-        text += f" (default: {default})"
-    return typer.Option(flag or f"--{name.replace('_', '-')}", help=text, rich_help_panel=panel, show_default=False)
+def _option(option: Option) -> Any:
+    """Return the type that Typer reads an option as, with its help: both are declared with the option."""
+    # Everything that is more than one number, path or switch is text here, and is read by the config.
+    kinds = {part for part in _parts(option.field.annotation) if part is not type(None)}
+    kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float, Path} else str
+    words = " ".join(filter(None, (option.field.description, _MORE_HELP.get(option.name))))
+    default = option.field.default
+    if default is not None and default is not False and default != ():
+        words += f" (default: {default})"
+    flag = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
+    panel = _PANELS[option.section or option.name]
+    return Annotated[kind | None, typer.Option(flag, help=words, rich_help_panel=panel, show_default=False)]
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield the plain types that an annotation is made of."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from _parts(inner[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in inner:
+            yield from _parts(part)
+    else:
+        yield annotation
+
+
+_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _takes_options_of(model: type[JobConfig], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the options of a command, or those named, parameters of its function, in place of its `**options`."""
+
+    def taking(function: Callable[..., None]) -> Callable[..., None]:
+        plain = inspect.signature(function, eval_str=True)
+        by_kind = {kind: [one for one in plain.parameters.values() if one.kind is kind] for kind in _KINDS}
+        taken = [
+            option
+            for option in options_of(model).values()
+            if option.name not in INTERNAL | {"images"} and (option.name in names or not names)
+        ]
+        panels = list(dict.fromkeys(_PANELS.values()))
+        taken.sort(key=lambda option: panels.index(_PANELS[option.section or option.name]))
+        parameters = [
+            *by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD],
+            *(
+                inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(one))
+                for one in taken
+            ),
+            *by_kind[inspect.Parameter.KEYWORD_ONLY],
+        ]
+        function.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
+        return function
+
+    return taking
+
+
+_Images = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Folders and image files; without any, the drawn flowers that come with gpu-cluster."),
+]
+_RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` left.")]
+_Config = Annotated[
+    Path | None,
+    typer.Option(help="TOML file of options, or the run.json of a job to repeat.", rich_help_panel=_OUTPUT),
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)]
+_Verbose = Annotated[bool, typer.Option("--verbose", help="Print what each stage decides.", rich_help_panel=_OUTPUT)]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.callback()
@@ -64,73 +157,32 @@ def _version() -> None:
 
 
 @app.command()
+@_takes_options_of(RunConfig)
 def run(
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Folders and image files; without any, the drawn flowers that come with gpu-cluster."),
-    ] = None,
-    labels: Annotated[Path | None, _option("labels", _INPUT)] = None,
-    file_col: Annotated[str | None, _option("file_col", _INPUT)] = None,
-    label_col: Annotated[str | None, _option("label_col", _INPUT)] = None,
-    labels_from_folders: Annotated[bool | None, _option("labels_from_folders", _INPUT, "--labels-from-folders")] = None,
-    input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
-    max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
-    max_bad_fraction: Annotated[float | None, _option("max_bad_fraction", _INPUT)] = None,
-    weights: Annotated[Path | None, _option("weights", _EMBED)] = None,
-    pooling: Annotated[str | None, _option("pooling", _EMBED)] = None,
-    image_size: Annotated[int | None, _option("image_size", _EMBED)] = None,
-    batch_size: Annotated[int | None, _option("batch_size", _EMBED)] = None,
-    resize: Annotated[str | None, _option("resize", _EMBED)] = None,
-    fit: Annotated[str | None, _option("fit", _EMBED)] = None,
-    device: Annotated[str | None, _option("device", _EMBED)] = None,
-    precision: Annotated[str | None, _option("precision", _EMBED)] = None,
-    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
-    no_cache: Annotated[bool | None, _option("no_cache", _STORE, "--no-cache")] = None,
-    force: Annotated[bool | None, _option("force", _STORE, "--force")] = None,
-    rehash: Annotated[bool | None, _option("rehash", _STORE, "--rehash")] = None,
-    shard_size: Annotated[int | None, _option("shard_size", _STORE)] = None,
-    preset: Annotated[str | None, _option("preset", _CLUSTER)] = None,
-    k: Annotated[int | None, _option("k", _CLUSTER)] = None,
-    k_range: Annotated[str | None, _option("k_range", _CLUSTER)] = None,
-    select: Annotated[str | None, _option("select", _CLUSTER)] = None,
-    scaling: Annotated[str | None, _option("scaling", _CLUSTER)] = None,
-    pca: Annotated[str | None, _option("pca", _CLUSTER)] = None,
-    whitening: Annotated[float | None, _option("whitening", _CLUSTER)] = None,
-    normalize: Annotated[bool | None, _option("normalize", _CLUSTER, "--normalize/--no-normalize")] = None,
-    sweep_space: Annotated[str | None, _option("sweep_space", _CLUSTER)] = None,
-    n_init: Annotated[int | None, _option("n_init", _CLUSTER)] = None,
-    max_iter: Annotated[int | None, _option("max_iter", _CLUSTER)] = None,
-    tol: Annotated[float | None, _option("tol", _CLUSTER)] = None,
-    silhouette_sample: Annotated[int | None, _option("silhouette_sample", _CLUSTER)] = None,
-    holdout: Annotated[float | None, _option("holdout", _CLUSTER)] = None,
-    seed: Annotated[int | None, _option("seed", _CLUSTER)] = None,
-    out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
-    layout_sample: Annotated[int | None, _option("layout_sample", _OUTPUT)] = None,
-    thumbnails: Annotated[int | None, _option("thumbnails", _OUTPUT)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of options, or the run.json of a run to repeat.", rich_help_panel=_OUTPUT),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Print what each stage decides.", rich_help_panel=_OUTPUT)
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
-    ] = False,
+    images: _Images = None,
+    *,
+    config: _Config = None,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+    debug: _Debug = False,
+    **options: Any,
 ) -> None:
     """Cluster a folder of images and leave a run folder of tables, scores and plots.
 
     Exit codes: 0 done; 1 failed while running; 2 wrong use, nothing was written; 3 done, but more files were bad than
     --max-bad-fraction; 130 or 143 interrupted: what was embedded is kept, and the same command goes on from there.
     """
-    options = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_JOB}
     _log(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
-    observer = Observers(signals, *([] if quiet else [TerminalObserver()]))
-    result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
+    result = gpu_cluster.run(images or (), config=config, observer=_observer(quiet), **options)
     if not quiet:
         print_summary(result)
-    raise typer.Exit(_bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / "bad_files.csv"))
+    raise typer.Exit(
+        _bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / run_folder_files.BAD_FILES)
+    )
+
+
+def _observer(quiet: bool) -> Observers:
+    return Observers(signals, *([] if quiet else [TerminalObserver()]))
 
 
 def _log(level: int) -> None:
@@ -150,40 +202,26 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
 
 
 @app.command()
-def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` left.")],
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
+def report(run_folder: _RunFolder, debug: _Debug = False) -> None:
     """Write report.html of a finished run again, in place of the one that is there."""
     print_done(f"report: {printable(report_job(run_folder.absolute()).as_uri())}")
 
 
 @app.command()
+@_takes_options_of(PredictConfig)
 def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` left.")],
+    run_folder: _RunFolder,
     images: Annotated[list[Path] | None, typer.Argument(help="Folders and image files.")] = None,
+    *,
     out: Annotated[
         Path,
         typer.Option(
             help="Table to write, .csv or .parquet; an earlier one of predictions is replaced.", rich_help_panel=_OUTPUT
         ),
     ] = Path("predictions.csv"),
-    input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
-    max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
-    max_bad_fraction: Annotated[float | None, _option("max_bad_fraction", _INPUT)] = None,
-    weights: Annotated[Path | None, _option("weights", _EMBED)] = None,
-    batch_size: Annotated[int | None, _option("batch_size", _EMBED)] = None,
-    device: Annotated[str | None, _option("device", _EMBED)] = None,
-    precision: Annotated[str | None, _option("precision", _EMBED)] = None,
-    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
-    no_cache: Annotated[bool | None, _option("no_cache", _STORE, "--no-cache")] = None,
-    force: Annotated[bool | None, _option("force", _STORE, "--force")] = None,
-    rehash: Annotated[bool | None, _option("rehash", _STORE, "--rehash")] = None,
-    shard_size: Annotated[int | None, _option("shard_size", _STORE)] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
-    ] = False,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+    **options: Any,
 ) -> None:
     """Assign pictures to the clusters of a finished run.
 
@@ -192,77 +230,22 @@ def predict(
 
     Exit codes: as of run.
     """
-    options = {name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "run_folder", "out"}}
-    config = build_config(images=tuple(images or ()) or None, **options)
-    observer = Observers(signals, *([] if quiet else [TerminalObserver()]))
-    found = predict_job(run_folder, config, out, observer)
+    config = build_config(PredictConfig, images=tuple(images or ()) or None, **options)
+    found = predict_job(run_folder, config, out, _observer(quiet))
     if not quiet:
         print_prediction(found)
     raise typer.Exit(_bad_exit(found.manifest, config.max_bad_fraction, found.bad_files))
 
 
 @app.command()
+@_takes_options_of(CompareConfig)
 def compare(
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Folders and image files; without any, the drawn flowers that come with gpu-cluster."),
-    ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Which, separated by commas: {', '.join(FEATURES)}. Without it {', '.join(default_features())}, and "
-            "the other networks whose weights Keras has downloaded.",
-            rich_help_panel=_CLUSTER,
-        ),
-    ] = None,
-    algorithms: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Which, separated by commas: {', '.join(ALGORITHMS)}. All but kmeans are left out above "
-            f"{MOST_IMAGES:,} images.",
-            rich_help_panel=_CLUSTER,
-        ),
-    ] = None,
-    labels: Annotated[Path | None, _option("labels", _INPUT)] = None,
-    file_col: Annotated[str | None, _option("file_col", _INPUT)] = None,
-    label_col: Annotated[str | None, _option("label_col", _INPUT)] = None,
-    labels_from_folders: Annotated[bool | None, _option("labels_from_folders", _INPUT, "--labels-from-folders")] = None,
-    input_list: Annotated[Path | None, _option("input_list", _INPUT)] = None,
-    max_pixels: Annotated[int | None, _option("max_pixels", _INPUT)] = None,
-    max_bad_fraction: Annotated[float | None, _option("max_bad_fraction", _INPUT)] = None,
-    weights: Annotated[Path | None, _option("weights", _EMBED)] = None,
-    image_size: Annotated[int | None, _option("image_size", _EMBED)] = None,
-    batch_size: Annotated[int | None, _option("batch_size", _EMBED)] = None,
-    resize: Annotated[str | None, _option("resize", _EMBED)] = None,
-    fit: Annotated[str | None, _option("fit", _EMBED)] = None,
-    device: Annotated[str | None, _option("device", _EMBED)] = None,
-    precision: Annotated[str | None, _option("precision", _EMBED)] = None,
-    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
-    no_cache: Annotated[bool | None, _option("no_cache", _STORE, "--no-cache")] = None,
-    force: Annotated[bool | None, _option("force", _STORE, "--force")] = None,
-    rehash: Annotated[bool | None, _option("rehash", _STORE, "--rehash")] = None,
-    shard_size: Annotated[int | None, _option("shard_size", _STORE)] = None,
-    k: Annotated[int | None, _option("k", _CLUSTER)] = None,
-    k_range: Annotated[str | None, _option("k_range", _CLUSTER)] = None,
-    select: Annotated[str | None, _option("select", _CLUSTER)] = None,
-    scaling: Annotated[str | None, _option("scaling", _CLUSTER)] = None,
-    pca: Annotated[str | None, _option("pca", _CLUSTER)] = None,
-    whitening: Annotated[float | None, _option("whitening", _CLUSTER)] = None,
-    normalize: Annotated[bool | None, _option("normalize", _CLUSTER, "--normalize/--no-normalize")] = None,
-    n_init: Annotated[int | None, _option("n_init", _CLUSTER)] = None,
-    max_iter: Annotated[int | None, _option("max_iter", _CLUSTER)] = None,
-    tol: Annotated[float | None, _option("tol", _CLUSTER)] = None,
-    silhouette_sample: Annotated[int | None, _option("silhouette_sample", _CLUSTER)] = None,
-    seed: Annotated[int | None, _option("seed", _CLUSTER)] = None,
-    out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of options, or the run.json of a comparison to repeat.", rich_help_panel=_OUTPUT),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)
-    ] = False,
+    images: _Images = None,
+    *,
+    config: _Config = None,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+    **options: Any,
 ) -> None:
     """Compare features and algorithms on the same pictures: one table and one plot.
 
@@ -273,42 +256,28 @@ def compare(
 
     Exit codes: as of run.
     """
-    options = {
-        name: value for name, value in locals().items() if name not in {*_NOT_OF_THE_JOB, "features", "algorithms"}
-    }
     _log(logging.ERROR if quiet else logging.WARNING)
-    observer = Observers(signals, *([] if quiet else [TerminalObserver()]))
-    found = gpu_cluster.compare(
-        images or (),
-        features=_names(features),
-        algorithms=_names(algorithms),
-        config=config,
-        observer=observer,
-        **options,
-    )
+    found = gpu_cluster.compare(images or (), config=config, observer=_observer(quiet), **options)
     if not quiet:
         print_comparison(found)
-    raise typer.Exit(_bad_exit(found.manifest, found.config.max_bad_fraction, found.folder / "bad_files.csv"))
-
-
-def _names(given: str | None) -> list[str]:
-    return [] if given is None else [name.strip() for name in given.split(",") if name.strip()]
+    raise typer.Exit(
+        _bad_exit(found.manifest, found.config.max_bad_fraction, found.folder / run_folder_files.BAD_FILES)
+    )
 
 
 @app.command()
+@_takes_options_of(RunConfig, "weights", "cache", "out")
 def doctor(
     device: Annotated[str, typer.Option(help="Fail where this device cannot work: auto, cpu or gpu.")] = "auto",
-    weights: Annotated[Path | None, _option("weights", _INPUT)] = None,
-    out: Annotated[Path | None, _option("out", _OUTPUT)] = None,
-    cache: Annotated[Path | None, _option("cache", _STORE)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: _Json = False,
+    debug: _Debug = False,
+    **options: Any,
 ) -> None:
     """Say what this machine can run, and what to do about what it cannot.
 
     Exit codes: 0 the device asked for can work; 1 it cannot.
     """
-    config = build_config(device=device, weights=weights, out=out, cache=cache)
+    config = build_config(RunConfig, device=device, **options)
     diagnosis = diagnose(config.device, config.embed.weights, config.report.out, config.store.cache)
     if as_json:
         typer.echo(json.dumps(diagnosis.as_json(), indent=2))
@@ -318,17 +287,19 @@ def doctor(
 
 
 @app.command()
+@_takes_options_of(RunConfig, "image_size")
 def selftest(
     device: Annotated[str, typer.Option(help="gpu fails without one; auto compares where it is there.")] = "auto",
-    image_size: Annotated[int | None, _option("image_size", _EMBED)] = None,
     out: Annotated[Path, typer.Option(help="Where the verdict goes as JSON.")] = Path("gpu-cluster-selftest.json"),
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: _Debug = False,
+    **options: Any,
 ) -> None:
     """Do the same work on the CPU and on the GPU, with the sample set, and compare.
 
     Exit codes: 0 all within tolerance; 1 a miss, or no GPU where one was asked for.
     """
-    verdict = selftest_job(build_config(device=device).device, image_size=image_size, observer=TerminalObserver())
+    config = build_config(RunConfig, device=device, **options)
+    verdict = selftest_job(config.device, image_size=config.embed.image_size, observer=TerminalObserver())
     print_verdict(verdict)
     out.write_text(json.dumps(verdict.as_json(), indent=2) + "\n", encoding="utf-8")
     raise typer.Exit(0 if verdict.passed else 1)
@@ -337,17 +308,13 @@ def selftest(
 cache_commands = typer.Typer(help="Look at, verify or prune what is kept between runs.", no_args_is_help=True)
 app.add_typer(cache_commands, name="cache")
 
-_CacheFolder = Annotated[Path | None, _option("cache", _STORE)]
-
 
 @cache_commands.command("info")
-def cache_info(
-    cache: _CacheFolder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+@_takes_options_of(RunConfig, "cache")
+def cache_info(as_json: _Json = False, **options: Any) -> None:
     """Say what is kept: embeddings by recipe, and scans by folder."""
-    root = _cache_root(cache)
-    recipes = inspect(root)
+    root = find_store(build_config(RunConfig, **options).store)
+    recipes = inspect_store(root)
     if as_json:
         typer.echo(json.dumps([recipe.as_json() for recipe in recipes], indent=2))
     else:
@@ -355,34 +322,25 @@ def cache_info(
 
 
 @cache_commands.command("verify")
-def cache_verify(cache: _CacheFolder = None) -> None:
+@_takes_options_of(RunConfig, "cache")
+def cache_verify(**options: Any) -> None:
     """Read every shard against its checksum; damaged ones are set aside, and done again by the next run.
 
     Exit codes: 0 all as they were written; 1 some were damaged.
     """
-    root = _cache_root(cache)
-    n_shards, damaged = verify(root, TerminalObserver())
+    n_shards, damaged = verify(find_store(build_config(RunConfig, **options).store), TerminalObserver())
     print_done(f"{n_shards:,} shards are as they were written, {len(damaged):,} damaged ones were set aside")
     raise typer.Exit(1 if damaged else 0)
 
 
 @cache_commands.command("prune")
+@_takes_options_of(RunConfig, "cache")
 def cache_prune(
-    cache: _CacheFolder = None,
     unused_days: Annotated[
         float | None, typer.Option(min=0, help="Also remove what no run has used for so many days.")
     ] = None,
+    **options: Any,
 ) -> None:
     """Remove what is of no use: damaged shards set aside, leftovers of killed jobs, scans of folders that are gone."""
-    freed = prune(_cache_root(cache), unused_days=unused_days)
+    freed = prune(find_store(build_config(RunConfig, **options).store), unused_days=unused_days)
     print_done(f"{freed / 1e6:,.1f} MB freed")
-
-
-def _cache_root(cache: Path | None) -> Path:
-    root = build_config(cache=cache).store.cache or default_root()
-    if not root.is_dir():
-        raise StoreError(f"nothing is kept at {printable(str(root))!r}; name the folder with --cache DIR")
-    return root
-
-
-_NOT_OF_THE_JOB = frozenset({"images", "config", "quiet", "verbose", "debug"})

@@ -35,7 +35,7 @@ from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.selftest import Verdict
 from gpu_cluster.report.tables import comparison_lines
-from gpu_cluster.results import Comparison, Findings, RunResult
+from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import PAGE
 from gpu_cluster.store.maintenance import Recipe
 
@@ -239,8 +239,8 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     counts = manifest.counts()
     yield "files", "{found:,} found: {ok:,} ok, {bad:,} bad, {duplicate:,} duplicates".format(**counts)
     words = {
-        "agreement": "where restarts agree most",
-        "farthest from the chord": "no clear knee; the k farthest from the chord",
+        KChoice.AGREEMENT: "where restarts agree most",
+        KChoice.CHORD: "no clear knee; the k farthest from the chord",
     }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     sure = findings.sweep.agreement
@@ -273,9 +273,8 @@ def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:
     table = findings.scores.contingency
     for cluster, size in enumerate(findings.clustering.sizes):
         mostly = ""
-        if table is not None and table.counts[:, cluster].any():
-            most = int(np.argmax(table.counts[:, cluster]))
-            mostly = f"{table.classes[most]} ({table.counts[most, cluster] / size:.0%})"
+        for label, count in [] if table is None else table.most_frequent(cluster):
+            mostly = f"{label} ({count / size:.0%})"
         yield str(cluster), f"{size:,}", mostly
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.backend.base import HostArray
 from gpu_cluster.config import ClusterConfig
+from gpu_cluster.sampling import sorted_sample
 
 # k-means++ draws its starts from all rows up to this many, above from a fixed sample of as many.
 START_ROWS = 20_000
@@ -50,7 +51,7 @@ def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend)
     from sklearn.metrics import adjusted_rand_score
 
     best: Partition | None = None
-    sample = backend.from_host(_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
+    sample = backend.from_host(sorted_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
     found_labels: list[HostArray] = []
     best_number = 0
     for starts in draw_starts(x, k, config.n_init, seed=seed, backend=backend):
@@ -71,11 +72,6 @@ def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend)
     return replace(best, agreement=float(np.mean(agreed)))
 
 
-def _sample(n: int, size: int, random: np.random.RandomState) -> HostArray:
-    """Return all n rows, or a sample of them of a size, in their order."""
-    return np.arange(n) if n <= size else np.sort(random.choice(n, size, replace=False))
-
-
 def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -> Iterator[Array]:
     """Yield `n_init` sets of starting centres (k, d) of k-means++ (Arthur and Vassilvitskii 2007) on the host."""
     from sklearn.cluster import kmeans_plusplus
@@ -83,7 +79,7 @@ def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -
     n = x.shape[0]
     random = np.random.RandomState(seed)
     if n > START_ROWS:
-        sample = _sample(n, max(START_ROWS, k), random)
+        sample = sorted_sample(n, max(START_ROWS, k), random)
         x = backend.xp.take(x, backend.from_host(sample), axis=0)
     rows = backend.to_host(x)
     for _ in range(n_init):
@@ -114,6 +110,13 @@ def row_squares(x: Array, backend: Backend) -> Array:
     """Return the sum of squares (n,) of each row, without another matrix of the size of x."""
     xp = backend.xp
     return xp.concat([xp.sum(x[rows, :] * x[rows, :], axis=1) for rows in blocks(*x.shape)])
+
+
+def row_norms(x: Array, backend: Backend) -> Array:
+    """Return the Euclidean norm (n, 1) of each row, 1 for a row of zeros: a divisor that leaves these as they are."""
+    xp = backend.xp
+    norms = xp.sqrt(row_squares(x, backend))[:, None]
+    return xp.where(norms > 0, norms, xp.ones_like(norms))
 
 
 def one_hot(labels: Array, k: int, backend: Backend) -> Array:

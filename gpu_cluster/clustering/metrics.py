@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.clustering import kmeans
+from gpu_cluster.sampling import sorted_sample
 
 HostFloats = npt.NDArray[np.floating[Any]]
 HostInts = npt.NDArray[np.integer[Any]]
@@ -95,9 +96,8 @@ def silhouettes(
     """
     xp = backend.xp
     n = x.shape[0]
-    rows: HostInts = np.arange(n)
-    if n > sample:
-        rows = np.sort(np.random.RandomState(seed).choice(n, sample, replace=False))
+    rows: HostInts = sorted_sample(n, sample, np.random.RandomState(seed))
+    if len(rows) < n:
         chosen = backend.from_host(rows)
         x, labels = xp.take(x, chosen, axis=0), xp.take(labels, chosen, axis=0)
         k = int(np.unique(backend.to_host(labels)).size)

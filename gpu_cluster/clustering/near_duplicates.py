@@ -36,8 +36,7 @@ def find_near_duplicates(
         observer.notice(f"Near duplicates are looked for among up to {MOST_IMAGES:,} pictures; there are {n:,}")
         return ()
     x = xp.take(x, backend.from_host(rows), axis=0)
-    norms = xp.sqrt(kmeans.row_squares(x, backend))[:, None]
-    x = x / xp.where(norms > 0, norms, xp.ones_like(norms))
+    x = x / kmeans.row_norms(x, backend)
     pairs: dict[tuple[int, int], float] = {}
     numbers = backend.from_host(np.arange(n))
     for part in kmeans.blocks(n, n):

@@ -91,7 +91,7 @@ def _applied(scaled: Array, reduction: Reduction, backend: Backend) -> tuple[Arr
     if reduction.divisors is not None:
         x = x / reduction.divisors
     if reduction.normalize:
-        x = x / _norms(x, backend)
+        x = x / kmeans.row_norms(x, backend)
     return x, _first_two(scores, backend)
 
 
@@ -127,10 +127,10 @@ def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None,
     if scaling == "sqrt-l2":
         # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
         roots = xp.sqrt(x)
-        roots /= _norms(roots, backend)
+        roots /= kmeans.row_norms(roots, backend)
         return roots
     if scaling == "l2":
-        return x / _norms(x, backend)
+        return x / kmeans.row_norms(x, backend)
     if scaling == "minmax":
         above = x - low
         above /= span
@@ -149,13 +149,6 @@ def count_components(pca: int | str, n: int, d: int) -> int:
     """Return the components asked for: `auto` is the root of n clipped to 8..32; at most n - 1 and d, at least 1."""
     wanted = int(np.clip(np.sqrt(n), 8, 32)) if pca == "auto" else 1 if pca == "none" else int(pca)
     return max(1, min(wanted, n - 1, d))
-
-
-def _norms(x: Array, backend: Backend) -> Array:
-    """Return the Euclidean norm (n, 1) of each row, 1 for a row of zeros."""
-    xp = backend.xp
-    norms = xp.sqrt(kmeans.row_squares(x, backend))[:, None]
-    return xp.where(norms > 0, norms, xp.ones_like(norms))
 
 
 def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:

@@ -26,11 +26,13 @@ def score(
     backend: Backend,
     observer: Observer,
     truth: Truth | None = None,
+    holdout: float | None = None,
     originals: IntArray | None = None,
 ) -> Scores:
     """Score a clustering of x (n, m) by itself and, where there are labels, against them.
 
-    Copies, as `originals` names them (see `copies`), get the silhouette of their originals.
+    With `holdout` also on that random share of the rows. Copies, as `originals` names them (see `copies`), get the
+    silhouette of their originals.
     """
     n = x.shape[0]
     values, rows = metrics.silhouettes(
@@ -56,7 +58,7 @@ def score(
         contingency=table,
         silhouettes=silhouettes if originals is None else silhouettes[originals],
         n_silhouette=len(rows),
-        holdout=_holdout(x, clustering, truth, config, seed=seed, backend=backend),
+        holdout=_holdout(x, clustering, truth, config, holdout, seed=seed, backend=backend),
     )
 
 
@@ -86,13 +88,20 @@ def _external(
 
 
 def _holdout(
-    x: Array, clustering: Clustering, truth: Truth | None, config: ScoreConfig, *, seed: int, backend: Backend
+    x: Array,
+    clustering: Clustering,
+    truth: Truth | None,
+    config: ScoreConfig,
+    share: float | None,
+    *,
+    seed: int,
+    backend: Backend,
 ) -> dict[str, float | None] | None:
     """Score on a random share of the images, split as scikit-learn's `train_test_split` does it."""
     n = x.shape[0]
-    if config.holdout is None:
+    if share is None:
         return None
-    rows = np.random.RandomState(seed).permutation(n)[: math.ceil(config.holdout * n)]
+    rows = np.random.RandomState(seed).permutation(n)[: math.ceil(share * n)]
     chosen = backend.from_host(rows)
     x = backend.xp.take(x, chosen, axis=0)
     labels = backend.xp.take(clustering.labels, chosen, axis=0)

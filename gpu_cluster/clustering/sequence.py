@@ -35,6 +35,7 @@ def find_clusters(
     backend: Backend,
     events: Recorder,
     sweep_space: str = "projection",
+    holdout: float | None = None,
     truth: Truth | None = None,
     originals: IntArray | None = None,
 ) -> Clusters:
@@ -44,6 +45,8 @@ def find_clusters(
     ----------
     sweep_space
         As `Projection.sweep_space`: `projection`, or `scaled` for the scaled embeddings before PCA.
+    holdout
+        A share of the images to score by itself too.
     truth
         The labels to compare the clusters with; they take no part in any decision.
     originals
@@ -70,6 +73,7 @@ def find_clusters(
             backend=backend,
             observer=events,
             truth=truth,
+            holdout=holdout,
             originals=originals,
         )
     return Clusters(projection, sweep, clustering, scores)

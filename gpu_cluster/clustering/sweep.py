@@ -16,7 +16,7 @@ from gpu_cluster.clustering import kmeans, metrics
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
-from gpu_cluster.results import Sweep, SweepPoint
+from gpu_cluster.results import KChoice, Sweep, SweepPoint
 
 # Restarts that agree less than this have found no groups that are there whatever the start.
 CLEAR_AGREEMENT = 0.65
@@ -83,9 +83,9 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     """Yield what speaks against the k chosen."""
     points, best_k = sweep.points, sweep.best_k
     first, last = points[0].k, points[-1].k
-    if sweep.chosen_by == "farthest from the chord":
+    if sweep.chosen_by == KChoice.CHORD:
         yield f"No clear knee in the inertia curve, k {first} to {last}: took {best_k}, the k farthest from its chord"
-    if sweep.chosen_by != "agreement":
+    if sweep.chosen_by != KChoice.AGREEMENT:
         return
     if (sweep.agreement or 0) < CLEAR_AGREEMENT:
         yield (
@@ -109,23 +109,23 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
     return possible
 
 
-def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, str]:
-    """Return the k chosen from the points of a sweep of n images, and by what (see `Sweep`)."""
+def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, KChoice]:
+    """Return the k chosen from the points of a sweep of n images, and how."""
     ks, inertias = [point.k for point in points], [point.inertia for point in points]
     if config.k is not None:
-        return min(config.k, n), "given"
+        return min(config.k, n), KChoice.GIVEN
     if len(ks) == 1:
-        return ks[0], "only k tried"
+        return ks[0], KChoice.ONLY_ONE
     if config.select == "silhouette" and any(point.silhouette is not None for point in points):
-        return max(points, key=_silhouette).k, "silhouette"
+        return max(points, key=_silhouette).k, KChoice.SILHOUETTE
     candidates = _candidates(points, n) if config.select == "agreement" else []
     if candidates:
         # Groups far apart are found again whatever the start, and so are they where two near ones are taken for one.
-        return max(candidates, key=lambda point: (point.agreement or 0, _silhouette(point))).k, "agreement"
+        return max(candidates, key=lambda point: (point.agreement or 0, _silhouette(point))).k, KChoice.AGREEMENT
     found = metrics.knee(ks, inertias)
     if found is not None:
-        return found, "knee"
-    return metrics.farthest_from_chord(ks, inertias), "farthest from the chord"
+        return found, KChoice.KNEE
+    return metrics.farthest_from_chord(ks, inertias), KChoice.CHORD
 
 
 def _silhouette(point: SweepPoint) -> float:

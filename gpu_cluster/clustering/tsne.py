@@ -13,6 +13,7 @@ from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.manifest import IntArray
 from gpu_cluster.results import FloatArray
+from gpu_cluster.sampling import sorted_sample
 
 # Fewer have no neighbours to speak of.
 _FEWEST = 5
@@ -45,10 +46,8 @@ def _lay_out(
     n = x.shape[0]
     plain = np.asarray(backend.to_host(pcs), np.float32)
     random = np.random.RandomState(seed)
-    rows, sampled = np.arange(n), x
-    if n > config.layout_sample:
-        rows = np.sort(random.choice(n, config.layout_sample, replace=False))
-        sampled = backend.xp.take(x, backend.from_host(rows), axis=0)
+    rows = sorted_sample(n, config.layout_sample, random)
+    sampled = x if len(rows) == n else backend.xp.take(x, backend.from_host(rows), axis=0)
     if not _spans(sampled, plain[rows], backend):
         return plain
     plane = np.asarray(backend.to_host(backend.tsne(sampled, seed=seed)), np.float32)

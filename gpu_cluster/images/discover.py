@@ -1,4 +1,4 @@
-"""Folders, files and lists named -> the files that are pictures, sorted by path, with their labels.
+"""Folders, files and lists named -> the files that are pictures, sorted by path.
 
 Must not know what is in a picture beyond its first bytes.
 """
@@ -11,36 +11,38 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gpu_cluster.config import InputConfig, shipped_data
+from gpu_cluster.config import PicturesConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
-from gpu_cluster.images.labels import labelled
 from gpu_cluster.images.source import LocalFiles
 from gpu_cluster.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 
-def discover(config: InputConfig, observer: Observer, *, with_labels: bool = True) -> Manifest:
-    """Find the images and, unless told otherwise, their labels.
+def discover(config: PicturesConfig, observer: Observer) -> Manifest:
+    """Find the pictures.
 
     Without images named, the sample set that comes with the package is taken.
 
     Raises
     ------
     DataError
-        When a path is not there, no image is found, or the labels do not fit.
+        When a path is not there, or no picture is found.
     """
-    named = list(config.images)
-    if not named and config.input_list is None:
-        named = [shipped_data() / "flowers"]
-        observer.notice(
-            "No images named: using the 210 drawn flowers that come with gpu-cluster. "
-            "For your own pictures: gpu-cluster run FOLDER"
-        )
-    manifest = _manifest(named, config.input_list)
-    return labelled(manifest, named, config, observer) if with_labels else manifest
+    if config.images or config.input_list is not None:
+        return _manifest(config.images, config.input_list)
+    observer.notice(
+        "No images named: using the 210 drawn flowers that come with gpu-cluster. "
+        "For your own pictures: gpu-cluster run FOLDER"
+    )
+    return _manifest([sample_set()], None)
+
+
+def sample_set() -> Path:
+    """Return the folder of the sample set."""
+    return shipped_data() / "flowers"
 
 
 def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:

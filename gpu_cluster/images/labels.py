@@ -20,17 +20,17 @@ from gpu_cluster.files import printable
 from gpu_cluster.manifest import Manifest
 
 
-def labelled(manifest: Manifest, named: Sequence[Path], config: InputConfig, observer: Observer) -> Manifest:
+def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Manifest:
     """Return the manifest with its labels, where there is a source of them.
 
     Raises
     ------
     DataError
-        When the labels do not fit the files, or more than one CSV in the folders `named` could hold them.
+        When the labels do not fit the files, or more than one CSV in the folders named could hold them.
     """
     if config.labels_from_folders:
         return _by_folder(manifest, observer)
-    table = config.labels or _find_table(named, config)
+    table = config.labels or _find_table(manifest, config)
     return manifest if table is None else _by_table(manifest, table, config, observer)
 
 
@@ -44,9 +44,11 @@ def _by_folder(manifest: Manifest, observer: Observer) -> Manifest:
     return _with_labels(manifest, [printable(folder) or None for folder in folders], "folder names", 0, observer)
 
 
-def _find_table(named: Sequence[Path], config: InputConfig) -> Path | None:
+def _find_table(manifest: Manifest, config: InputConfig) -> Path | None:
     """Return the one CSV directly in a folder named whose header has both columns."""
     found = []
+    # Without anything named it is the sample set.
+    named = config.images or ([manifest.root] if config.input_list is None else [])
     for folder in (path for path in named if path.is_dir()):
         for table in sorted(folder.iterdir()):
             if table.suffix.lower() == ".csv" and table.is_file():

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from gpu_cluster.config import InputConfig
+from gpu_cluster.config import PixelLimit
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
 from gpu_cluster.images.source import Source, UnreadableError, reading_threads
@@ -38,7 +38,7 @@ _TICK_NS, _WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
 def scan(
     manifest: Manifest,
     source: Source,
-    config: InputConfig,
+    config: PixelLimit,
     observer: Observer,
     *,
     store: Store | None = None,
@@ -139,7 +139,7 @@ def _header(stream: IO[bytes], suffix: str) -> FileFacts:
     )
 
 
-def _with_facts(manifest: Manifest, facts: Sequence[FileFacts], config: InputConfig) -> Manifest:
+def _with_facts(manifest: Manifest, facts: Sequence[FileFacts], config: PixelLimit) -> Manifest:
     bad: dict[int, str] = {}
     duplicates: dict[int, int] = {}
     first_of: dict[str, int] = {}

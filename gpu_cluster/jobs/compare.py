@@ -7,7 +7,7 @@ space into the same number of groups (but HDBSCAN, which finds its own). Labels 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, cast, get_args
@@ -21,20 +21,37 @@ from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.score import score
 from gpu_cluster.clustering.sequence import find_k, find_space
 from gpu_cluster.clustering.sweep import check_ks
-from gpu_cluster.config import Algorithm, CompareConfig, EmbedConfig, JobConfig, ReduceConfig
+from gpu_cluster.config import (
+    Algorithm,
+    CompareConfig,
+    ComparedConfig,
+    EmbedConfig,
+    PixelsConfig,
+    Pooling,
+    ReduceConfig,
+    RunConfig,
+)
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
-from gpu_cluster.errors import ConfigError, DeviceError, JobError
+from gpu_cluster.errors import ConfigError, DeviceError, JobError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
-from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import Job, choose_folder, describe_device, filled, nothing_readable, opened
+from gpu_cluster.jobs.prepare import (
+    Job,
+    choose_folder,
+    describe_device,
+    filled,
+    find_labelled,
+    nothing_readable,
+    opened,
+)
 from gpu_cluster.manifest import IntArray, Manifest
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
-from gpu_cluster.results import Compared, Comparison, Embeddings, Projection, RunResult, encode_labels
+from gpu_cluster.results import Compared, Comparison, Embeddings, JobRecord, Projection, encode_labels
+from gpu_cluster.sampling import sorted_sample
 
 # Above this many images all but k-means are left out: Ward holds n (n - 1) / 2 distances, 1.6 GB here, and the others
 # compare every image with every other.
@@ -50,7 +67,7 @@ ALGORITHMS = ("kmeans", *get_args(Algorithm))
 
 NOTEBOOK = "notebook"
 
-_POOLINGS = {f"vgg16-{pooling}": pooling for pooling in ("gem-4-5", "gem", "max", "average", "flatten")}
+_POOLINGS: Mapping[str, Pooling] = {f"vgg16-{pooling}": pooling for pooling in get_args(Pooling)}
 FEATURES = (*_POOLINGS, NOTEBOOK, "colours", "hog", *extractors.KERAS_MODELS)
 
 
@@ -66,14 +83,14 @@ class _Recipe:
 
     name: str
     extractor: Extractor
-    embed: EmbedConfig
+    embed: PixelsConfig
     reduce: ReduceConfig
 
 
-_Job: TypeAlias = Job[tuple[list[_Recipe], Path]]
+_Job: TypeAlias = Job[CompareConfig, tuple[list[_Recipe], Path]]
 
 
-def compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
+def compare(config: CompareConfig, observer: Observer | None = None) -> Comparison:
     """Compare features and algorithms, and leave a folder with the table and the plot.
 
     Raises
@@ -100,7 +117,7 @@ def compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
         choose_engine(backend, recipes[0].extractor, recipes[0].embed)
         return recipes, choose_folder(config, manifest, prefix="compare-")
 
-    with opened(config, events, lambda: discover(config.input, events), prepared) as opened_job:
+    with opened(config, events, lambda: find_labelled(config.input, events), prepared) as opened_job:
         recipes, folder = opened_job.tools
         if not config.compare.features and len(opened_job.manifest) > MOST_IMAGES:
             recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
@@ -108,7 +125,7 @@ def compare(config: JobConfig, observer: Observer | None = None) -> Comparison:
                 f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
             )
         # What the record repeats: on another machine other features may be there.
-        compared = CompareConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
+        compared = ComparedConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
         job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
         with filled(folder, events) as stage:
             rows, manifest = _fill(job, recipes)
@@ -133,21 +150,19 @@ def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, reada
     if readable or any(row.reason is None for row in found.rows):
         with job.events.stage("report"):
             write_comparison(folder, found, backend=job.backend)
-    result = RunResult(
-        folder=found.folder,
+    record = JobRecord(
         config=job.config,
         manifest=found.manifest,
-        findings=None,
         weights=(job.weights.path, job.weights.sha256),
         device=describe_device(job.backend, choose_engine(job.backend, recipe.extractor, recipe.embed)),
         device_reason=job.choice.reason,
         stages_s=job.events.stages_s,
         notices=job.events.notices,
     )
-    write_run_record(folder, result, command=command_line(job.config, "compare"), backend=job.backend)
+    write_run_record(folder, record, None, command=command_line(job.config), backend=job.backend)
 
 
-def _default_features_for(config: JobConfig) -> tuple[str, ...]:
+def _default_features_for(config: CompareConfig) -> tuple[str, ...]:
     """Return the default features that the options can be applied to."""
     names = default_features()
     if config.reduce.scaling != "sqrt-l2":
@@ -192,8 +207,8 @@ def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared
         space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
         if k is None:
             k = _choose_k(job, space)
-    # What TensorFlow has no memory for is the device's fault.
-    except (MemoryError, DeviceError) as error:
+    # What TensorFlow has no memory for is the device's fault; whether a Keras network's file can be loaded shows here.
+    except (MemoryError, DeviceError, WeightsError) as error:
         # Other features may be a hundredth of the size.
         return _without_result(recipe, algorithms, _failure(job, recipe.name, error)), manifest, k
     with events.stage("cluster"):
@@ -226,17 +241,17 @@ def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str
     return tuple(dict.fromkeys(named))
 
 
-def _recipe(name: str, weights: vgg16.Weights, config: JobConfig) -> _Recipe:
+def _recipe(name: str, weights: vgg16.Weights, config: CompareConfig) -> _Recipe:
     embedding, reduction = config.embed, config.reduce
     if name == NOTEBOOK:
-        theirs = build_config(preset=NOTEBOOK)
-        embedding = theirs.embed.model_copy(
+        theirs = build_config(RunConfig, preset=NOTEBOOK)
+        notebook = theirs.embed.model_copy(
             update=embedding.model_dump(include={"batch_size", "precision", "image_size"})
         )
-        return _Recipe(name, extractors.of_vgg16(weights, embedding), embedding, theirs.reduce)
+        return _Recipe(name, extractors.of_vgg16(weights, notebook), notebook, theirs.reduce)
     if name in _POOLINGS:
-        embedding = embedding.model_copy(update={"pooling": _POOLINGS[name]})
-        return _Recipe(name, extractors.of_vgg16(weights, embedding), embedding, reduction)
+        pooled = EmbedConfig(**embedding.model_dump(), pooling=_POOLINGS[name])
+        return _Recipe(name, extractors.of_vgg16(weights, pooled), pooled, reduction)
     if name == "colours":
         return _Recipe(name, extractors.colour_histogram(), embedding, reduction)
     if name == "hog":
@@ -304,7 +319,7 @@ def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
     )
 
 
-def _grouper(algorithm: str, config: JobConfig, backend: Backend) -> Callable[[Array, int], Array]:
+def _grouper(algorithm: str, config: CompareConfig, backend: Backend) -> Callable[[Array, int], Array]:
     if algorithm == "kmeans":
         return lambda x, k: kmeans.fit(x, k, config.cluster, seed=config.seed, backend=backend).labels
     if algorithm == "hdbscan":
@@ -331,7 +346,7 @@ def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed:
     n = len(found)
     agreed = []
     for _ in range(_N_SUBSAMPLES):
-        rows = np.sort(random.choice(n, max(2, round(_SUBSAMPLE * n)), replace=False))
+        rows = sorted_sample(n, max(2, round(_SUBSAMPLE * n)), random)
         theirs = backend.to_host(group(backend.xp.take(x, backend.from_host(rows), axis=0)))
         # As numbers from 0, whatever the algorithm calls its groups and its noise.
         one, other = (np.unique(labels, return_inverse=True)[1] for labels in (found[rows], theirs))

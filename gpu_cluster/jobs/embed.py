@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Backend
-from gpu_cluster.config import JobConfig
+from gpu_cluster.config import EmbedJobConfig
 from gpu_cluster.embedding import embed as embedding
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import Engine, choose_engine
@@ -20,7 +20,7 @@ from gpu_cluster.jobs.prepare import opened
 from gpu_cluster.manifest import Manifest
 
 
-def embed(files: Sequence[Path], config: JobConfig, observer: Observer | None = None) -> npt.NDArray[np.float32]:
+def embed(files: Sequence[Path], config: EmbedJobConfig, observer: Observer | None = None) -> npt.NDArray[np.float32]:
     """Embed image files; return (n, d) float32, host, in the order of `files`.
 
     Raises

@@ -6,8 +6,6 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.clustering.model import Model, load_model
 from gpu_cluster.clustering.reduce import apply
-from gpu_cluster.config import JobConfig
+from gpu_cluster.config import PredictConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
-from gpu_cluster.errors import ConfigError, DataError, JobError, WeightsError
+from gpu_cluster.errors import ConfigError, DataError, WeightsError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.files import printable, write_whole
+from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import opened
 from gpu_cluster.manifest import IntArray, Manifest
@@ -57,7 +55,7 @@ class Prediction:
     far: np.ndarray
 
 
-def predict(run: Path, config: JobConfig, out: Path, observer: Observer | None = None) -> Prediction:
+def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
     Embeds what the store lacks, as the run did: its options of embedding hold, not those of the config. An earlier
@@ -91,7 +89,7 @@ def predict(run: Path, config: JobConfig, out: Path, observer: Observer | None =
         theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
         return model, choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
 
-    with opened(config, events, lambda: discover(config.input, events, with_labels=False), prepared) as job:
+    with opened(config, events, lambda: discover(config.input, events), prepared) as job:
         model, engine = job.tools
         with events.stage("embed"):
             embeddings = embed(
@@ -197,22 +195,12 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         content = buffer.getvalue()
-    with _explained(out):
+    with write_explained(out):
         write_whole(out, content)
-    with _explained(_bad_files(out)):
+    with write_explained(_bad_files(out)):
         if bad_files is None:
             # Of an earlier prediction: what is in it is no longer so.
             _bad_files(out).unlink(missing_ok=True)
         else:
             write_bad_files(bad_files, manifest)
     return found
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise JobError(
-            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
-        ) from error

@@ -14,23 +14,26 @@ from typing import Any, Generic, TypeVar
 
 from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend, Choice, select
-from gpu_cluster.config import JobConfig
+from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, RunConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.errors import NothingReadableError
-from gpu_cluster.events import EventLog, Recorder
+from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.files import printable
 from gpu_cluster.images import decode
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.labels import labelled
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Source, open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store, open_store
 
+C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Job(Generic[T]):
+class Job(Generic[C, T]):
     """A job that can start.
 
     Attributes
@@ -38,7 +41,7 @@ class Job(Generic[T]):
     tools : what the job made of the weights for its own work: its engine, its model, ...
     """
 
-    config: JobConfig
+    config: C
     events: Recorder
     weights: vgg16.Weights
     choice: Choice
@@ -54,11 +57,11 @@ class Job(Generic[T]):
 
 @contextmanager
 def opened(
-    config: JobConfig,
+    config: C,
     events: Recorder,
     find: Callable[[], Manifest],
     make: Callable[[vgg16.Weights, Backend, Manifest], T],
-) -> Iterator[Job[T]]:
+) -> Iterator[Job[C, T]]:
     """Open a job: the device, the pictures that `find` finds, the weights, what `make` makes of them, the store.
 
     The cheapest look comes first and the look into every picture last. Until the block ends, decoders are held to
@@ -81,7 +84,18 @@ def opened(
         yield Job(config, events, weights, choice, manifest, source, store, tools)
 
 
-def choose_folder(config: JobConfig, manifest: Manifest, *, prefix: str = "") -> Path:
+def find_labelled(config: InputConfig, observer: Observer) -> Manifest:
+    """Find the pictures and their labels.
+
+    Raises
+    ------
+    DataError
+        When there are no pictures, or the labels do not fit them.
+    """
+    return labelled(discover(config, observer), config, observer)
+
+
+def choose_folder(config: RunConfig | CompareConfig, manifest: Manifest, *, prefix: str = "") -> Path:
     """Return the run folder to write; `prefix` comes before its name where none is given.
 
     Raises

@@ -16,14 +16,21 @@ from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.sweep import check_ks
 from gpu_cluster.clustering.tsne import lay_out
-from gpu_cluster.config import JobConfig
+from gpu_cluster.config import EmbedConfig, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import DeviceError, JobError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import Job, choose_folder, describe_device, filled, nothing_readable, opened
+from gpu_cluster.jobs.prepare import (
+    Job,
+    choose_folder,
+    describe_device,
+    filled,
+    find_labelled,
+    nothing_readable,
+    opened,
+)
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import command_line
 from gpu_cluster.report.page import write_page
@@ -31,7 +38,7 @@ from gpu_cluster.report.tables import write_bad_files, write_report, write_run_r
 from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
 
 
-def run(config: JobConfig, observer: Observer | None = None) -> RunResult:
+def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     """Run a whole job and leave its run folder.
 
     Whatever can be wrong with the options, the input or the output is found before work starts. What a job that is
@@ -51,7 +58,7 @@ def run(config: JobConfig, observer: Observer | None = None) -> RunResult:
         engine = choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
         return engine, choose_folder(config, manifest)
 
-    with opened(config, events, lambda: discover(config.input, events), prepared) as job:
+    with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
         engine, folder = job.tools
         with filled(folder, events) as stage:
             manifest, findings = _find(job, engine)
@@ -71,8 +78,10 @@ def run(config: JobConfig, observer: Observer | None = None) -> RunResult:
             else:
                 with events.stage("report"):
                     write_report(stage.path, manifest, job.source, findings, config.report, backend=job.backend)
-                    save_model(stage.path / run_folder.MODEL, _model(findings, engine, job.backend), job.backend)
-            write_run_record(stage.path, result, command=command_line(config), backend=job.backend)
+                    save_model(
+                        stage.path / run_folder.MODEL, _model(findings, engine, config.embed, job.backend), job.backend
+                    )
+            write_run_record(stage.path, result, findings, command=command_line(config), backend=job.backend)
             if findings is not None:
                 with events.stage("page"):
                     _try_page(stage.path, events)
@@ -81,7 +90,7 @@ def run(config: JobConfig, observer: Observer | None = None) -> RunResult:
     return replace(result, folder=stage.folder)
 
 
-def _find(job: Job[tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:
+def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:
     """Run the stages; nothing is found where no file could be decoded."""
     config, backend, events = job.config, job.backend, job.events
     with events.stage("embed"):
@@ -101,6 +110,7 @@ def _find(job: Job[tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Find
             backend=backend,
             events=events,
             sweep_space=config.sweep.sweep_space,
+            holdout=config.score.holdout,
             truth=encode_labels(manifest, embeddings.rows),
             originals=originals,
         )
@@ -152,17 +162,17 @@ def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
 _NEARER = 0.99
 
 
-def _model(findings: Findings, engine: Engine, backend: Backend) -> Model:
+def _model(findings: Findings, engine: Engine, config: EmbedConfig, backend: Backend) -> Model:
     """Return what `predict` needs of what was found."""
     clustering, table = findings.clustering, findings.scores.contingency
     labels, distances = backend.to_host(clustering.labels), backend.to_host(clustering.distances)
     far = [np.quantile(distances[labels == cluster], _NEARER) for cluster in range(clustering.k)]
     names = None
     if table is not None:
-        most = table.counts.argmax(axis=0)
-        names = [table.classes[row] if table.counts[row, cluster] else None for cluster, row in enumerate(most)]
+        frequent = (table.most_frequent(cluster) for cluster in range(clustering.k))
+        names = [labels_there[0][0] if labels_there else None for labels_there in frequent]
     return Model(
-        engine.config,
+        config,
         engine.extractor.key,
         findings.projection.reduction,
         clustering.centres,

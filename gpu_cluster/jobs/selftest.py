@@ -16,14 +16,13 @@ import numpy as np
 
 from gpu_cluster.backend import Backend, CpuBackend
 from gpu_cluster.clustering.sequence import find_clusters
-from gpu_cluster.config import Device
+from gpu_cluster.config import Device, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import Job, describe_device, opened
+from gpu_cluster.jobs.prepare import Job, describe_device, find_labelled, opened
 from gpu_cluster.manifest import IntArray, Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.results import FloatArray, encode_labels
@@ -98,13 +97,13 @@ def selftest(device: Device, *, image_size: int | None = None, observer: Observe
         When `gpu` is asked for and cannot be used.
     """
     # From no store: it is the computing that is compared.
-    config = build_config(device=device, k=_K, image_size=image_size, no_cache=True)
+    config = build_config(RunConfig, device=device, k=_K, image_size=image_size, no_cache=True)
     events = Recorder(observer or Observer())
 
     def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> Extractor:
         return extractors.of_vgg16(weights, config.embed)
 
-    with opened(config, events, lambda: discover(config.input, events), prepared) as job:
+    with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
         cpu = measure(CpuBackend(), job)
         if job.backend.name == "cpu":
             return Verdict(
@@ -114,7 +113,7 @@ def selftest(device: Device, *, image_size: int | None = None, observer: Observe
     return Verdict(tuple(compare(cpu, gpu)), {"cpu": cpu.device, "gpu": gpu.device}, None)
 
 
-def measure(backend: Backend, job: Job[Extractor], start_from: FloatArray | None = None) -> Measured:
+def measure(backend: Backend, job: Job[RunConfig, Extractor], start_from: FloatArray | None = None) -> Measured:
     """Embed the sample set on a device, then cluster `start_from` (n, d) there, or the device's own embeddings."""
     config, events = job.config, Recorder(job.events)
     engine = choose_engine(backend, job.tools, config.embed)

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.errors import DataError, JobError
-from gpu_cluster.files import printable, write_whole
+from gpu_cluster.errors import DataError
+from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import COLUMNS, TILE, Thumbnails
 from gpu_cluster.manifest import IntArray
-from gpu_cluster.results import FloatArray
+from gpu_cluster.results import Contingency, FloatArray, KChoice
 from gpu_cluster.run_folder import PAGE, FinishedRun
+from gpu_cluster.sampling import sorted_sample
 
 # The map shows as many pictures, above a fixed random sample of them; as many of these have a thumbnail.
 MOST_SHOWN = 50_000
@@ -46,12 +47,8 @@ def write_page(run: FinishedRun) -> Path:
     with explained(run.folder):
         content = _render(run).encode()
     path = run.folder / PAGE
-    try:
+    with write_explained(path):
         write_whole(path, content)
-    except OSError as error:
-        raise JobError(
-            f"cannot write {printable(str(path))!r}: {error.strerror or error}; an earlier one stays as it is"
-        ) from error
     return path
 
 
@@ -79,9 +76,7 @@ def _labels(run: FinishedRun) -> list[str] | None:
 def _shown(run: FinishedRun) -> IntArray:
     """Return the rows of the pictures on the map."""
     n = len(run.pictures)
-    if n <= MOST_SHOWN:
-        return np.arange(n)
-    return np.sort(np.random.RandomState(0).choice(n, MOST_SHOWN, replace=False))
+    return sorted_sample(n, MOST_SHOWN, np.random.RandomState(0))
 
 
 def visible(text: str) -> str:
@@ -233,13 +228,13 @@ def _quantised(places: FloatArray) -> str:
 
 
 def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
-    table = run.metrics["class_by_cluster"]
+    content = run.metrics["class_by_cluster"]
+    table = None if content is None else Contingency(tuple(content["classes"]), np.array(content["counts"]))
     for number in range(min(int(run.metrics["k"]), _MOST_CARDS)):
         members = np.flatnonzero(run.pictures["cluster"].to_numpy() == number)
         nearest = members[np.argsort(run.pictures["distance"].to_numpy()[members], kind="stable")]
         silhouettes = run.pictures["silhouette"].to_numpy(np.float64)[members]
         known = silhouettes[~np.isnan(silhouettes)]
-        counts = None if table is None else np.array(table["counts"])[:, number]
         strips = [{"title": "medoid, and the nearest to the centre", "rows": nearest[:_STRIP].tolist()}]
         if len(nearest) > _STRIP:
             farthest = nearest[_STRIP:][::-1][:_STRIP]
@@ -248,23 +243,17 @@ def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
             "number": number,
             "size": _count(len(members), "picture"),
             "silhouette": f"{known.mean():.2f}" if len(known) else "not taken",
-            "labels": [] if counts is None else _most_frequent(table["classes"], counts),
+            "labels": [] if table is None else _most_frequent(table, number),
             "strips": strips,
         }
 
 
-def _most_frequent(classes: Sequence[str], counts: IntArray) -> list[dict[str, Any]]:
+def _most_frequent(table: Contingency, cluster: int) -> list[dict[str, Any]]:
     """Return the four most frequent labels of a cluster, with their share of its labelled pictures."""
-    shares = counts / max(1, counts.sum())
+    n = max(1, int(table.counts[:, cluster].sum()))
     return [
-        {
-            "name": visible(classes[row]),
-            "count": int(counts[row]),
-            "share": round(float(shares[row]), 3),
-            "percent": f"{shares[row]:.0%}",
-        }
-        for row in np.argsort(-counts, kind="stable")[:4]
-        if counts[row]
+        {"name": visible(label), "count": count, "share": round(count / n, 3), "percent": f"{count / n:.0%}"}
+        for label, count in table.most_frequent(cluster, most=4)
     ]
 
 
@@ -274,13 +263,13 @@ def _answer(run: FinishedRun) -> str:
     words = [f"{_count(n, 'picture')} in {_count(k, 'group')}."]
     agreement = metrics["k_agreement"]
     how = {
-        "given": "The number of groups was given",
-        "agreement": "The number of groups is the one at which restarts of k-means agree most",
-        "silhouette": "The number of groups is the one with the highest silhouette",
-        "knee": "The number of groups is at the knee of the inertia curve",
-        "farthest from the chord": "There was no clear knee; the number of groups is the one farthest from the chord",
-        "only k tried": "No other number of groups was tried",
-    }[metrics["k_chosen_by"]]
+        KChoice.GIVEN: "The number of groups was given",
+        KChoice.AGREEMENT: "The number of groups is the one at which restarts of k-means agree most",
+        KChoice.SILHOUETTE: "The number of groups is the one with the highest silhouette",
+        KChoice.KNEE: "The number of groups is at the knee of the inertia curve",
+        KChoice.CHORD: "There was no clear knee; the number of groups is the one farthest from the chord",
+        KChoice.ONLY_ONE: "No other number of groups was tried",
+    }[KChoice(metrics["k_chosen_by"])]
     sure = "" if agreement is None else f", with an adjusted Rand index of {agreement:.2f} between restarts"
     words.append(f"{how}{sure}.")
     silhouette = metrics["internal"]["silhouette"]

@@ -20,7 +20,8 @@ from gpu_cluster.backend import Backend
 from gpu_cluster.images.source import Source
 from gpu_cluster.images.thumbnails import GREY, small
 from gpu_cluster.manifest import IntArray, Manifest
-from gpu_cluster.results import Clustering, Comparison, Findings, FloatArray, Projection, Scores, Sweep
+from gpu_cluster.results import Clustering, Comparison, Findings, FloatArray, KChoice, Projection, Scores, Sweep
+from gpu_cluster.sampling import sorted_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ def elbow(sweep: Sweep) -> Figure:
     middle.set_ylabel("mean silhouette (higher is better)")
     right.plot(ks, [_nan(point.agreement) for point in sweep.points], "D-", color=COLOURS[3])
     right.set_ylabel("adjusted Rand index with the best restart")
-    words = {"farthest from the chord": "no clear knee", "agreement": "restarts agree most", "only k tried": ""}
+    words = {KChoice.CHORD: "no clear knee", KChoice.AGREEMENT: "restarts agree most", KChoice.ONLY_ONE: ""}
     why = words.get(sweep.chosen_by, sweep.chosen_by)
     for axes in (left, middle, right):
         axes.axvline(sweep.best_k, color=COLOURS[4], linestyle="--", linewidth=1.5)
@@ -228,9 +229,8 @@ def _sheet_title(cluster: int, n_members: int, n_shown: int, scores: Scores) -> 
     title = f"Cluster {cluster}: {shown}, nearest to the centre first"
     if scores.contingency is None:
         return title
-    counts = scores.contingency.counts[:, cluster]
-    most = int(np.argmax(counts))
-    return f"{title}; {counts[most]} are {_short(scores.contingency.classes[most])}" if counts[most] else title
+    frequent = scores.contingency.most_frequent(cluster)
+    return "; ".join([title, *(f"{count} are {_short(label)}" for label, count in frequent)])
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -270,9 +270,7 @@ def _number(axes: Axes, at: FloatArray, name: str, *, aside: bool) -> None:
 
 
 def _at_most(n: int) -> IntArray:
-    if n <= _MOST_POINTS:
-        return np.arange(n)
-    return np.sort(np.random.RandomState(0).choice(n, _MOST_POINTS, replace=False))
+    return sorted_sample(n, _MOST_POINTS, np.random.RandomState(0))
 
 
 def _nan(value: float | None) -> float:

@@ -22,9 +22,8 @@ from gpu_cluster.config import ReportConfig
 from gpu_cluster.files import printable, write_whole
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import NOT_RECORDED
 from gpu_cluster.report import plots
-from gpu_cluster.results import Compared, Comparison, Findings, RunResult, Scores
+from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
 
 
 def write_report(
@@ -108,11 +107,13 @@ def write_bad_files(file: Path, manifest: Manifest) -> None:
     write_whole(file, stream.getvalue().encode())
 
 
-def write_run_record(stage: Path, result: RunResult, *, command: str, backend: Backend) -> None:
+def write_run_record(
+    stage: Path, result: JobRecord, findings: Findings | None, *, command: str, backend: Backend
+) -> None:
     """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
-    manifest, findings = result.manifest, result.findings
+    manifest = result.manifest
     _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest, backend))
-    config = result.config.model_dump(mode="json", exclude={name: set(some) for name, some in NOT_RECORDED.items()})
+    config = result.config.model_dump(mode="json")
     path, sha256 = result.weights
     _write_json(
         stage / run_folder.RECORD,

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu_cluster.config import StoreConfig
+from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folders, is_shard, read_key
-from gpu_cluster.store.store import embedding_schema, scan_schema
+from gpu_cluster.store.store import default_root, embedding_schema, scan_schema
 
 _DAY_S = 24 * 3600.0
 
@@ -46,6 +48,20 @@ class Recipe:
             "folder": printable(str(self.folder)),
             "key": {name: _shown(value) for name, value in self.key.items()},
         }
+
+
+def find_store(config: StoreConfig) -> Path:
+    """Return the folder of a store.
+
+    Raises
+    ------
+    StoreError
+        When there is none.
+    """
+    root = config.cache or default_root()
+    if not root.is_dir():
+        raise StoreError(f"nothing is kept at {printable(str(root))!r}; name the folder with --cache DIR")
+    return root
 
 
 def inspect(root: Path) -> list[Recipe]:

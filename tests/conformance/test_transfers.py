@@ -13,6 +13,7 @@ from gpu_cluster.clustering.kmeans import START_ROWS
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.tsne import lay_out
+from gpu_cluster.config import RunConfig
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import FileFacts, Manifest
@@ -52,7 +53,7 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
     """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
     backend = StrictBackend()
     config = build_config(
-        preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1, layout_sample=300
+        RunConfig, preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1, layout_sample=300
     )
     labels = tuple(f"kind {row % 5}" for row in range(n))
     paths = tuple(f"{row:05d}.png" for row in range(n))

@@ -160,4 +160,4 @@ def test_embed_takes_one_path_and_refuses_options_of_other_stages(tmp_path):
     (file,) = write_pictures(tmp_path, 1)
     assert gpu_cluster.embed(str(file), image_size=32).shape == (1, 1024)
     with pytest.raises(ConfigError, match="unknown option 'k' of embed"):
-        gpu_cluster.embed([file], k=5)
+        gpu_cluster.embed([file], k=5)  # type: ignore[call-arg]

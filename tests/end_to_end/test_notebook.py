@@ -17,6 +17,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.sequence import Clusters, find_clusters
+from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.discover import discover
@@ -59,7 +60,7 @@ def notebook_steps(features: np.ndarray, truth: np.ndarray) -> Notebook:
 
 def preset_steps(features: np.ndarray) -> Clusters:
     """Do what the notebook preset does with these features, stage by stage."""
-    config = build_config(preset="notebook")
+    config = build_config(RunConfig, preset="notebook")
     manifest = discover(config.input, Observer())
     return find_clusters(
         features,

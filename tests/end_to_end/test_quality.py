@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gpu_cluster.config import RunConfig
 from gpu_cluster.options import build_config
 from scripts.bench_quality import Quality, quality
 from scripts.labelled_sets import embedded
@@ -12,7 +13,7 @@ from tests.conftest import photos
 
 
 def on_flowers(preset: str) -> Quality:
-    config = build_config(preset=preset, images=(photos("flowers12"),), labels_from_folders=True)
+    config = build_config(RunConfig, preset=preset, images=(photos("flowers12"),), labels_from_folders=True)
     return quality(embedded("flowers12", config), config, range(5))
 
 

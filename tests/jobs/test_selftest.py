@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gpu_cluster.backend import Backend, CpuBackend, look_for_gpu
+from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import opened
+from gpu_cluster.jobs.prepare import find_labelled, opened
 from gpu_cluster.jobs.selftest import Measured, Verdict, compare, measure, selftest
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
@@ -26,12 +26,12 @@ without_gpu = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def cpu() -> Measured:
-    config = build_config(k=10, image_size=32, no_cache=True)
+    config = build_config(RunConfig, k=10, image_size=32, no_cache=True)
 
     def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> extractors.Extractor:
         return extractors.of_vgg16(weights, config.embed)
 
-    with opened(config, Recorder(), lambda: discover(config.input, Observer()), prepared) as job:
+    with opened(config, Recorder(), lambda: find_labelled(config.input, Observer()), prepared) as job:
         return measure(CpuBackend(), job)
 
 

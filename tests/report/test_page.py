@@ -22,7 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 import gpu_cluster
-from gpu_cluster.config import shipped_data
+from gpu_cluster.config import RunConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.images.source import open_source
@@ -420,6 +420,6 @@ def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, c
 
 
 def test_the_command_is_the_one_that_repeats_the_run(tmp_path):
-    config = build_config(images=(tmp_path / "my photos",), preset="notebook", k_range="2:9", no_cache=True)
+    config = build_config(RunConfig, images=(tmp_path / "my photos",), preset="notebook", k_range="2:9", no_cache=True)
     expected = f"gpu-cluster run '{tmp_path / 'my photos'}' --preset notebook --no-cache --k-range 2:9"
     assert command_line(config) == expected

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gpu_cluster.images.source import open_source
 from gpu_cluster.report import plots
-from gpu_cluster.results import Clustering, Contingency, Projection, Scores, Sweep, SweepPoint
+from gpu_cluster.results import Clustering, Contingency, KChoice, Projection, Scores, Sweep, SweepPoint
 from tests.conftest import NO_REDUCTION, write_pictures
 
 
@@ -75,7 +75,7 @@ def test_colour_and_marker_together_are_unique_for_88_groups():
 
 def test_elbow_marks_the_chosen_k_and_says_why():
     points = tuple(SweepPoint(k, 100.0 / k, None if k == 1 else 0.1 * k, 0.9, 3, 0.1) for k in range(1, 6))
-    figure = plots.elbow(Sweep(points, best_k=3, chosen_by="knee"))
+    figure = plots.elbow(Sweep(points, best_k=3, chosen_by=KChoice.KNEE))
     left, right, _ = figure.axes
     assert left.get_title(loc="left") == "Elbow; k = 3 (knee)"
     for axes in (left, right):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend
-from gpu_cluster.config import EmbedConfig, Precision
+from gpu_cluster.config import PixelsConfig, Precision
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.images.source import Picture
@@ -39,7 +39,7 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, backend: Backend, extractor: Extractor, config: EmbedConfig) -> None:
+    def __init__(self, backend: Backend, extractor: Extractor, config: PixelsConfig) -> None:
         """Take what the engine is to run, and where.
 
         Raises

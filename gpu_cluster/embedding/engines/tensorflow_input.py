@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_cluster.config import EmbedConfig
+from gpu_cluster.config import PixelsConfig
 from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import FileFacts
@@ -34,7 +34,7 @@ def decoder_of(facts: FileFacts) -> int:
     return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else _PILLOW
 
 
-def batches(pictures: Sequence[Picture], config: EmbedConfig, *, batch_size: int) -> tf.data.Dataset:
+def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int) -> tf.data.Dataset:
     """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
 
     All pictures are of one source. Those that cannot be decoded are left out: their positions do not appear.
@@ -58,7 +58,7 @@ def batches(pictures: Sequence[Picture], config: EmbedConfig, *, batch_size: int
 
 # Traced once for all shards of a job.
 @functools.lru_cache(maxsize=4)
-def _reader(source: Source, config: EmbedConfig, *, is_local: bool) -> Callable[..., Any]:
+def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
     def content(name: tf.Tensor) -> Any:
@@ -129,7 +129,7 @@ def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(mirrored, (0,)), lambda: mirrored)
 
 
-def to_square(picture: tf.Tensor, config: EmbedConfig) -> tf.Tensor:
+def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
     """Bring a picture (h, w, 3) uint8 to (side, side, 3) float32."""
     import tensorflow as tf
 
