@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from gpu_cluster.backend import Array
+from gpu_cluster.backend import Array, FloatArray, IntArray
 from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
-from gpu_cluster.manifest import IntArray, Manifest
-
-FloatArray = npt.NDArray[np.floating[Any]]
+from gpu_cluster.manifest import Manifest
 
 
 @dataclass(frozen=True)

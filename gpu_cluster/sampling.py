@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.manifest import IntArray
+from gpu_cluster.backend import IntArray
 
 
 def sorted_sample(n: int, size: int, random: np.random.RandomState) -> IntArray:

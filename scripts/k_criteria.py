@@ -15,9 +15,8 @@ from sklearn.metrics import (
     silhouette_score,
 )
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, FloatArray
 from gpu_cluster.clustering.sweep import is_candidate
-from gpu_cluster.results import FloatArray
 
 # Picks one k of a range that begins where the criterion's did.
 Chooser = Callable[[Sequence[int]], int]

@@ -1,6 +1,6 @@
 """The one place where CPU and GPU differ: `base.Backend` is the seam, `select` chooses the side of it."""
 
-from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit
+from gpu_cluster.backend.base import Array, Backend, FloatArray, IntArray, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
 from gpu_cluster.backend.gpu import GpuBackend, describe_gpus
 from gpu_cluster.backend.select import Choice, Finding, look_for_gpu, select
@@ -11,7 +11,9 @@ __all__ = [
     "Choice",
     "CpuBackend",
     "Finding",
+    "FloatArray",
     "GpuBackend",
+    "IntArray",
     "KMeansFit",
     "PCAFit",
     "describe_gpus",

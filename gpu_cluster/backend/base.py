@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gpu_cluster.config import Algorithm, Precision
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 # An array of whichever library the backend computes with: NumPy's here, CuPy's on a card.
 Array: TypeAlias = Any
 HostArray: TypeAlias = "npt.NDArray[Any]"
+# NumPy's, on the host.
+FloatArray: TypeAlias = "npt.NDArray[np.floating[Any]]"
+IntArray: TypeAlias = "npt.NDArray[np.integer[Any]]"
 
 
 # Of Backend.group, the same on every device.

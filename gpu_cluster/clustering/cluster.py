@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.manifest import IntArray
 from gpu_cluster.results import Clustering
 
 

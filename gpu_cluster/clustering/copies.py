@@ -6,8 +6,7 @@ files with the same bytes is therefore computed for all rows, and then read from
 
 from __future__ import annotations
 
-from gpu_cluster.backend import Array, Backend
-from gpu_cluster.manifest import IntArray
+from gpu_cluster.backend import Array, Backend, IntArray
 
 
 def as_originals(values: Array, originals: IntArray | None, backend: Backend) -> Array:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, FloatArray
 from gpu_cluster.config import EmbedConfig, ReduceConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
-from gpu_cluster.results import FloatArray, Reduction
+from gpu_cluster.results import Reduction
 
 SCHEMA = 2
 

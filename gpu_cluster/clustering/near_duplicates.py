@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.events import Observer
-from gpu_cluster.manifest import IntArray
 from gpu_cluster.results import NearDuplicate
 
 # Cosine of the default embeddings. Of 8 photos saved again at quality 50, brightened or cropped by a twentieth all are

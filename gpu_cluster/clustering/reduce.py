@@ -10,11 +10,10 @@ import logging
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, PCAFit
+from gpu_cluster.backend import Array, Backend, IntArray, PCAFit
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ReduceConfig
-from gpu_cluster.manifest import IntArray
 from gpu_cluster.results import Projection, Reduction
 
 log = logging.getLogger(__name__)

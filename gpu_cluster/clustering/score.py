@@ -9,11 +9,10 @@ import math
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.clustering import kmeans, metrics
 from gpu_cluster.config import ScoreConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.manifest import IntArray
 from gpu_cluster.results import Clustering, Contingency, Scores, Truth
 
 

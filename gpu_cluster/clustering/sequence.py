@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.clustering.score import score
 from gpu_cluster.clustering.sweep import sweep_k
 from gpu_cluster.config import ClusteringConfig
 from gpu_cluster.events import Recorder
-from gpu_cluster.manifest import IntArray
 from gpu_cluster.results import Clustering, Projection, Scores, Sweep, Truth
 
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, FloatArray, IntArray
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.manifest import IntArray
-from gpu_cluster.results import FloatArray
 from gpu_cluster.sampling import sorted_sample
 
 # Fewer have no neighbours to speak of.

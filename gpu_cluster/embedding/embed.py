@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, Pixels
 from gpu_cluster.errors import DeviceError, InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source, UnreadableError
-from gpu_cluster.manifest import IntArray, Manifest
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import EmbeddingShards, Store
 

@@ -15,7 +15,7 @@ from typing import TypeAlias, cast, get_args
 import numpy as np
 
 from gpu_cluster import run_folder
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.score import score
@@ -47,7 +47,7 @@ from gpu_cluster.jobs.prepare import (
     nothing_readable,
     opened,
 )
-from gpu_cluster.manifest import IntArray, Manifest
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
 from gpu_cluster.results import Compared, Comparison, Embeddings, JobRecord, Projection, encode_labels

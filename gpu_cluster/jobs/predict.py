@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Backend, FloatArray, IntArray
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.clustering.model import Model, load_model
@@ -26,9 +26,9 @@ from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import opened
-from gpu_cluster.manifest import IntArray, Manifest
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
-from gpu_cluster.results import Embeddings, FloatArray
+from gpu_cluster.results import Embeddings
 from gpu_cluster.run_folder import FinishedRun
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend, CpuBackend
+from gpu_cluster.backend import Backend, CpuBackend, FloatArray, IntArray
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.config import Device, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
@@ -23,9 +23,9 @@ from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.jobs.prepare import Job, describe_device, find_labelled, opened
-from gpu_cluster.manifest import IntArray, Manifest
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
-from gpu_cluster.results import FloatArray, encode_labels
+from gpu_cluster.results import encode_labels
 
 # The sample set has ten kinds; the range is the default one.
 _K = 10

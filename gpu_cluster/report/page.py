@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import COLUMNS, TILE, Thumbnails
-from gpu_cluster.manifest import IntArray
-from gpu_cluster.results import Contingency, FloatArray, KChoice
+from gpu_cluster.results import Contingency, KChoice
 from gpu_cluster.run_folder import PAGE, FinishedRun
 from gpu_cluster.sampling import sorted_sample
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Backend, FloatArray, IntArray
 from gpu_cluster.images.source import Source
 from gpu_cluster.images.thumbnails import GREY, small
-from gpu_cluster.manifest import IntArray, Manifest
-from gpu_cluster.results import Clustering, Comparison, Findings, FloatArray, KChoice, Projection, Scores, Sweep
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import Clustering, Comparison, Findings, KChoice, Projection, Scores, Sweep
 from gpu_cluster.sampling import sorted_sample
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.manifest import FileFacts, IntArray
-from gpu_cluster.results import FloatArray
+from gpu_cluster.manifest import FileFacts
 from gpu_cluster.store.shards import Shards, explained, folder_name, folders, read_key, read_parquet
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig, StoreConfig
 from gpu_cluster.embedding import embed as embedding
 from gpu_cluster.embedding import extractors, vgg16
@@ -21,7 +21,7 @@ from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Recorder
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, UnreadableError
-from gpu_cluster.manifest import IntArray, Manifest
+from gpu_cluster.manifest import Manifest
 from tests.conftest import scanned_pictures, write_pictures
 
 SMALL = EmbedConfig(image_size=32, batch_size=4)

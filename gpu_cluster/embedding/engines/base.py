@@ -13,12 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.config import PixelsConfig, Precision
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.images.source import Picture
-from gpu_cluster.manifest import IntArray
 
 # Pictures (B, side, side, 3) float32, RGB, 0 to 255, in whatever form the engine reads them.
 Pixels: TypeAlias = Any

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import Array
+from gpu_cluster.backend import Array, IntArray
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.embedding.engines.base import Engine, OutOfMemoryError
 from gpu_cluster.images.source import Picture
-from gpu_cluster.manifest import IntArray
 
 if TYPE_CHECKING:
     import tensorflow as tf
