@@ -25,7 +25,7 @@ from gpu_cluster.results import Reduction
 SCHEMA = 2
 
 # Of the options of embedding those that change the numbers.
-_EMBED_OPTIONS = {"pooling", "image_size", "resize", "fit"}
+_EMBED_OPTIONS = ("pooling", "image_size", "resize", "fit")
 _REDUCTION_ARRAYS = ("low", "span", "mean", "components", "divisors")
 
 
@@ -62,7 +62,7 @@ def save_model(folder: Path, model: Model, backend: Backend) -> None:
     arrays |= {"centres": backend.to_host(model.centres), "far_distances": model.far_distances.astype(np.float32)}
     content = {
         "schema": SCHEMA,
-        "embed": model.embed.model_dump(mode="json", include=_EMBED_OPTIONS),
+        "embed": {name: getattr(model.embed, name) for name in _EMBED_OPTIONS},
         "features": dict(model.features),
         "reduction": {"scaling": reduction.scaling, "kept": reduction.kept, "normalize": reduction.normalize},
         "cluster_labels": None if model.cluster_labels is None else list(model.cluster_labels),
