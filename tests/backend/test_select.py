@@ -16,7 +16,7 @@ from gpu_cluster.embedding.embed import _Network
 from gpu_cluster.errors import ConfigError, DeviceError
 from gpu_cluster.events import Recorder
 from gpu_cluster.jobs.run import _memory_error_explained
-from tests.conftest import gpu_cluster, write_pictures
+from tests.helpers import gpu_cluster, write_pictures
 
 HAS_GPU = all(finding.ok for finding in look_for_gpu())
 without_gpu = pytest.mark.skipif(HAS_GPU, reason="a GPU can be used here; these are about its absence")

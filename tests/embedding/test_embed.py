@@ -21,7 +21,7 @@ from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Embeddings, Manifest
-from tests.conftest import photos, write_pictures
+from tests.helpers import photos, write_pictures
 
 NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch"}
 

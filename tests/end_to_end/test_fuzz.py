@@ -25,7 +25,7 @@ from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
 from gpu_cluster.images.scan import discover, scan
-from tests.conftest import picture as draw
+from tests.helpers import picture as draw
 
 MAX_PIXELS = 1_000_000
 

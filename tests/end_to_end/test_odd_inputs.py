@@ -18,8 +18,8 @@ from PIL import Image
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.cli.terminal import print_summary
 from gpu_cluster.results import printable
-from tests.conftest import gpu_cluster, picture, write_pictures
-from tests.images.test_scan import ODD_NAMES
+from tests.helpers import gpu_cluster, picture, write_pictures
+from tests.images.files import ODD_NAMES
 
 # What is printed on the way would be printed with --quiet as well.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")

@@ -8,7 +8,7 @@ import pytest
 from gpu_cluster.options import build_config
 from scripts.bench_quality import Quality, quality
 from scripts.labelled_sets import embedded
-from tests.conftest import photos
+from tests.helpers import photos
 
 
 def on_flowers(preset: str) -> Quality:

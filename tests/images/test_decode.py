@@ -22,7 +22,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
 from gpu_cluster.images.scan import discover, scan
 from gpu_cluster.results import Manifest
-from tests.conftest import gpu_cluster, photos, picture, write_pictures
+from tests.helpers import gpu_cluster, photos, picture, write_pictures
 
 Pixels = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import pytest
 
 from gpu_cluster.backend import look_for_gpu
 from gpu_cluster.jobs.doctor import diagnose
-from tests.conftest import gpu_cluster
+from tests.helpers import gpu_cluster
 
 without_gpu = pytest.mark.skipif(
     all(finding.ok for finding in look_for_gpu()), reason="a GPU can be used here; these are about its absence"

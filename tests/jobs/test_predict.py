@@ -22,8 +22,8 @@ from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import shipped_data
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.errors import ConfigError, DataError, WeightsError
-from tests.conftest import gpu_cluster as command
-from tests.conftest import photos, write_pictures
+from tests.helpers import gpu_cluster as command
+from tests.helpers import photos, write_pictures
 
 FLOWERS = shipped_data() / "flowers"
 TINY: dict[str, Any] = {"image_size": 32, "k": 3}

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 import gpu_cluster as api
 from gpu_cluster.config import shipped_data
-from tests.conftest import gpu_cluster
+from tests.helpers import gpu_cluster
 
 
 @pytest.fixture(scope="module")

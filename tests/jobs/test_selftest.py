@@ -14,7 +14,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import discover, scan
 from gpu_cluster.jobs.selftest import Measured, Verdict, compare, measure, run_selftest
 from gpu_cluster.options import build_config
-from tests.conftest import gpu_cluster
+from tests.helpers import gpu_cluster
 
 without_gpu = pytest.mark.skipif(
     all(finding.ok for finding in look_for_gpu()), reason="a GPU can be used here; these are about its absence"

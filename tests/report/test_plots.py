@@ -10,7 +10,7 @@ from PIL import Image
 
 from gpu_cluster.report import plots
 from gpu_cluster.results import Clustering, Contingency, Projection, Scores, Sweep, SweepPoint
-from tests.conftest import NO_REDUCTION, write_pictures
+from tests.helpers import NO_REDUCTION, write_pictures
 
 
 def projection(pcs: np.ndarray) -> Projection:

@@ -18,7 +18,7 @@ from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Manifest
 from gpu_cluster.store.shards import DAMAGED, is_shard
 from gpu_cluster.store.store import EmbeddingShards, Store
-from tests.conftest import Finished, gpu_cluster, write_pictures
+from tests.helpers import Finished, gpu_cluster, write_pictures
 
 KEY = {"backbone": "none", "n_features": 512}
 DAY_S = 24 * 3600

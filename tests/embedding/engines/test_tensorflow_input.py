@@ -24,8 +24,8 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
 from gpu_cluster.images.scan import scan
 from gpu_cluster.results import FileFacts, Manifest
-from tests.conftest import photos
-from tests.conftest import picture as draw
+from tests.helpers import photos
+from tests.helpers import picture as draw
 
 Pixels = np.ndarray[Any, Any]
 SIZE = (48, 40)
