@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +33,33 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
-def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def _sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sample run, for all processes of one session of tests."""
+    own = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each of its processes a folder in that of the session.
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "sample"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_store(_sample_folder: Path) -> Path:
+    """The store of the sample run, which holds the sample set at 64 pixels a side."""
+    return _sample_folder / "store"
+
+
+@pytest.fixture(scope="session")
+def sample_run(_sample_folder: Path, sample_store: Path) -> Finished:
     """The sample set through the whole command, at 64 pixels a side to take seconds instead of half a minute."""
-    return gpu_cluster("run", "--k-range", "2:15", "--image-size", "64", out=tmp_path_factory.mktemp("sample") / "run")
+    done = _sample_folder / "done.pickle"
+    with (_sample_folder / "lock").open("w") as lock:
+        # Whichever process is first makes it, and the others wait for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            given = ("run", "--k-range", "2:15", "--image-size", "64", "--cache", sample_store)
+            done.write_bytes(pickle.dumps(gpu_cluster(*given, out=_sample_folder / "run")))
+        found: Finished = pickle.loads(done.read_bytes())
+    return found
 
 
 @pytest.fixture

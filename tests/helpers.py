@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from PIL import Image
 
 from gpu_cluster import RunResult
 from gpu_cluster.backend import CpuBackend
+from gpu_cluster.cli.commands import main
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
@@ -82,6 +84,20 @@ def gpu_cluster(
     )
 
 
+def called(*arguments: str | Path) -> Finished:
+    """Run the command in this process, for what it says and the code it ends with."""
+    printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed[0]), redirect_stderr(printed[1]):
+        patch.setattr(sys, "argv", [str(COMMAND), *(os.fspath(argument) for argument in arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    out, err = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in printed)
+    return Finished(code=int(end.value.code or 0), out=out, err=err, folder=Path())
+
+
 @contextmanager
 def started(*arguments: str | Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Start the real command, and leave none behind."""
@@ -126,8 +142,8 @@ def write_pictures(folder: Path, n: int, suffix: str = ".png") -> list[Path]:
 
 
 # What is enough where what comes of the pictures is not the point: most of such a job is its plots and its page.
-TINY: dict[str, Any] = {"image_size": 32, "k": 2, "k_range": "2:3", "n_init": 2}
-TINY_OPTIONS = ("--quiet", "--image-size", "32", "--k", "2", "--k-range", "2:3", "--n-init", "2")
+TINY: dict[str, Any] = {"image_size": 32, "k": 2, "k_range": "2:2", "n_init": 2}
+TINY_OPTIONS = ("--quiet", "--image-size", "32", "--k", "2", "--k-range", "2:2", "--n-init", "2")
 
 
 # Many shards in a job of seconds.
@@ -182,8 +198,10 @@ def without_override() -> None:
 
 def n_computed(result: RunResult | Finished) -> int:
     """Return how many embeddings a run computed."""
-    found: int = json.loads((result.folder / "run.json").read_text(encoding="utf-8"))["n_computed"]
-    return found
+    if isinstance(result, Finished):
+        return int(result.json("run.json")["n_computed"])
+    assert result.findings is not None
+    return result.findings.embeddings.n_computed
 
 
 def assignments(result: RunResult) -> pd.DataFrame:

@@ -10,8 +10,8 @@ import pytest
 import gpu_cluster
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.run_folder import CONTENTS, choose, staged
+from tests.helpers import TINY, listing, write_pictures
 from tests.helpers import gpu_cluster as command
-from tests.helpers import listing, write_pictures
 
 
 def run_folder(folder: Path, mark: str = "old") -> Path:
@@ -130,7 +130,7 @@ def test_an_earlier_run_gives_way_to_a_new_one(tmp_path):
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "bad_files.csv").touch()
     (tmp_path / "run" / "sweep.csv").write_text("old")
-    gpu_cluster.run(tmp_path / "pictures", image_size=32, out=tmp_path / "run")
+    gpu_cluster.run(tmp_path / "pictures", **TINY, out=tmp_path / "run")
     assert (tmp_path / "run" / "sweep.csv").read_text() != "old"
     assert (tmp_path / "run" / "assignments.csv").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
@@ -159,6 +159,6 @@ def test_out_may_be_a_link_to_a_folder(tmp_path):
     write_pictures(tmp_path / "pictures", 3)
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to("far")
-    gpu_cluster.run(tmp_path / "pictures", image_size=32, out=tmp_path / "link")
+    gpu_cluster.run(tmp_path / "pictures", **TINY, out=tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "assignments.csv").is_file()

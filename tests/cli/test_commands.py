@@ -17,6 +17,8 @@ import pytest
 from gpu_cluster import run
 from gpu_cluster.config import shipped_data
 from tests.helpers import (
+    TINY,
+    called,
     gpu_cluster,
     listing,
     write_pictures,
@@ -93,9 +95,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_use_is_one_line_with_code_2_and_leaves_nothing(place, arguments, message):
+def test_wrong_use_is_one_line_with_code_2_and_leaves_nothing(place, monkeypatch, arguments, message):
+    monkeypatch.chdir(place)
     before = listing(place)
-    done = gpu_cluster("run", *arguments, cwd=place)
+    done = called("run", *arguments)
     (line,) = done.err.splitlines()
     assert line.startswith("error: ")
     assert re.search(message, line)
@@ -134,7 +137,7 @@ def test_debug_shows_the_traceback_above_the_error(tmp_path):
 def test_a_pipe_named_like_a_picture_is_passed_over_and_named_alone_is_wrong_use(tmp_path):
     write_pictures(tmp_path / "in", 2)
     os.mkfifo(tmp_path / "in" / "pipe.png")
-    result = run(tmp_path / "in", image_size=32, out=tmp_path / "run")
+    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
     assert result.manifest.paths == ("000.png", "001.png")
     done = gpu_cluster("run", "in/pipe.png", cwd=tmp_path)
     assert done.code == 2

@@ -22,6 +22,7 @@ from tests.helpers import (
     SHARDED,
     TINY,
     Stamp,
+    called,
     everything,
     gpu_cluster,
     kept,
@@ -71,8 +72,9 @@ class _Job:
     def __init__(self, out: Path, store: Path) -> None:
         self.out = out
         self.store = store
-        # At 128 pixels a side most of the job is embedding; at 32 little of it.
-        self._command = ("run", *SHARDED, "--image-size", "128", "--cache", store, "--out", out)
+        # At 96 pixels a side half of the job is embedding; at 32 little of it.
+        given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD))
+        self._command = ("run", FLOWERS, *given, "--k", "8", "--k-range", "8:8", "--cache", store, "--out", out)
 
     def run(self, *, kill_after_s: float | None) -> Kill | End:
         """Run it to its end, or kill it before."""
@@ -85,7 +87,7 @@ class _Job:
         if process.returncode == -signal.SIGKILL:
             # Before the store is made there is nothing to verify.
             self.store.mkdir(exist_ok=True)
-            verified = gpu_cluster("cache", "verify", "--cache", self.store)
+            verified = called("cache", "verify", "--cache", self.store)
             return Kill(before, stamps(self.store), len(kept(self.store)), verified.code)
         assert process.returncode == 0, found
         return End(

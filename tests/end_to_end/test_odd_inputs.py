@@ -18,7 +18,7 @@ from PIL import Image
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.cli.terminal import print_summary
 from gpu_cluster.results import printable
-from tests.helpers import gpu_cluster, picture, write_pictures
+from tests.helpers import TINY, gpu_cluster, picture, write_pictures
 from tests.images.files import ODD_NAMES
 
 # What is printed on the way would be printed with --quiet as well.
@@ -40,7 +40,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def small_run(images: Path, **options: Any) -> RunResult:
-    return run(images, image_size=32, out=images.with_name("run"), **options)
+    return run(images, image_size=32, n_init=2, out=images.with_name("run"), **options)
 
 
 def assert_complete(result: RunResult, n: int, bad: int = 0, duplicates: int = 0) -> None:
@@ -210,7 +210,7 @@ def test_a_folder_whose_name_is_not_utf8_goes_through_and_its_record_repeats_the
 
 def test_a_run_folder_whose_name_is_not_utf8_is_written_and_shown(tmp_path, capsys):
     write_pictures(tmp_path / "in", 3)
-    result = run(tmp_path / "in", image_size=32, out=tmp_path / os.fsdecode(b"r\xe9sultats"))
+    result = run(tmp_path / "in", **TINY, out=tmp_path / os.fsdecode(b"r\xe9sultats"))
     assert_complete(result, 3)
     print_summary(result)
     assert rf"results: {tmp_path}/r\xe9sultats" in capsys.readouterr().out.splitlines()

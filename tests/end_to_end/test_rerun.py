@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpu_cluster import embed, run
+from gpu_cluster import RunResult, embed, run
 from gpu_cluster.events import Observer
 from gpu_cluster.store.maintenance import verify
 from tests.helpers import (
@@ -88,7 +88,8 @@ def test_a_first_run_imports_tensorflow(tmp_path):
 
 def test_a_rerun_imports_no_tensorflow_and_has_no_speed(tmp_path):
     write_pictures(tmp_path / "in", 3)
-    run(tmp_path / "in", **TINY, out=tmp_path / "first")
+    first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
+    assert n_computed(first) == json.loads((first.folder / "run.json").read_text())["n_computed"] == 3
     arguments = (tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "run")
     assert code_and_engines_loaded(*arguments) == [0, []]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -129,42 +130,20 @@ def test_nothing_but_damaged_files_is_reported_again_without_tensorflow(tmp_path
 # What else the store is asked
 
 
-def test_force_computes_everything_again_and_gives_the_same(tmp_path):
+def test_force_computes_everything_again_gives_the_same_and_keeps_every_picture_once(tmp_path, cache):
     write_pictures(tmp_path / "in", 6)
     first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
     second = run(tmp_path / "in", **TINY, force=True, out=tmp_path / "second")
     assert n_computed(second) == 6
     assert (second.folder / "assignments.csv").read_bytes() == (first.folder / "assignments.csv").read_bytes()
-
-
-def test_force_keeps_every_picture_once(tmp_path, cache):
     # The same shard has the same bytes, and so the same name.
-    write_pictures(tmp_path / "in", 6)
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    run(tmp_path / "in", **TINY, force=True, out=tmp_path / "run")
     assert len(kept(cache)) == len(set(kept(cache))) == 6
 
 
-def test_another_recipe_is_computed_for_itself(tmp_path):
+def test_another_recipe_is_computed_for_itself_and_both_are_kept(tmp_path):
     write_pictures(tmp_path / "in", 4)
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    assert n_computed(run(tmp_path / "in", **TINY, fit="stretch", out=tmp_path / "run")) == 4
-
-
-def test_both_recipes_of_a_picture_are_kept(tmp_path):
-    write_pictures(tmp_path / "in", 4)
-    for fit in ("crop", "stretch"):
-        run(tmp_path / "in", **TINY, fit=fit, out=tmp_path / "run")
-    assert n_computed(run(tmp_path / "in", **TINY, out=tmp_path / "run")) == 0
-
-
-def test_the_record_of_a_run_counts_what_was_found_good_bad_and_twice(tmp_path):
-    files = write_pictures(tmp_path / "in", 4)
-    shutil.copy(files[1], tmp_path / "in" / "copy.png")
-    (tmp_path / "in" / "empty.jpg").touch()
-    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    record = json.loads((result.folder / "run.json").read_text())
-    assert record["files"] == {"found": 6, "ok": 4, "bad": 1, "duplicate": 1}
+    results = [run(tmp_path / "in", **TINY, fit=fit, out=tmp_path / "run") for fit in ("crop", "stretch", "crop")]
+    assert [n_computed(result) for result in results] == [4, 4, 0]
 
 
 def test_a_store_without_the_file_of_its_key_loses_no_shard_when_it_is_verified(tmp_path, cache):
@@ -184,45 +163,47 @@ def test_without_a_cache_nothing_is_kept_and_everything_is_computed_again(tmp_pa
     assert not cache.exists()
 
 
-def test_a_store_named_is_used_and_no_other(tmp_path, cache):
+def test_a_store_named_is_used_and_no_other_also_where_it_was_moved_to(tmp_path, cache):
     write_pictures(tmp_path / "in", 6)
     run(tmp_path / "in", **TINY, cache=tmp_path / "store", out=tmp_path / "run")
     assert len(kept(tmp_path / "store")) == 6
-    assert not cache.exists()
-    assert n_computed(run(tmp_path / "in", **TINY, cache=tmp_path / "store", out=tmp_path / "run")) == 0
-
-
-def test_a_store_that_was_moved_is_used_where_it_is(tmp_path):
-    write_pictures(tmp_path / "in", 6)
-    run(tmp_path / "in", **TINY, cache=tmp_path / "store", out=tmp_path / "run")
     (tmp_path / "store").rename(tmp_path / "elsewhere")
     assert n_computed(run(tmp_path / "in", **TINY, cache=tmp_path / "elsewhere", out=tmp_path / "run")) == 0
+    assert not cache.exists()
+    assert not (tmp_path / "store").exists()
 
 
-def test_duplicates_are_embedded_once(tmp_path, cache):
-    files = write_pictures(tmp_path / "in", 4)
-    shutil.copy(files[1], tmp_path / "in" / "copy.png")
-    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    assert n_computed(result) == 4
-    assert len(kept(cache)) == 4
+@pytest.fixture(scope="module")
+def with_a_copy(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run, with a store beside it, on four pictures, a copy of one of them and an empty file."""
+    place = tmp_path_factory.mktemp("copy")
+    files = write_pictures(place / "in", 4)
+    shutil.copy(files[1], place / "in" / "copy.png")
+    (place / "in" / "empty.jpg").touch()
+    return run(place / "in", **TINY, cache=place / "store", out=place / "run")
 
 
-def test_duplicates_are_rows_like_those_that_they_are_copies_of(tmp_path):
-    files = write_pictures(tmp_path / "in", 4)
-    shutil.copy(files[1], tmp_path / "in" / "copy.png")
-    found = assignments(run(tmp_path / "in", **TINY, out=tmp_path / "run")).set_index("path")
+def test_duplicates_are_embedded_once(with_a_copy):
+    assert n_computed(with_a_copy) == 4
+    assert len(kept(with_a_copy.folder.with_name("store"))) == 4
+
+
+def test_duplicates_are_rows_like_those_that_they_are_copies_of(with_a_copy):
+    found = assignments(with_a_copy).set_index("path")
     same = ["cluster", "distance", "pc1", "pc2", "content_hash"]
     assert len(found) == 5
     assert list(found.loc["copy.png", same]) == list(found.loc["001.png", same])
 
 
-def test_duplicates_are_marked_in_the_manifest_with_what_they_are_copies_of(tmp_path):
-    files = write_pictures(tmp_path / "in", 4)
-    shutil.copy(files[1], tmp_path / "in" / "copy.png")
-    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    found = pd.read_parquet(result.folder / "manifest.parquet").set_index("path")
-    assert found["status"].tolist() == ["ok"] * 4 + ["duplicate"]
+def test_duplicates_are_marked_in_the_manifest_with_what_they_are_copies_of(with_a_copy):
+    found = pd.read_parquet(with_a_copy.folder / "manifest.parquet").set_index("path")
+    assert found["status"].tolist() == ["ok"] * 4 + ["duplicate", "bad"]
     assert found.loc["copy.png", "reason"] == "same content as 001.png"
+
+
+def test_the_record_of_a_run_counts_what_was_found_good_bad_and_twice(with_a_copy):
+    record = json.loads((with_a_copy.folder / "run.json").read_text())
+    assert record["files"] == {"found": 6, "ok": 4, "bad": 1, "duplicate": 1}
 
 
 def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp_path):
@@ -230,13 +211,6 @@ def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp
     run(tmp_path / "in", **TINY, out=tmp_path / "run")
     shutil.copytree(tmp_path / "in", tmp_path / "elsewhere")
     assert n_computed(run(tmp_path / "elsewhere", **TINY, out=tmp_path / "run")) == 0
-
-
-def test_a_run_folder_says_how_many_pictures_were_computed(tmp_path, root):
-    write_pictures(tmp_path / "in", 4)
-    results = [run(tmp_path / "in", image_size=32, cache=root, out=tmp_path / "run") for _ in range(2)]
-    assert [n_computed(result) for result in results] == [4, 0]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["n_computed"] == 0
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from tests.helpers import (
     SHARD,
     SHARDED,
     TINY,
+    TINY_OPTIONS,
     everything,
     gpu_cluster,
     kept,
@@ -103,7 +104,7 @@ def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(
     job, _ = stopped
     store = Path(shutil.copytree(job.store, tmp_path / "store"))
     before, n_kept = stamps(store), len(kept(store))
-    options = (FLOWERS, *SHARDED, "--k", "8")
+    options = (FLOWERS, *SHARDED, "--k", "8", "--k-range", "8:8")
     rerun = gpu_cluster("run", *options, "--cache", store, out=tmp_path / "run")
     alone = gpu_cluster("run", *options, "--no-cache", out=tmp_path / "alone")
     assert n_computed(rerun) == N_FLOWERS - n_kept
@@ -232,12 +233,12 @@ def meet_an_import(*given, **options):
 gpu_cluster.cli.commands.main()
 """
     write_pictures(tmp_path / "in", 6)
-    given = ["run", tmp_path / "in", *SHARDED, "--k", "2", "--out", tmp_path / "run"]
-    assert_ends_as_signalled(code, given)
-    assert everything(tmp_path) == ["in"]
+    # What is kept of this makes the processes short ones: they need not load TensorFlow.
+    result = run(tmp_path / "in", **TINY, out=tmp_path / "runs" / "whole")
+    assert_ends_as_signalled(code, ["run", tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "runs" / "run"])
+    assert everything(tmp_path / "runs") == ["whole"]
     if met == "in the page":
-        run(tmp_path / "in", image_size=32, k=2, out=tmp_path / "run")
-        assert_ends_as_signalled(code, ["report", tmp_path / "run"])
+        assert_ends_as_signalled(code, ["report", result.folder])
 
 
 def assert_ends_as_signalled(code: str, given: list[str | Path]) -> None:

@@ -6,18 +6,16 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-import gpu_cluster
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Manifest
 from gpu_cluster.store.store import Store
-from tests.helpers import age, n_computed, scanned, shards_of, write_pictures
+from tests.helpers import age, scanned, shards_of, write_pictures
 from tests.images.files import find, touch
 
 
@@ -68,15 +66,6 @@ def test_rehash_reads_every_file_again_and_counts_from_then_on(tmp_path, root):
     after = scanned(files, Store(root, Observer()), rehash=True)
     assert [one == other for one, other in zip(hashes_of(after), hashes_of(before), strict=True)] == [True, False, True]
     assert scanned(files, Store(root, Observer())).files == after.files
-
-
-def test_the_command_takes_an_unchanged_file_as_it_was_and_rehash_sees_that_it_is_not(tmp_path):
-    files = age(write_pictures(tmp_path / "in", 4))
-    given: dict[str, Any] = {"image_size": 32, "k": 2, "out": tmp_path / "run"}
-    computed = [n_computed(gpu_cluster.run(tmp_path / "in", **given))]
-    unseen_change(files[2])
-    computed += [n_computed(gpu_cluster.run(tmp_path / "in", **given, rehash=rehash)) for rehash in (False, True)]
-    assert computed == [4, 0, 1]
 
 
 def test_a_file_of_another_size_is_read_again(tmp_path, root):

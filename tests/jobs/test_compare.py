@@ -29,7 +29,7 @@ from gpu_cluster.options import options_of
 from gpu_cluster.report import plots
 from gpu_cluster.report.tables import comparison_lines
 from gpu_cluster.results import Compared, Comparison, Manifest, Projection
-from tests.helpers import NO_REDUCTION, picture, write_pictures
+from tests.helpers import NO_REDUCTION, called, picture, write_pictures
 from tests.helpers import gpu_cluster as command
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}
@@ -222,11 +222,11 @@ def test_features_that_do_not_fit_the_device_cost_their_rows_and_no_others(tmp_p
 
 def test_two_pictures_are_too_few_to_compare_anything(tmp_path):
     write_pictures(tmp_path / "in", 2)
-    done = command("compare", tmp_path / "in", "--features", "colours", "--image-size", "32", out=tmp_path / "run")
+    done = called("compare", tmp_path / "in", "--features", "colours", "--image-size", "32", "--out", tmp_path / "run")
     assert done.code == 1
     assert "nothing could be grouped" in done.err
     assert "left out: 2 images are too few" in done.err
-    assert len(done.table("compare.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "run" / "compare.csv")) == 4
 
 
 def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
