@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gpu_cluster.cli.commands import main
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
 from gpu_cluster.results import Embeddings, Manifest, Reduction
@@ -146,6 +148,8 @@ TINY: dict[str, Any] = {"image_size": 32, "k": 2, "k_range": "2:2", "n_init": 2}
 TINY_OPTIONS = ("--quiet", "--image-size", "32", "--k", "2", "--k-range", "2:2", "--n-init", "2")
 
 
+SMALL_SIDE = EmbedConfig(image_size=32)
+
 # Many shards in a job of seconds.
 SHARD = 16
 SHARDED = ("--image-size", "32", "--batch-size", "8", "--shard-size", str(SHARD))
@@ -246,6 +250,13 @@ class Noticing(Observer):
         self.notices.append(message)
 
 
+@cache
+def network() -> Extractor:
+    """Return VGG16 at 32 pixels a side; it is read and built once, however often a test embeds with it."""
+    made = extractors.of_vgg16(vgg16.find_weights(), SMALL_SIDE)
+    return replace(made, build=cache(made.build))
+
+
 def scanned(files: Sequence[Path], store: Store | None, observer: Observer | None = None, **options: Any) -> Manifest:
     root = files[0].parent
     manifest = Manifest(root, tuple(os.path.relpath(file, root) for file in files))
@@ -256,11 +267,10 @@ def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None
     """Scan and embed files as a job does, in one batch unless told otherwise."""
     observer = observer or Observer()
     opened = None if root is None else Store(root, observer)
-    config = EmbedConfig(image_size=32)
     return embed(
         scanned(files, opened, observer),
-        extractors.of_vgg16(vgg16.find_weights(), config),
-        config,
+        network(),
+        SMALL_SIDE,
         store=opened,
         store_config=StoreConfig(**store),
         backend=CpuBackend(),

@@ -26,7 +26,7 @@ from tests.helpers import gpu_cluster as command
 from tests.helpers import write_pictures
 
 FLOWERS = shipped_data() / "flowers"
-TINY: dict[str, Any] = {"image_size": 32, "k": 3}
+SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on twelve pictures that no test changes."""
     place = tmp_path_factory.mktemp("trained")
     write_pictures(place / "in", 12)
-    return gpu_cluster.run(place / "in", **TINY, out=place / "run").folder
+    return gpu_cluster.run(place / "in", **SMALL, out=place / "run").folder
 
 
 def predicted(run: Path, *images: Path, **options: Any) -> pd.DataFrame:

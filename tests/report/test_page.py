@@ -16,10 +16,10 @@ from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report.page import visible, write_page
 from gpu_cluster.results import printable
-from tests.helpers import TINY_OPTIONS, picture, write_pictures
 from tests.helpers import gpu_cluster as command
+from tests.helpers import picture, write_pictures
 
-TINY: dict[str, Any] = {"image_size": 32, "k": 3}
+SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on six pictures that no test changes."""
     place = tmp_path_factory.mktemp("tiny")
     write_pictures(place / "in", 6)
-    return gpu_cluster.run(place / "in", **TINY, out=place / "run").folder
+    return gpu_cluster.run(place / "in", **SMALL, out=place / "run").folder
 
 
 def test_the_page_is_written_again_from_the_folder(tmp_path, sample_run):
@@ -54,7 +54,7 @@ def test_the_page_is_written_again_from_the_folder(tmp_path, sample_run):
 
 def test_pictures_that_are_gone_leave_a_page_with_grey_tiles(tmp_path):
     write_pictures(tmp_path / "in", 6)
-    run = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run").folder
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
     shutil.rmtree(tmp_path / "in")
     write_page(run)
     assert "6 pictures in 3 groups" in (run / "report.html").read_text()
@@ -89,7 +89,7 @@ def test_a_page_that_cannot_be_written_is_a_failure_that_says_where(tmp_path, ti
 
 def test_the_limit_of_the_run_on_pixels_holds_for_its_page(tmp_path):
     files = write_pictures(tmp_path / "in", 6)
-    run = gpu_cluster.run(tmp_path / "in", **TINY, max_pixels=48 * 40, out=tmp_path / "run").folder
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, max_pixels=48 * 40, out=tmp_path / "run").folder
     picture(0, (49, 40)).save(files[0])
     write_page(run)
     too_large = (run / "report.html").read_bytes()
@@ -120,9 +120,8 @@ def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (180 << 10, 180 << 10))
 
     write_pictures(tmp_path / "in", 60)
-    done = command(
-        "run", tmp_path / "in", *TINY_OPTIONS, "--no-cache", out=tmp_path / "run", before=no_file_above_180_kib
-    )
+    given = ("run", tmp_path / "in", "--image-size", "32", "--k", "3", "--no-cache")
+    done = command(*given, out=tmp_path / "run", before=no_file_above_180_kib)
     assert done.code == 0, done.err
     assert "No report.html, which `gpu-cluster report` can write later: File too large" in done.out
     assert "report: " not in done.out

@@ -29,7 +29,7 @@ from tests.helpers import Finished, picture, write_pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-TINY: dict[str, Any] = {"image_size": 32, "k": 3}
+SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 N_FLOWERS = 210
 
 
@@ -284,7 +284,7 @@ def hostile(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         picture(number).save(file, "png")
     (folder / "<script>window.pwned=2<script>.png").write_text("no picture")
-    return gpu_cluster.run(folder, **TINY, labels_from_folders=True, out=tmp_path / "run").folder
+    return gpu_cluster.run(folder, **SMALL, labels_from_folders=True, out=tmp_path / "run").folder
 
 
 def test_no_name_or_label_is_ever_executed(chromium, hostile):
@@ -317,7 +317,7 @@ def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, c
     monkeypatch.setattr(page, "MOST_SHOWN", 8)
     monkeypatch.setattr(page, "MOST_THUMBNAILS", 5)
     write_pictures(tmp_path / "in", 12)
-    run = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run").folder
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
     chromium.open(run / "report.html")
     words = chromium.find("#map-section p").text
     assert "Shown are 8 of 12 pictures, drawn at random. 5 of them have a thumbnail." in words
