@@ -25,6 +25,7 @@ from tests.helpers import (
     SHARDED,
     TINY,
     TINY_OPTIONS,
+    Finished,
     everything,
     gpu_cluster,
     kept,
@@ -99,14 +100,21 @@ def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
     assert job.beside == []
 
 
+GOING_ON = (FLOWERS, *SHARDED, "--k", "8", "--k-range", "8:8")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The job that nobody signals."""
+    return gpu_cluster("run", *GOING_ON, "--no-cache", out=tmp_path_factory.mktemp("alone") / "run")
+
+
 @pytest.mark.slow
-def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, stopped):
+def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, stopped, alone):
     job, _ = stopped
     store = Path(shutil.copytree(job.store, tmp_path / "store"))
     before, n_kept = stamps(store), len(kept(store))
-    options = (FLOWERS, *SHARDED, "--k", "8", "--k-range", "8:8")
-    rerun = gpu_cluster("run", *options, "--cache", store, out=tmp_path / "run")
-    alone = gpu_cluster("run", *options, "--no-cache", out=tmp_path / "alone")
+    rerun = gpu_cluster("run", *GOING_ON, "--cache", store, out=tmp_path / "run")
     assert n_computed(rerun) == N_FLOWERS - n_kept
     assert before.items() <= stamps(store).items()
     assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
