@@ -10,7 +10,8 @@ import pytest
 import gpu_cluster
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.run_folder import CONTENTS, choose, staged
-from tests.conftest import write_pictures
+from tests.helpers import TINY, listing, write_pictures
+from tests.helpers import gpu_cluster as command
 
 
 def run_folder(folder: Path, mark: str = "old") -> Path:
@@ -118,3 +119,46 @@ def test_a_hidden_folder_of_somebody_else_is_left_alone(tmp_path):
     with staged(tmp_path / "run") as stage:
         (stage.path / "run.json").write_text("new")
     assert contents(mine) == {"thesis.txt": "mine"}
+
+
+# By a whole job
+
+
+def test_an_earlier_run_gives_way_to_a_new_one(tmp_path):
+    write_pictures(tmp_path / "pictures", 3)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "bad_files.csv").touch()
+    (tmp_path / "run" / "sweep.csv").write_text("old")
+    gpu_cluster.run(tmp_path / "pictures", **TINY, out=tmp_path / "run")
+    assert (tmp_path / "run" / "sweep.csv").read_text() != "old"
+    assert (tmp_path / "run" / "assignments.csv").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
+
+
+def test_an_earlier_run_that_holds_the_input_is_not_replaced(tmp_path):
+    out = tmp_path / "run"
+    write_pictures(out / "plots", 3)
+    for name in ("run.json", "bad_files.csv"):
+        (out / name).touch()
+    before = listing(out)
+    with pytest.raises(ConfigError, match=r"it would be replaced, and '.*/plots' lies in it"):
+        gpu_cluster.run(out / "plots", image_size=32, out=out)
+    assert listing(out) == before
+
+
+def test_the_current_folder_is_not_replaced(tmp_path):
+    write_pictures(tmp_path / "pictures", 3)
+    (tmp_path / "empty").mkdir()
+    done = command("run", "../pictures", "--out", ".", cwd=tmp_path / "empty")
+    assert done.code == 2
+    assert "it would be replaced" in done.err
+
+
+def test_out_may_be_a_link_to_a_folder(tmp_path):
+    write_pictures(tmp_path / "pictures", 3)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    gpu_cluster.run(tmp_path / "pictures", **TINY, out=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "assignments.csv").is_file()

@@ -13,7 +13,7 @@ import gpu_cluster as api
 from gpu_cluster.backend import CpuBackend, look_for_gpu, select
 from gpu_cluster.errors import ConfigError, DeviceError
 from gpu_cluster.jobs.run import _memory_error_explained
-from tests.conftest import gpu_cluster, write_pictures
+from tests.helpers import gpu_cluster, write_pictures
 
 HAS_GPU = all(finding.ok for finding in look_for_gpu())
 without_gpu = pytest.mark.skipif(HAS_GPU, reason="a GPU can be used here; these are about its absence")

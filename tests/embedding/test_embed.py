@@ -20,10 +20,8 @@ from gpu_cluster.embedding.engines import choose_engine, tensorflow_input
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
-from gpu_cluster.manifest import Manifest
-from gpu_cluster.results import Embeddings
-from tests.conftest import photos, write_pictures
+from gpu_cluster.results import Embeddings, Manifest
+from tests.helpers import photos, write_pictures
 
 NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch"}
 
@@ -101,14 +99,21 @@ def test_stretch_uses_the_whole_picture(tmp_path):
     assert relative_error(wide, square) > 0.01
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], np.ndarray]:
+    """Seven pictures, and their embeddings of one batch."""
+    files = write_pictures(tmp_path_factory.mktemp("together"), 7)
+    found, _ = embed_all(files, image_size=32, batch_size=7)
+    return files, found.x
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-def test_rows_keep_their_order_whatever_the_batch_size(tmp_path, batch_size):
-    files = write_pictures(tmp_path, 7)
-    together, _ = embed_all(files, image_size=32, batch_size=7)
+def test_rows_keep_their_order_whatever_the_batch_size(together, batch_size):
+    files, expected = together
     found, _ = embed_all(files, image_size=32, batch_size=batch_size)
     np.testing.assert_array_equal(found.rows, np.arange(7))
     # TensorFlow's result for an image changes by up to 4e-8 of its size with the batch it is in.
-    assert relative_error(found.x, together.x) < 1e-6
+    assert relative_error(found.x, expected) < 1e-6
 
 
 def test_a_bad_file_shifts_no_other_row(tmp_path):

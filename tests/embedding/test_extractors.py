@@ -1,19 +1,25 @@
-"""What pictures are described by, against Keras's own layers and formulas written out."""
+"""What pictures are described by, against Keras's own networks and formulas written out."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from typing import get_args
+from importlib import import_module
+from typing import Any, get_args
 
+import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from keras.src.legacy.saving import legacy_h5_format
 from PIL import Image
 
 import gpu_cluster
 from gpu_cluster.config import EmbedConfig, Pooling
 from gpu_cluster.embedding import extractors, vgg16
-from tests.conftest import picture
+from gpu_cluster.errors import WeightsError
+from tests.helpers import picture
 
 SIDE = 64
 
@@ -76,3 +82,78 @@ def test_poolings_are_kept_apart_in_the_store(tmp_path, pooling):
     assert other.shape == (1, vgg16.count_features(pooling, 32))
     again = gpu_cluster.embed([tmp_path / "a.png"], image_size=32, pooling=pooling)
     np.testing.assert_array_equal(again, other)
+
+
+# Other networks, and no network
+
+
+def test_a_network_whose_weights_are_not_here_is_an_error_that_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"ResNet50 are not on this machine: .*keras\.applications\.ResNet50"):
+        extractors.of_keras("resnet50", 64)
+
+
+def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    path = extractors.keras_weights("mobilenetv2")
+    path.parent.mkdir()
+    shutil.copy(vgg16.find_weights().path, path.with_suffix(".weights.h5"))
+    path.with_suffix(".weights.h5").rename(path)
+    with pytest.raises(WeightsError, match="not those of MobileNetV2"):
+        extractors.of_keras("mobilenetv2", 64).build("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", extractors.KERAS_MODELS)
+def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloads(tmp_path, monkeypatch, name):
+    # Weights drawn at random: the real ones are nowhere in the registries that tests may ask. Keras builds some
+    # networks otherwise where the weights are ImageNet's, so it is told that, and finds this file as downloaded.
+    model = extractors.KERAS_MODELS[name]
+    build = getattr(keras.applications, model.name)
+    given: dict[str, Any] = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    path = extractors.keras_weights(name)
+    path.parent.mkdir()
+    # The format of Keras's own downloads.
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, build(weights=None, **given))
+    asked = []
+
+    def downloaded(file: str, *_args: Any, **_options: Any) -> str:
+        asked.append(file)
+        return str(path)
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", downloaded)
+    own = build(weights="imagenet", **given)
+    assert asked == [path.name]
+    pictures = np.stack([np.asarray(picture(seed, (64, 64)), np.float32) for seed in range(2)])
+    extractor = extractors.of_keras(name, 64)
+    found = extractor.build("float32")(pictures).numpy()
+    preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
+    expected = own.predict(preprocess(pictures.copy()), verbose=0)
+    assert found.shape == (2, extractor.n_features)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert model.below_0 or (found >= 0).all()
+
+
+def test_a_histogram_of_colours_counts_them():
+    pictures = np.zeros((1, 4, 4, 3), np.float32)
+    pictures[0, :, :2] = (255, 0, 0)
+    pictures[0, :, 2:] = (250, 250, 250)
+    (found,) = extractors.colour_histogram().build("float32")(pictures).numpy()
+    # Red: hue 0, saturation and value 1. White: hue and saturation 0, value almost 1.
+    assert found[(0 * 4 + 3) * 4 + 3] == 0.5
+    assert found[(0 * 4 + 0) * 4 + 3] == 0.5
+    assert found.sum() == 1
+
+
+def test_gradients_tell_upright_stripes_from_lying_ones():
+    stripes = np.tile(np.repeat([0, 255], 8), 4).astype(np.float32)
+    upright = np.repeat(np.tile(stripes, (64, 1))[:, :, None], 3, axis=2)
+    pictures = tf.constant(np.stack([upright, upright.transpose(1, 0, 2)]))
+    extractor = extractors.oriented_gradients(64)
+    found = extractor.build("float32")(pictures).numpy()
+    assert found.shape == (2, extractor.n_features)
+    histograms = found.reshape(2, -1, 9).sum(axis=1)
+    # Orientation 0 is a gradient along a row, 90 degrees (bin 4) one along a column.
+    assert histograms.argmax(axis=1).tolist() == [0, 4]

@@ -143,3 +143,14 @@ def test_the_users_keras_settings_change_nothing(tmp_path, settings):
         found.append(np.frombuffer(done.stdout, np.float32))
     assert len(found[0]) == 1024
     np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that the system does not know")
+def test_a_user_without_a_home_needs_none():
+    code = (
+        "import os; from gpu_cluster.embedding import vgg16; os.setuid(54321); os.environ.pop('HOME', None); "
+        "os.environ.pop('KERAS_HOME', None); print(vgg16.downloaded('file.h5'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("models/file.h5")

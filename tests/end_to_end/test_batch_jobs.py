@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpu_cluster.config import shipped_data
-from tests.conftest import COMMAND, Finished, write_pictures
+from tests.helpers import COMMAND, Finished, write_pictures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SBATCH = SCRIPTS / "slurm" / "gpu-cluster.sbatch"

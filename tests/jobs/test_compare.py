@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import shutil
-from importlib import import_module
+import sys
 from typing import Any
 
-import h5py
-import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from keras.src.legacy.saving import legacy_h5_format
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, SpectralClustering
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -24,17 +20,16 @@ import gpu_cluster
 import gpu_cluster.jobs.compare
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.cluster import of_labels
-from gpu_cluster.clustering.reduce import reduce as real_reduce
-from gpu_cluster.config import CompareConfig
-from gpu_cluster.embedding import extractors, vgg16
-from gpu_cluster.errors import ConfigError, JobError, NothingReadableError, WeightsError
+from gpu_cluster.config import JobConfig
+from gpu_cluster.embedding import extractors
+from gpu_cluster.errors import ConfigError, JobError, NothingReadableError
 from gpu_cluster.events import Observer
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
 from gpu_cluster.report.tables import comparison_lines
-from gpu_cluster.results import Compared, Comparison, Projection
-from tests.conftest import gpu_cluster as command
-from tests.conftest import picture, write_pictures
+from gpu_cluster.results import Compared, Comparison, Manifest, Projection
+from tests.helpers import NO_REDUCTION, called, picture, write_pictures
+from tests.helpers import gpu_cluster as command
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}
 
@@ -219,11 +214,11 @@ def test_features_that_do_not_fit_the_device_cost_their_rows_and_no_others(tmp_p
 
 def test_two_pictures_are_too_few_to_compare_anything(tmp_path):
     write_pictures(tmp_path / "in", 2)
-    done = command("compare", tmp_path / "in", "--features", "colours", "--image-size", "32", out=tmp_path / "run")
+    done = called("compare", tmp_path / "in", "--features", "colours", "--image-size", "32", "--out", tmp_path / "run")
     assert done.code == 1
     assert "nothing could be grouped" in done.err
     assert "left out: 2 images are too few" in done.err
-    assert len(done.table("compare.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "run" / "compare.csv")) == 4
 
 
 def test_features_that_do_not_fit_the_memory_cost_their_rows_and_no_others(tmp_path, monkeypatch):
@@ -304,78 +299,6 @@ def test_an_unknown_name_is_wrong_use_and_the_known_are_listed(tmp_path, option,
     assert done.code == 2
     assert f"{option}: unknown 'vgg19'; known are " in done.err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_network_whose_weights_are_not_here_is_an_error_that_says_how_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"ResNet50 are not on this machine: .*keras\.applications\.ResNet50"):
-        extractors.of_keras("resnet50", 64)
-
-
-def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    path = extractors.keras_weights("mobilenetv2")
-    path.parent.mkdir()
-    shutil.copy(vgg16.find_weights().path, path.with_suffix(".weights.h5"))
-    path.with_suffix(".weights.h5").rename(path)
-    with pytest.raises(WeightsError, match="not those of MobileNetV2"):
-        extractors.of_keras("mobilenetv2", 64).build("float32")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", extractors.KERAS_MODELS)
-def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloads(tmp_path, monkeypatch, name):
-    # Weights drawn at random: the real ones are nowhere in the registries that tests may ask. Keras builds some
-    # networks otherwise where the weights are ImageNet's, so it is told that, and finds this file as downloaded.
-    model = extractors.KERAS_MODELS[name]
-    build = getattr(keras.applications, model.name)
-    given: dict[str, Any] = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    path = extractors.keras_weights(name)
-    path.parent.mkdir()
-    # The format of Keras's own downloads.
-    with h5py.File(path, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, build(weights=None, **given))
-    asked = []
-
-    def downloaded(file: str, *_args: Any, **_options: Any) -> str:
-        asked.append(file)
-        return str(path)
-
-    monkeypatch.setattr("keras.src.utils.file_utils.get_file", downloaded)
-    own = build(weights="imagenet", **given)
-    assert asked == [path.name]
-    pictures = np.stack([np.asarray(picture(seed, (64, 64)), np.float32) for seed in range(2)])
-    extractor = extractors.of_keras(name, 64)
-    found = extractor.build("float32")(pictures).numpy()
-    preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
-    expected = own.predict(preprocess(pictures.copy()), verbose=0)
-    assert found.shape == (2, extractor.n_features)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    assert model.below_0 or (found >= 0).all()
-
-
-def test_a_histogram_of_colours_counts_them():
-    pictures = np.zeros((1, 4, 4, 3), np.float32)
-    pictures[0, :, :2] = (255, 0, 0)
-    pictures[0, :, 2:] = (250, 250, 250)
-    (found,) = extractors.colour_histogram().build("float32")(pictures).numpy()
-    # Red: hue 0, saturation and value 1. White: hue and saturation 0, value almost 1.
-    assert found[(0 * 4 + 3) * 4 + 3] == 0.5
-    assert found[(0 * 4 + 0) * 4 + 3] == 0.5
-    assert found.sum() == 1
-
-
-def test_gradients_tell_upright_stripes_from_lying_ones():
-    stripes = np.tile(np.repeat([0, 255], 8), 4).astype(np.float32)
-    upright = np.repeat(np.tile(stripes, (64, 1))[:, :, None], 3, axis=2)
-    pictures = tf.constant(np.stack([upright, upright.transpose(1, 0, 2)]))
-    extractor = extractors.oriented_gradients(64)
-    found = extractor.build("float32")(pictures).numpy()
-    assert found.shape == (2, extractor.n_features)
-    histograms = found.reshape(2, -1, 9).sum(axis=1)
-    # Orientation 0 is a gradient along a row, 90 degrees (bin 4) one along a column.
-    assert histograms.argmax(axis=1).tolist() == [0, 4]
 
 
 def blobs() -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 
 from gpu_cluster.backend import look_for_gpu
 from gpu_cluster.jobs.doctor import diagnose
-from tests.conftest import gpu_cluster
+from tests.helpers import called
 
 without_gpu = pytest.mark.skipif(
     all(finding.ok for finding in look_for_gpu()), reason="a GPU can be used here; these are about its absence"
@@ -44,7 +44,7 @@ def test_every_failing_check_has_a_remedy():
 
 def test_json_is_valid_and_says_the_same_as_the_exit_code():
     for device in ("cpu", "gpu"):
-        done = gpu_cluster("doctor", "--device", device, "--json")
+        done = called("doctor", "--device", device, "--json")
         found = json.loads(done.out)
         assert found["device"] == device
         assert done.code == (0 if found["works"] else 1)
@@ -52,7 +52,7 @@ def test_json_is_valid_and_says_the_same_as_the_exit_code():
 
 
 def test_the_table_marks_what_fails_and_what_to_do(tmp_path):
-    done = gpu_cluster("doctor", "--weights", tmp_path / "nowhere.h5")
+    done = called("doctor", "--weights", tmp_path / "nowhere.h5")
     assert done.code == 1
     lines = done.out.splitlines()
     (number,) = [number for number, line in enumerate(lines) if line.startswith("FAIL")]
@@ -63,18 +63,19 @@ def test_the_table_marks_what_fails_and_what_to_do(tmp_path):
 
 def test_an_output_that_cannot_be_written_fails(tmp_path):
     (tmp_path / "file").touch()
-    done = gpu_cluster("doctor", "--out", tmp_path / "file")
+    done = called("doctor", "--out", tmp_path / "file")
     assert done.code == 1
     assert "a file is in the way" in done.out
 
 
 def test_a_store_that_cannot_be_written_fails(tmp_path):
     (tmp_path / "file").touch()
-    done = gpu_cluster("doctor", "--cache", tmp_path / "file")
+    done = called("doctor", "--cache", tmp_path / "file")
     assert done.code == 1
     assert "file is no folder that can be written" in done.out
 
 
-def test_nothing_is_written(tmp_path):
-    gpu_cluster("doctor", cwd=tmp_path)
+def test_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    called("doctor")
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from gpu_cluster.jobs.prepare import find_labelled, opened
 from gpu_cluster.jobs.selftest import Measured, Verdict, compare, measure, selftest
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
-from tests.conftest import gpu_cluster
+from tests.helpers import gpu_cluster
 
 without_gpu = pytest.mark.skipif(
     all(finding.ok for finding in look_for_gpu()), reason="a GPU can be used here; these are about its absence"

@@ -1,324 +1,28 @@
-"""report.html in a real browser: what a reader does with it, and what a hostile file name or label cannot do."""
+"""report.html: written by a run and again from its folder, and what it shows of names and pictures."""
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-import re
+import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
 import gpu_cluster
-from gpu_cluster.config import RunConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.report import report
 from gpu_cluster.options import build_config, command_line
-from gpu_cluster.report import page
-from gpu_cluster.report.page import visible
-from tests.conftest import Finished, picture, write_pictures
-from tests.conftest import gpu_cluster as command
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-TINY: dict[str, Any] = {"image_size": 32, "k": 3}
-N_FLOWERS = 210
-
-
-class Browser:
-    """Chromium without a window, and all that it asked for and complained of."""
-
-    def __init__(self) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM or ""
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-
-    def open(self, file: Path) -> None:
-        self.requested()
-        self.driver.get(file.as_uri())
-
-    def find(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def style(self, selector: str, name: str) -> str:
-        return self.find(selector).value_of_css_property(name)
-
-    def n_shown(self) -> int:
-        # Drawing waits for the next frame.
-        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-        return int(self.find("#map").get_dom_attribute("data-shown") or -1)
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self._log("browser")]
-
-    def requested(self) -> list[str]:
-        """Return every address asked for since the last time, but for what is in the page itself."""
-        events = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
-        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return [url for url in urls if not url.startswith("data:")]
-
-    def _log(self, kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
-        return found
-
-    def emulate(self, name: str, **options: Any) -> None:
-        self.driver.execute_cdp_cmd(f"Emulation.{name}", options)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None or DRIVER is None:
-        message = "needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)"
-        assert "GPU_CLUSTER_REQUIRE_BROWSER" not in os.environ, message
-        pytest.skip(message)
-    browser = Browser()
-    yield browser
-    browser.driver.quit()
-
-
-@pytest.fixture
-def browser(chromium: Browser, sample_run: Finished) -> Iterator[Browser]:
-    """The sample set's page, just opened; whatever a test did to the browser is undone."""
-    chromium.open(sample_run.folder / "report.html")
-    yield chromium
-    assert chromium.complaints() == []
-    chromium.emulate("clearDeviceMetricsOverride")
-    chromium.emulate("setEmulatedMedia", features=[])
-
-
-def data(browser: Browser) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(browser.find("#data").get_property("textContent"))  # type: ignore[arg-type]
-    return found
-
-
-def loneliest(browser: Browser) -> int:
-    """Return the picture that is farthest from any other on the map: nothing else is hit in its place."""
-    places = positions(browser)
-    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    return int(apart.min(axis=1).argmax())
-
-
-def positions(browser: Browser) -> np.ndarray:
-    """Return where each picture is drawn at first, in pixels from the map's corner."""
-    shares = np.frombuffer(base64.b64decode(data(browser)["tsne"]), "<u2").reshape(-1, 2) / 65535
-    size, margin = browser.find("#map").size, 14
-    room = np.array([size["width"], size["height"]]) - 2 * margin
-    return margin + np.column_stack([shares[:, 0], 1 - shares[:, 1]]) * room
-
-
-def point_at(browser: Browser, number: int) -> ActionChains:
-    x, y = positions(browser)[number]
-    map_, size = browser.find("#map"), browser.find("#map").size
-    # The offset is from the middle of what is in view of the map: all of it.
-    browser.driver.execute_script("arguments[0].scrollIntoView()", map_)
-    return ActionChains(browser.driver).move_to_element_with_offset(
-        map_, round(x - size["width"] / 2), round(y - size["height"] / 2)
-    )
-
-
-def test_the_page_asks_for_nothing_but_itself(browser, sample_run):
-    assert browser.requested() == [(sample_run.folder / "report.html").as_uri()]
-    assert browser.n_shown() == N_FLOWERS
-
-
-def test_the_answer_comes_first_with_why_this_k_and_how_sure(browser, sample_run):
-    metrics = sample_run.json("metrics.json")
-    answer = browser.find(".answer").text
-    assert answer.startswith(f"210 pictures in {metrics['k']} groups. The number of groups is the one at which")
-    assert f"{metrics['k_agreement']:.2f} between restarts" in answer
-    assert f"adjusted Rand index {metrics['external']['adjusted_rand']:.2f}" in answer
-
-
-def test_hovering_shows_the_picture_its_name_and_its_groups(browser):
-    number = loneliest(browser)
-    point_at(browser, number).perform()
-    content = data(browser)
-    lines = browser.find("#tip-words").text.splitlines()
-    assert lines[0] == content["names"][number]
-    assert lines[1] == f"cluster {content['cluster'][number]}"
-    assert lines[2] == content["labels"][content["label"][number]]
-    pixels = browser.driver.execute_script(
-        "return [...document.getElementById('tip-picture').getContext('2d').getImageData(0, 0, 64, 64).data]"
-    )
-    shown = np.array(pixels, np.uint8).reshape(64, 64, 4)[..., :3]
-    flower = shipped_data() / "flowers" / content["names"][number]
-    expected = Image.open(flower).convert("RGB").resize((64, 64))
-    # A JPEG at quality 72 of the same picture; others of the set are 30 and more apart.
-    assert np.abs(shown.astype(int) - np.asarray(expected).astype(int)).mean() < 15
-
-
-def test_a_group_can_be_shown_alone_and_all_again(browser):
-    sizes = np.bincount(data(browser)["cluster"])
-    button = browser.all("#groups button")[2]
-    button.click()
-    assert browser.n_shown() == sizes[2]
-    assert button.get_dom_attribute("aria-pressed") == "true"
-    assert browser.find("#said").text == "only cluster 2"
-    button.click()
-    assert browser.n_shown() == N_FLOWERS
-
-
-def test_clicking_a_picture_shows_its_group_alone(browser):
-    number = loneliest(browser)
-    point_at(browser, number).click().perform()
-    content = data(browser)
-    assert browser.n_shown() == content["cluster"].count(content["cluster"][number])
-
-
-def test_colours_can_be_those_of_the_labels(browser):
-    def picture_of_the_map() -> str:
-        browser.n_shown()
-        return str(browser.driver.execute_script("return document.getElementById('map').toDataURL()"))
-
-    before = picture_of_the_map()
-    browser.find("input[value=label]").click()
-    assert picture_of_the_map() != before
-    assert browser.all("#groups button")[0].text == "allium (21)"
-
-
-def test_the_layout_can_be_principal_components(browser):
-    before = browser.driver.execute_script("return document.getElementById('map').toDataURL()")
-    browser.find("input[value=pca]").click()
-    assert browser.n_shown() == N_FLOWERS
-    assert browser.driver.execute_script("return document.getElementById('map').toDataURL()") != before
-
-
-def test_all_of_the_map_works_by_keyboard(browser):
-    map_ = browser.find("#map")
-    map_.send_keys("n", "n")
-    content = data(browser)
-    assert browser.find("#said").text.startswith(f"{content['names'][1]}, cluster {content['cluster'][1]}")
-    map_.send_keys(Keys.ENTER)
-    assert browser.n_shown() == content["cluster"].count(content["cluster"][1])
-    map_.send_keys(Keys.ESCAPE)
-    assert browser.n_shown() == N_FLOWERS
-    map_.send_keys(*"++++++", Keys.ARROW_LEFT)
-    assert browser.n_shown() < N_FLOWERS
-    map_.send_keys("0")
-    assert browser.n_shown() == N_FLOWERS
-
-
-def test_before_the_first_picture_comes_the_last(browser):
-    browser.find("#map").send_keys("p")
-    assert browser.find("#said").text.startswith(data(browser)["names"][-1])
-
-
-def test_every_control_can_be_reached_by_tab(browser):
-    reached = []
-    for _ in range(16):
-        ActionChains(browser.driver).send_keys(Keys.TAB).perform()
-        reached.append(browser.driver.switch_to.active_element.get_dom_attribute("id"))
-    assert {"map", "zoom-in", "zoom-out", "zoom-all"} <= set(reached)
-
-
-def test_zooming_by_wheel_and_button_shows_less_and_all_again(browser):
-    for _ in range(6):
-        browser.find("#zoom-in").click()
-    assert browser.n_shown() < N_FLOWERS
-    browser.find("#zoom-all").click()
-    assert browser.n_shown() == N_FLOWERS
-
-
-def test_dark_mode_is_dark(browser):
-    def brightness(colour: str) -> float:
-        return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
-
-    assert brightness(browser.style("body", "background-color")) > 240
-    browser.emulate("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
-    assert brightness(browser.style("body", "background-color")) < 40
-    assert brightness(browser.style("body", "color")) > 200
-
-
-@pytest.mark.parametrize("width", [320, 390, 768])
-def test_nothing_is_wider_than_a_phone(browser, width):
-    browser.emulate("setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=2, mobile=True)
-    assert browser.driver.execute_script("return document.documentElement.scrollWidth") == width
-    assert browser.n_shown() == N_FLOWERS
-
-
-def test_a_card_a_cluster_and_the_table_of_classes(browser, sample_run):
-    metrics = sample_run.json("metrics.json")
-    assert len(browser.all("article")) == metrics["k"]
-    assert browser.find("article h3").text == f"Cluster 0: {metrics['cluster_sizes'][0]} pictures"
-    cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in browser.all("#classes tbody tr")]
-    assert [[int(cell or 0) for cell in row] for row in cells] == metrics["class_by_cluster"]["counts"]
-
-
-# Text that is anybody's
-
-HOSTILE = [
-    "<script>window.pwned=1</script>.png",
-    '"><img src=x onerror="window.pwned=1">.png',
-    "' onmouseover='window.pwned=1.png",
-    "</script><script>window.pwned=1</script>.png",
-    "{{ 7 * 7 }}.png",
-    "new\nline\x1b[31m.png",
-    "<!--<script>.png",
-    "x\\..\\..\\up.png",
-    "\u202egnp.exe.png",
-    "back`${window.pwned=1}`tick.png",
-]
-
-
-@pytest.fixture
-def hostile(tmp_path: Path) -> Path:
-    """A run whose file names, folder and labels are an attacker's."""
-    folder = tmp_path / "<b onclick=alert(1)>&quot;"
-    for number, name in enumerate(HOSTILE):
-        label = re.sub("/", "", name)
-        file = folder / f"{label}" / f"a{number}.png" if number % 2 else folder / name.replace("/", "")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(file, "png")
-    (folder / "<script>window.pwned=2<script>.png").write_text("no picture")
-    return gpu_cluster.run(folder, **TINY, labels_from_folders=True, out=tmp_path / "run").folder
-
-
-def test_no_name_or_label_is_ever_executed(chromium, hostile):
-    before = set(hostile.parent.iterdir())
-    report(hostile)
-    chromium.open(hostile / "report.html")
-    for key in "nnnnnnnnnn":
-        chromium.find("#map").send_keys(key)
-    chromium.find("input[value=label]").click()
-    assert chromium.driver.execute_script("return window.pwned") is None
-    assert chromium.complaints() == []
-    assert chromium.requested() == [(hostile / "report.html").as_uri()]
-    names = data(chromium)["names"]
-    assert len(names) == len(HOSTILE)
-    assert "new\\nline\\x1b[31m.png" in " ".join(names)
-    assert "{{ 7 * 7 }}" in " ".join(names)
-    assert set(hostile.parent.iterdir()) == before
-    assert "not an image" in chromium.find("#bad").text
-
-
-def test_the_policy_of_the_page_stops_what_would_be_injected(chromium, sample_run, tmp_path):
-    content = (sample_run.folder / "report.html").read_text()
-    (tmp_path / "report.html").write_text(content.replace("</main>", "</main><script>window.pwned = 1</script>"))
-    chromium.open(tmp_path / "report.html")
-    assert chromium.driver.execute_script("return window.pwned") is None
-    assert "Content Security Policy" in "".join(chromium.complaints())
+from gpu_cluster.report.page import visible, write_page
+from gpu_cluster.results import printable
+from tests.helpers import gpu_cluster as command
+from tests.helpers import picture, write_pictures
+
+SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
 
 @pytest.mark.parametrize(
@@ -332,12 +36,13 @@ def test_what_does_not_print_is_shown_as_an_escape(text, shown):
 # Written again
 
 
+# Written again
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on six pictures that no test changes."""
     place = tmp_path_factory.mktemp("tiny")
     write_pictures(place / "in", 6)
-    return gpu_cluster.run(place / "in", **TINY, out=place / "run").folder
+    return gpu_cluster.run(place / "in", **SMALL, out=place / "run").folder
 
 
 def test_the_page_is_written_again_from_the_folder(tmp_path, sample_run):
@@ -352,7 +57,7 @@ def test_the_page_is_written_again_from_the_folder(tmp_path, sample_run):
 
 def test_pictures_that_are_gone_leave_a_page_with_grey_tiles(tmp_path):
     write_pictures(tmp_path / "in", 6)
-    run = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run").folder
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
     shutil.rmtree(tmp_path / "in")
     report(run)
     assert "6 pictures in 3 groups" in (run / "report.html").read_text()
@@ -387,7 +92,7 @@ def test_a_page_that_cannot_be_written_is_a_failure_that_says_where(tmp_path, ti
 
 def test_the_limit_of_the_run_on_pixels_holds_for_its_page(tmp_path):
     files = write_pictures(tmp_path / "in", 6)
-    run = gpu_cluster.run(tmp_path / "in", **TINY, max_pixels=48 * 40, out=tmp_path / "run").folder
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, max_pixels=48 * 40, out=tmp_path / "run").folder
     picture(0, (49, 40)).save(files[0])
     report(run)
     too_large = (run / "report.html").read_bytes()
@@ -406,20 +111,25 @@ def test_a_name_longer_than_names_may_be_where_each_byte_is_an_escape_has_its_th
     assert Thumbnails(source, [shown]).source(0) == Thumbnails(source, ["plain.png"]).source(0)
 
 
-def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, chromium):
-    monkeypatch.setattr(page, "MOST_SHOWN", 8)
-    monkeypatch.setattr(page, "MOST_THUMBNAILS", 5)
-    write_pictures(tmp_path / "in", 12)
-    run = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run").folder
-    chromium.open(run / "report.html")
-    words = chromium.find("#map-section p").text
-    assert "Shown are 8 of 12 pictures, drawn at random. 5 of them have a thumbnail." in words
-    assert chromium.n_shown() == 8
-    thumbs = data(chromium)["thumb"]
-    assert sorted(number for number in thumbs if number >= 0) == [0, 1, 2, 3, 4]
-
-
 def test_the_command_is_the_one_that_repeats_the_run(tmp_path):
     config = build_config(RunConfig, images=(tmp_path / "my photos",), preset="notebook", k_range="2:9", no_cache=True)
     expected = f"gpu-cluster run '{tmp_path / 'my photos'}' --preset notebook --no-cache --k-range 2:9"
     assert command_line(config) == expected
+
+
+@pytest.mark.slow
+def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
+    def no_file_above_180_kib() -> None:
+        # Every table and plot of so few pictures fits; the page, which holds the plot of the sweep and more, does not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (180 << 10, 180 << 10))
+
+    write_pictures(tmp_path / "in", 60)
+    given = ("run", tmp_path / "in", "--image-size", "32", "--k", "3", "--no-cache")
+    done = command(*given, out=tmp_path / "run", before=no_file_above_180_kib)
+    assert done.code == 0, done.err
+    assert "No report.html, which `gpu-cluster report` can write later: File too large" in done.out
+    assert "report: " not in done.out
+    assert len(done.table("assignments.csv")) == 60
+    assert not any("report" in path.name for path in done.folder.iterdir())
+    assert command("report", done.folder).code == 0
+    assert (done.folder / "report.html").stat().st_size > 180 << 10

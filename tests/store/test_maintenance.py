@@ -7,6 +7,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.shards import DAMAGED, is_shard
 from gpu_cluster.store.store import EmbeddingShards, Store
-from tests.conftest import Finished, gpu_cluster, write_pictures
+from tests.helpers import TINY, Finished, called, n_computed, write_pictures
 
 KEY = {"backbone": "none", "n_features": 512}
 DAY_S = 24 * 3600
@@ -61,7 +62,7 @@ def unused(folder: Path, days: float) -> None:
 
 
 def cache_command(name: str, root: Path, *options: str) -> Finished:
-    return gpu_cluster("cache", name, "--cache", root, *options)
+    return called("cache", name, "--cache", root, *options)
 
 
 # info
@@ -215,7 +216,7 @@ def test_prune_removes_recipes_unused_for_so_many_days_and_no_other(tmp_path):
 def test_a_run_that_takes_all_from_the_store_uses_it(tmp_path, cache):
     write_pictures(tmp_path / "in", 3)
     for _ in range(2):
-        package.run(tmp_path / "in", image_size=32, k=2, out=tmp_path / "run")
+        package.run(tmp_path / "in", **TINY, out=tmp_path / "run")
         (recipe,) = (cache / "embeddings").iterdir()
         last_used = recipe.stat().st_mtime
         unused(recipe, days=31)
@@ -224,12 +225,11 @@ def test_a_run_that_takes_all_from_the_store_uses_it(tmp_path, cache):
 
 def test_a_run_after_prune_computes_nothing(tmp_path, cache):
     write_pictures(tmp_path / "in", 3)
-    given = {"image_size": 32, "k": 2, "out": tmp_path / "run"}
+    given: dict[str, Any] = {**TINY, "out": tmp_path / "run"}
     package.run(tmp_path / "in", **given)
-    assert gpu_cluster("cache", "prune").code == 0
+    assert called("cache", "prune").code == 0
     again = package.run(tmp_path / "in", **given)
-    assert again.findings is not None
-    assert again.findings.embeddings.n_computed == 0
+    assert n_computed(again) == 0
 
 
 @pytest.mark.parametrize("options", [(), ("--unused-days", "0")], ids=["plain", "all that is unused"])

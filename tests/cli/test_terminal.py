@@ -1,0 +1,136 @@
+"""Terminals and files that are none: whoever listens, or nobody, the job is done and ends with its code."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gpu_cluster.config import shipped_data
+from tests.helpers import (
+    COMMAND,
+    EMBEDDED,
+    logged,
+    wait_until,
+    write_pictures,
+)
+
+UNHEARD = {
+    "reader gone": "| true",
+    "log full": "> /dev/full",
+    "both full": "> /dev/full 2> /dev/full",
+    "closed": ">&- 2>&-",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", UNHEARD.values(), ids=UNHEARD)
+def test_a_job_that_can_tell_nobody_is_done_and_ends_with_its_code(tmp_path, output):
+    write_pictures(tmp_path / "pictures", 12)
+    (tmp_path / "pictures" / "bad.png").touch()
+    options = "--k-range 2:3 --image-size 32 --max-bad-fraction 0 --out run"
+    command = f"{COMMAND} run pictures {options} {output}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["2> /dev/full", "<&- >&- 2>&-"], ids=["full", "closed"])
+def test_a_stopped_job_that_can_tell_nobody_keeps_its_shard(tmp_path, cache, output):
+    # Python has a descriptor of its own in place of a closed one, if nobody sees to it.
+    command = f"exec {COMMAND} run {shipped_data() / 'flowers'} --batch-size 4 --shard-size 16 --quiet {output}"
+    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path) as process:
+        wait_until(lambda: logged(tmp_path, EMBEDDED), process)  # type: ignore[arg-type]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    assert list(cache.glob("**/embeddings/*/*.parquet"))
+
+
+# What is printed is all that comes of the first two; the others have done their work.
+PRINTED = {
+    "doctor": ("doctor > /dev/full", 1),
+    "info": ("cache info --cache store > /dev/full", 1),
+    "verify": ("cache verify --cache store > /dev/full", 0),
+    "prune": ("cache prune --cache store > /dev/full", 0),
+    "wrong use": ("run absent --debug 2> /dev/full", 2),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code"), PRINTED.values(), ids=PRINTED)
+def test_output_that_cannot_be_written_changes_the_code_where_it_is_all_there_is(tmp_path, arguments, code):
+    (tmp_path / "store").mkdir()
+    done = subprocess.run(["bash", "-c", f"{COMMAND} {arguments}"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+
+
+@contextmanager
+def on_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start a run on a terminal of its own, whose end is no end of the run, and yield the other side of it."""
+    write_pictures(tmp_path / "pictures", 12)
+    ours, theirs = os.openpty()
+    command = [str(COMMAND), "run", "pictures", "--k-range", "2:3", "--image-size", "32", "--out", "run"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509 - one system call
+    ) as process:
+        os.close(theirs)
+        yield process, ours
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path):
+    with on_a_terminal(tmp_path) as (process, terminal):
+        assert os.read(terminal, 1)
+        os.close(terminal)
+        assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_gets_the_whole_link_to_the_report(tmp_path):
+    with on_a_terminal(tmp_path) as (process, terminal):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        found = b""
+        # Reading from a terminal whose other side is closed is an error.
+        with suppress(OSError):
+            while more := os.read(terminal, 4096):
+                found += more
+        os.close(terminal)
+        assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "report.html").as_uri().encode() in found
+    assert b"\x1b[1mclusters" in found
+
+
+@pytest.mark.slow
+def test_names_that_the_terminal_cannot_encode_are_shown_with_escapes(tmp_path):
+    for folder in ("Blüte", "Rose"):
+        write_pictures(tmp_path / "in" / folder, 3)
+    command: list[str | Path] = [
+        COMMAND,
+        "run",
+        "in",
+        "--labels-from-folders",
+        "--image-size",
+        "32",
+        "--k",
+        "2",
+        "--out",
+        "run",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"Bl\xfcte" in done.stdout

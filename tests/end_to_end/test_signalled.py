@@ -1,0 +1,255 @@
+"""A job that is signalled: it finishes its shard, says how far it came, and goes on from there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from gpu_cluster import run
+from gpu_cluster.events import Observer
+from tests.helpers import (
+    EMBEDDED,
+    FLOWERS,
+    N_FLOWERS,
+    SHARD,
+    SHARDED,
+    TINY,
+    TINY_OPTIONS,
+    Finished,
+    everything,
+    gpu_cluster,
+    kept,
+    logged,
+    n_computed,
+    stamps,
+    started,
+    wait_until,
+    write_pictures,
+)
+
+
+def shard_sizes(store: Path) -> list[int]:
+    return [pq.read_metadata(file).num_rows for file in store.glob("embeddings/*/shard-*.parquet")]
+
+
+def stopped_while_embedding(out: Path, *arguments: str | Path, number: int = signal.SIGTERM) -> tuple[int, str]:
+    """Run the sample set, signal it after its first batch, and return its code and the last line of its errors."""
+    with started("run", FLOWERS, *arguments, "--k", "8", "--out", out) as process:
+        wait_until(lambda: logged(out.parent, EMBEDDED), process)
+        process.send_signal(number)
+        _, found = process.communicate(timeout=120)
+    return process.returncode, found.splitlines()[-1]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What a job that was signalled while it embedded the sample set has said and left."""
+
+    code: int
+    line: str
+    store: Path
+    beside: list[str]
+
+
+@pytest.fixture(
+    scope="module", params=[(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"], name="stopped"
+)
+def _stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stopped, int]:
+    """A job that was signalled, and the exit code that it should have."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "out").mkdir()
+    number, expected = request.param
+    code, line = stopped_while_embedding(folder / "out" / "run", *SHARDED, "--cache", folder / "store", number=number)
+    return Stopped(code, line, folder / "store", everything(folder / "out")), expected
+
+
+@pytest.mark.slow
+def test_the_exit_code_of_a_job_that_is_signalled_tells_the_signal(stopped):
+    job, expected = stopped
+    assert job.code == expected
+
+
+@pytest.mark.slow
+def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
+    job, _ = stopped
+    assert job.line.startswith(
+        f"error: interrupted with {len(kept(job.store))} of {N_FLOWERS} pictures embedded; they are kept in "
+    )
+    assert job.line.endswith(": run the same command again to go on")
+
+
+def test_a_job_that_is_signalled_finishes_its_shard_and_begins_no_other(stopped):
+    job, _ = stopped
+    assert set(shard_sizes(job.store)) == {SHARD}
+    # The signal comes after the first batch of the first shard; two shards more are room for a slow sender.
+    assert len(shard_sizes(job.store)) <= 3
+
+
+def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
+    job, _ = stopped
+    assert job.beside == []
+
+
+GOING_ON = (FLOWERS, *SHARDED, "--k", "8", "--k-range", "8:8")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The job that nobody signals."""
+    return gpu_cluster("run", *GOING_ON, "--no-cache", out=tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.slow
+def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, stopped, alone):
+    job, _ = stopped
+    store = Path(shutil.copytree(job.store, tmp_path / "store"))
+    before, n_kept = stamps(store), len(kept(store))
+    rerun = gpu_cluster("run", *GOING_ON, "--cache", store, out=tmp_path / "run")
+    assert n_computed(rerun) == N_FLOWERS - n_kept
+    assert before.items() <= stamps(store).items()
+    assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_loses_the_shard(tmp_path):
+    # One shard of everything, which takes many seconds: it would be kept if it were finished.
+    out = tmp_path / "run"
+    whole = ("--image-size", "128", "--batch-size", "2", "--shard-size", str(N_FLOWERS))
+    options = (*whole, "--cache", tmp_path / "store", "--out", out)
+    with started("run", FLOWERS, *options) as process:
+        wait_until(lambda: logged(out.parent, EMBEDDED), process)
+        assert process.stderr is not None
+        process.send_signal(signal.SIGINT)
+        lines = iter(process.stderr.readline, "")
+        assert any(line.startswith("interrupted: finishing the current shard") for line in lines)
+        process.send_signal(signal.SIGINT)
+        _, found = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert found.splitlines()[-1].startswith("error: interrupted")
+    assert kept(tmp_path / "store") == []
+
+
+@pytest.mark.slow
+def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
+    options = ("--image-size", "64", "--batch-size", "4", "--no-cache")
+    code, line = stopped_while_embedding(tmp_path / "run", *options)
+    n_done = int(line.split()[3])
+    assert code == 143
+    assert "nothing was kept" in line
+    # One batch when the signal comes, a second that is on its way; the log is read a moment late.
+    assert n_done < N_FLOWERS / 2
+    assert everything(tmp_path) == []
+
+
+def write_files_slow_to_read(folder: Path, n: int) -> None:
+    """Write sparse files: they take no disk, but a tenth of a second each to hash."""
+    folder.mkdir()
+    for number in range(n):
+        with (folder / f"{number:03d}.png").open("wb") as file:
+            file.truncate(50 << 20)
+
+
+def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_path):
+    write_files_slow_to_read(tmp_path / "in", 400)
+
+    def reads_a_file() -> bool:
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            # It may be closed again before it is looked at.
+            with suppress(FileNotFoundError):
+                if str(tmp_path / "in") in os.readlink(descriptor):
+                    return True
+        return False
+
+    with started("run", tmp_path / "in", *SHARDED, "--out", tmp_path / "run") as process:
+        wait_until(reads_a_file, process)
+        process.send_signal(signal.SIGTERM)
+        _, found = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert found.splitlines()[-1] == "error: interrupted; no results were written: run the same command again to go on"
+    assert everything(tmp_path) == ["in"]
+
+
+@pytest.mark.slow
+def test_sigterm_in_the_sweep_ends_with_143_and_keeps_the_embeddings(tmp_path, cache):
+    write_pictures(tmp_path / "in", 40)
+    out = tmp_path / "run"
+    # A sweep of minutes.
+    with started("run", tmp_path / "in", *SHARDED, "--k-range", "2:30", "--n-init", "5000", "--out", out) as process:
+        wait_until(lambda: logged(tmp_path, '"stage_started", "stage": "sweep"'), process)
+        process.send_signal(signal.SIGTERM)
+        _, found = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert found.splitlines()[-1] == "error: interrupted; no results were written: run the same command again to go on"
+    assert everything(tmp_path) == ["in"]
+    assert len(kept(cache)) == 40
+
+
+def test_an_interrupt_while_the_files_are_read_does_not_wait_for_the_rest_of_them(tmp_path):
+    class Interrupted(Observer):
+        """Raises where Ctrl-C may: while progress is shown."""
+
+        def progress(self, stage, done, total):
+            raise KeyboardInterrupt
+
+    write_files_slow_to_read(tmp_path / "in", 150)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "in", **TINY, out=tmp_path / "run", observer=Interrupted())
+    # The few files that are being read when it comes take less than a second; all of them ten and more.
+    assert time.monotonic() - start < 4
+
+
+# What stands before and after the import that a signal meets: the work, and how it goes on from an ImportError.
+MET = {
+    "raised": ("gpu_cluster.jobs.prepare", "discover", 'raise ImportError("initialization failed")'),
+    "swallowed": ("gpu_cluster.jobs.prepare", "discover", "pass"),
+    "in the page": ("gpu_cluster.report.page", "_render", 'raise ImportError("initialization failed")'),
+}
+
+
+@pytest.mark.parametrize("met", MET)
+def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, met):
+    # While a C extension is imported (here 1 of 150 signals at random moments of scikit-learn's import) what the signal
+    # raises becomes an ImportError, which an optional import swallows. A real import would take hundreds of tries.
+    module, name, goes_on = MET[met]
+    code = f"""
+import os, signal, sys
+import gpu_cluster.cli.commands
+import {module}
+
+real = {module}.{name}
+
+def meet_an_import(*given, **options):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except BaseException:
+        {goes_on}
+    return real(*given, **options)
+
+{module}.{name} = meet_an_import
+gpu_cluster.cli.commands.main()
+"""
+    write_pictures(tmp_path / "in", 6)
+    # What is kept of this makes the processes short ones: they need not load TensorFlow.
+    result = run(tmp_path / "in", **TINY, out=tmp_path / "runs" / "whole")
+    assert_ends_as_signalled(code, ["run", tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "runs" / "run"])
+    assert everything(tmp_path / "runs") == ["whole"]
+    if met == "in the page":
+        assert_ends_as_signalled(code, ["report", result.folder])
+
+
+def assert_ends_as_signalled(code: str, given: list[str | Path]) -> None:
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: interrupted; no results were written: run the same")

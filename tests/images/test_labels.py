@@ -1,0 +1,268 @@
+"""Labels: from a table named or found, or from the names of folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpu_cluster.errors import DataError
+from tests.images.files import ODD_NAMES, find, touch
+
+
+def table(file: Path, *lines: str, encoding: str = "utf-8") -> Path:
+    text = "".join(f"{line}\n" for line in lines)
+    file.write_bytes(text.encode(encoding, "surrogateescape"))
+    return file
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def test_without_labels_there_are_none(tmp_path):
+    touch(tmp_path, "a.png")
+    manifest, notices = find(tmp_path)
+    assert manifest.labels is None
+    assert manifest.label_source is None
+    assert notices == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_labels_the_files_with_or_without_a_byte_order_mark(tmp_path, encoding):
+    touch(tmp_path / "in", "a.png", "b.png")
+    labels = table(tmp_path / "l.csv", "file,label", "b.png,röd", "a.png,blue", encoding=encoding)
+    manifest, notices = find(tmp_path / "in", labels=labels)
+    assert manifest.labels == ("blue", "röd")
+    assert manifest.label_source == str(labels)
+    assert notices == []
+
+
+def test_a_table_may_end_its_lines_as_windows_does(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png")
+    labels = table(tmp_path / "l.csv", "file,label\r", "a.png,x\r", "b.png,y\r")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_a_table_may_name_files_absolutely(tmp_path):
+    a, b = touch(tmp_path / "in", "a.png", "deep/b.png")
+    labels = table(tmp_path / "l.csv", "file,label", f"{a},x", f"{b},y")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_a_table_may_name_files_relative_to_the_images(tmp_path):
+    touch(tmp_path / "in", "one/a.png", "two/a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "one/a.png,x", "./two/../two/a.png,y")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_a_table_may_name_files_relative_to_itself(tmp_path):
+    touch(tmp_path / "in", "one/a.png", "two/a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "in/one/a.png,x", "in/two/a.png,y")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_a_table_may_name_files_without_their_folder_where_only_one_has_the_name(tmp_path):
+    touch(tmp_path / "in", "one/a.png", "two/b.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "b.png,y")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_a_bare_name_that_two_files_have_labels_neither(tmp_path):
+    touch(tmp_path / "in", "one/a.png", "two/a.png", "two/b.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "b.png,y")
+    manifest, _ = find(tmp_path / "in", labels=labels)
+    assert manifest.labels == (None, None, "y")
+    assert manifest.n_labels_without_file == 1
+
+
+def test_the_file_right_in_the_folder_is_meant_before_others_of_its_name(tmp_path):
+    touch(tmp_path / "in", "a.png", "one/a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "one/a.png,y")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_quotes_commas_and_newlines_in_a_label_are_kept(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png", "c.png")
+    labels = table(tmp_path / "l.csv", "file,label", 'a.png,"rose, red"', 'b.png,"the ""queen"""', 'c.png,"two\nlines"')
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("rose, red", 'the "queen"', "two\nlines")
+
+
+def test_labels_that_look_like_numbers_stay_as_they_are_written(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png", "c.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,007", "b.png,1e3", "c.png,NA")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("007", "1e3", "NA")
+
+
+def test_other_columns_are_ignored_wherever_they_stand(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png")
+    labels = table(tmp_path / "l.csv", "n,label,size,file", "1,x,10,a.png", "2,y,20,b.png,and more")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_the_columns_may_have_other_names(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png")
+    labels = table(tmp_path / "l.csv", "file,label,image id,species", "b.png,no,a.png,x", "a.png,no,b.png,y")
+    manifest, _ = find(tmp_path / "in", labels=labels, file_col="image id", label_col="species")
+    assert manifest.labels == ("x", "y")
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, "a\rreturn.png"], ids=ascii)
+def test_an_odd_name_is_found_by_a_table_that_names_it(tmp_path, name):
+    touch(tmp_path / "in", name, "other.png")
+    labels = table(tmp_path / "l.csv", "file,label", f"{quoted(name)},x", "other.png,y")
+    manifest, _ = find(tmp_path / "in", labels=labels)
+    assert dict(zip(manifest.paths, manifest.labels or (), strict=True)) == {name: "x", "other.png": "y"}
+
+
+def test_all_odd_names_are_found_together(tmp_path):
+    touch(tmp_path / "in", *ODD_NAMES)
+    rows = [f"{quoted(name)},{number}" for number, name in enumerate(ODD_NAMES)]
+    manifest, _ = find(tmp_path / "in", labels=table(tmp_path / "l.csv", "file,label", *rows))
+    expected = {name: str(number) for number, name in enumerate(ODD_NAMES)}
+    assert dict(zip(manifest.paths, manifest.labels or (), strict=True)) == expected
+
+
+def test_a_folder_of_an_odd_name_is_searched_and_labelled(tmp_path):
+    folder = tmp_path / os.fsdecode(b'caf\xe9\n, "x"')
+    (file,) = touch(folder, "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", f"{quoted(str(file))},x")
+    assert find(folder, labels=labels)[0].labels == ("x",)
+
+
+def test_spaces_around_names_and_labels_in_a_table_do_no_harm(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png , x", " b.png,y ")
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x", "y")
+
+
+def test_a_table_of_the_layout_of_kaggles_flowers_is_found_in_the_folder(tmp_path):
+    touch(tmp_path, "0001.png", "0002.png", "0003.png")
+    table(tmp_path / "flower_labels.csv", "file,label", "0001.png,0", "0002.png,9", "0003.png,0")
+    manifest, notices = find(tmp_path)
+    assert manifest.labels == ("0", "9", "0")
+    assert manifest.label_source == str(tmp_path / "flower_labels.csv")
+    assert notices == [f"Labels found in {tmp_path / 'flower_labels.csv'}"]
+
+
+def test_a_table_without_the_columns_is_not_taken_for_the_labels(tmp_path):
+    touch(tmp_path, "a.png")
+    table(tmp_path / "other.csv", "file,size", "a.png,12")
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    assert find(tmp_path)[0].labels is None
+
+
+def test_a_table_found_that_names_none_of_the_images_is_passed_over_and_the_user_is_told(tmp_path):
+    touch(tmp_path, "a.png")
+    table(tmp_path / "other.csv", "file,label", "z.png,x")
+    manifest, notices = find(tmp_path)
+    assert manifest.labels is None
+    assert notices == [f"{tmp_path / 'other.csv'} names none of the images; going on without labels"]
+
+
+def test_two_tables_that_could_hold_the_labels_are_an_error_that_names_both(tmp_path):
+    touch(tmp_path, "a.png")
+    table(tmp_path / "one.csv", "file,label", "a.png,x")
+    table(tmp_path / "two.CSV", "label,file", "x,a.png")
+    with pytest.raises(DataError, match=r"one\.csv'.*two\.CSV'.*--labels"):
+        find(tmp_path)
+
+
+def test_a_table_given_is_taken_whatever_else_lies_in_the_folder(tmp_path):
+    touch(tmp_path, "a.png")
+    table(tmp_path / "one.csv", "file,label", "a.png,x")
+    two = table(tmp_path / "two.csv", "file,label", "a.png,y")
+    assert find(tmp_path, labels=two)[0].labels == ("y",)
+
+
+def test_the_names_of_folders_can_be_the_labels(tmp_path):
+    touch(tmp_path, "rose/a.png", "tulip/b.png", "tulip/red/c.png", "d.png")
+    manifest, notices = find(tmp_path, labels_from_folders=True)
+    assert dict(zip(manifest.paths, manifest.labels or (), strict=True)) == {
+        "rose/a.png": "rose",
+        "tulip/b.png": "tulip",
+        "tulip/red/c.png": "red",
+        "d.png": None,
+    }
+    assert notices == ["1 files have no label in folder names"]
+
+
+def test_the_names_of_the_folders_given_can_be_the_labels(tmp_path):
+    touch(tmp_path, "rose/a.png", "tulip/b.png")
+    manifest, _ = find(tmp_path / "rose", tmp_path / "tulip", labels_from_folders=True)
+    assert manifest.labels == ("rose", "tulip")
+
+
+def test_labels_from_folders_without_folders_is_an_error(tmp_path):
+    touch(tmp_path, "a.png")
+    with pytest.raises(DataError, match=r"--labels-from-folders expects images in folders"):
+        find(tmp_path, labels_from_folders=True)
+
+
+def test_labels_without_a_file_and_files_without_a_label_are_counted(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png", "c.png", "d.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "b.png,", "gone.png,y", "y.png,y", "z.png,", ",x")
+    manifest, notices = find(tmp_path / "in", labels=labels)
+    assert manifest.labels == ("x", None, None, None)
+    assert manifest.n_labels_without_file == 3
+    assert manifest.n_files_without_label == 3
+    assert notices == [
+        f"3 rows of {labels} name a file that was not found",
+        f"3 files have no label in {labels}",
+    ]
+
+
+def test_two_labels_of_a_file_are_an_error_that_shows_them(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "./a.png,y")
+    with pytest.raises(DataError, match=r"l\.csv' gives '\./a\.png' two labels, 'x' and 'y'"):
+        find(tmp_path / "in", labels=labels)
+
+
+@pytest.mark.parametrize("rows", [("a.png,x", "a.png,x"), ("a.png,x", "a.png,"), ("a.png,", "a.png,x")])
+def test_a_file_named_twice_with_one_label_has_that_label(tmp_path, rows):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", *rows)
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("header", "missing", "option"),
+    [("name,label", "file", "--file-col"), ("file,species", "label", "--label-col"), ("file;label", "file", "--file")],
+)
+def test_a_table_without_a_column_is_an_error_that_says_which_there_are(tmp_path, header, missing, option):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", header, "a.png,x")
+    has = ", ".join(repr(column) for column in header.split(","))
+    with pytest.raises(DataError) as caught:
+        find(tmp_path / "in", labels=labels)
+    assert f"l.csv' has no column '{missing}'; it has {has}; name it with {option}" in str(caught.value)
+
+
+def test_an_empty_table_is_an_error(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    with pytest.raises(DataError, match=r"has no column 'file'; it has no header"):
+        find(tmp_path / "in", labels=table(tmp_path / "l.csv"))
+
+
+def test_a_table_given_that_names_none_of_the_images_is_an_error_that_shows_what_is_expected(tmp_path):
+    touch(tmp_path / "in", "deep/a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "z.png,x")
+    with pytest.raises(DataError, match=r"'file' of .*l\.csv' names none of the 1 images; .*such as 'deep/a\.png'"):
+        find(tmp_path / "in", labels=labels)
+
+
+def test_a_table_given_that_names_images_but_no_label_is_said_to(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,", "z.png,x")
+    with pytest.raises(DataError, match=r"names 1 of the images but gives none a label; .* in its column 'label'"):
+        find(tmp_path / "in", labels=labels)
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "in"])
+def test_a_table_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
+    touch(tmp_path / "in", "a.png")
+    with pytest.raises(DataError, match=rf"cannot read the labels .*{name}"):
+        find(tmp_path / "in", labels=tmp_path / name)

@@ -1,0 +1,225 @@
+"""Shards: what is damaged is set aside and done again, and other readers read them as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from gpu_cluster.events import Observer
+from gpu_cluster.store.shards import DAMAGED
+from gpu_cluster.store.store import ScanShards, Store
+from tests.helpers import (
+    Noticing,
+    age,
+    embedded,
+    scanned,
+    shards_of,
+    write_pictures,
+)
+from tests.store.embeddings import found, shards_in, some
+
+# Damage
+
+
+def flipped(position: Callable[[Path], int]) -> Callable[[Path], None]:
+    def damage(shard: Path) -> None:
+        content = bytearray(shard.read_bytes())
+        content[position(shard)] ^= 0x10
+        shard.write_bytes(content)
+
+    return damage
+
+
+def replaced(content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(shard: Path) -> None:
+        shard.write_bytes(content(shard.read_bytes()))
+
+    return damage
+
+
+def column(name: str) -> Callable[[Path], int]:
+    """Return where the middle of a column's values is."""
+
+    def position(shard: Path) -> int:
+        group = pq.read_metadata(shard).row_group(0)
+        (chunk,) = [
+            group.column(number)
+            for number in range(group.num_columns)
+            if group.column(number).path_in_schema.split(".")[0] == name
+        ]
+        return int(chunk.data_page_offset + chunk.total_compressed_size // 2)
+
+    return position
+
+
+def footer(shard: Path) -> int:
+    return shard.stat().st_size - 8 - int.from_bytes(shard.read_bytes()[-8:-4], "little") // 2
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "first byte": flipped(lambda shard: 0),
+    "header of the first page": flipped(lambda shard: 6),
+    "hash": flipped(column("content_hash")),
+    "embedding": flipped(column("embedding")),
+    "reason": flipped(column("reason")),
+    "footer": flipped(footer),
+    "length of the footer": flipped(lambda shard: -7),
+    "last byte": flipped(lambda shard: -1),
+    "truncated by a byte": lambda shard: os.truncate(shard, shard.stat().st_size - 1),
+    "truncated to half": lambda shard: os.truncate(shard, shard.stat().st_size // 2),
+    "empty": lambda shard: os.truncate(shard, 0),
+    "text": replaced(lambda _: b"no shard"),
+    "one byte more": replaced(lambda content: content + b"\0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_shard_is_set_aside_and_its_rows_are_computed_again(tmp_path, root, damage):
+    files = write_pictures(tmp_path / "in", 6)
+    right = embedded(files, root)
+    (shard,) = shards_of(root)
+    damage(shard)
+    damaged = shard.read_bytes()
+    observer = Noticing()
+    again = embedded(files, root, observer)
+    assert again.n_computed == 6
+    np.testing.assert_array_equal(again.x, right.x)
+    assert (shard.parent / DAMAGED / shard.name).read_bytes() == damaged
+    (notice,) = observer.notices
+    assert notice.startswith("A shard of the store is damaged and set aside")
+    assert str(shard) in notice
+
+
+def test_a_damaged_shard_costs_no_row_of_another(tmp_path, root):
+    files = write_pictures(tmp_path / "in", 6)
+    embedded(files, root, shard_size=2)
+    DAMAGE["embedding"](shards_of(root)[1])
+    assert embedded(files, root).n_computed == 2
+
+
+def test_what_a_damaged_shard_held_is_taken_from_an_older_one(tmp_path, root):
+    hashes, x = some(3)
+    shards = shards_in(root)
+    shards.keep(hashes, x, [None] * 3)
+    (old,) = shards_of(root)
+    os.utime(old, (1000, 1000))
+    shards.keep(hashes, x + 1, [None] * 3)
+    (new,) = set(shards_of(root)) - {old}
+    DAMAGE["embedding"](new)
+    np.testing.assert_array_equal(found(shards, hashes)[hashes[2]][0], x[2])
+
+
+def test_a_shard_of_another_schema_is_set_aside_and_its_rows_are_computed_again(tmp_path, root):
+    files = write_pictures(tmp_path / "in", 3)
+    right = embedded(files, root)
+    (shard,) = shards_of(root)
+    hashes = pq.read_table(shard)["content_hash"].to_pylist()
+    schema = pa.schema([("content_hash", pa.string()), ("embedding", pa.list_(pa.float64(), 3)), ("more", pa.string())])
+    other = ScanShards(shard.parent, {}, [], Observer())
+    other.schema = schema
+    shard.unlink()
+    other.append({"content_hash": hashes, "embedding": [[1.0, 2.0, 3.0]] * 3, "more": ["x"] * 3})
+    observer = Noticing()
+    again = embedded(files, root, observer)
+    np.testing.assert_array_equal(again.x, right.x)
+    assert len(observer.notices) == 1
+    assert len(list((shard.parent / DAMAGED).iterdir())) == 1
+
+
+def test_a_damaged_shard_of_a_scan_is_set_aside_and_the_files_are_looked_at_again(tmp_path, root):
+    files = age(write_pictures(tmp_path / "in", 3))
+    right = scanned(files, Store(root, Observer()))
+    (shard,) = shards_of(root, "scans")
+    os.truncate(shard, 100)
+    observer = Noticing()
+    assert scanned(files, Store(root, observer)).files == right.files
+    assert len(observer.notices) == 1
+    assert len(shards_of(root, "scans")) == 1
+
+
+def test_a_half_written_temporary_file_is_ignored(tmp_path, root):
+    files = write_pictures(tmp_path / "in", 3)
+    embedded(files, root)
+    (shard,) = shards_of(root)
+    (shard.parent / f".{shard.name}.4711.tmp").write_bytes(shard.read_bytes()[:1000])
+    observer = Noticing()
+    assert embedded(files, root, observer).n_computed == 0
+    assert observer.notices == ["3 of 3 pictures are in the store of embeddings already"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"schema": 1'], ids=["gone", "empty", "a list", "cut"])
+def test_embeddings_are_found_without_a_readable_key(tmp_path, root, content):
+    files = write_pictures(tmp_path / "in", 3)
+    embedded(files, root)
+    (key,) = (root / "embeddings").glob("*/*key.json")
+    key.unlink()
+    key.write_bytes(content or b"")
+    assert embedded(files, root).n_computed == 0
+
+
+# Other readers
+
+
+@pytest.fixture
+def lived_in(tmp_path: Path, root: Path) -> tuple[Path, np.ndarray]:
+    """Return a folder of embeddings as it is after a while, and the embeddings."""
+    hashes, x = some(600)
+    shards = shards_in(root)
+    shards.keep(hashes[:300], x[:300], [None] * 300)
+    (shard,) = shards_of(root)
+    DAMAGE["embedding"](shard)
+    assert shards.read(shard.name) is None
+    shards.keep(hashes[:300], x[:300], [None] * 300)
+    shards.keep(hashes[300:], x[300:], [None] * 299 + ["bad"])
+    (shards.folder / f".{shard.name}.4711.tmp").write_bytes(b"PAR1")
+    return shards.folder, x
+
+
+def test_a_shard_is_a_parquet_file_of_three_columns(lived_in):
+    folder, _ = lived_in
+    for shard in folder.glob("shard-*.parquet"):
+        expected = [
+            ("content_hash", pa.string()),
+            ("embedding", pa.list_(pa.float32(), 1024)),
+            ("reason", pa.string()),
+        ]
+        assert [(field.name, field.type) for field in pq.read_schema(shard)] == expected
+
+
+def test_pandas_reads_the_folder_of_embeddings_as_it_is(lived_in):
+    folder, x = lived_in
+    table = pd.read_parquet(folder).sort_values("content_hash")
+    assert len(table) == 600
+    np.testing.assert_array_equal(np.stack(table["embedding"].to_list()[:599]), x[:599])
+    assert table["embedding"].iloc[599] is None
+
+
+def test_a_pyarrow_dataset_reads_the_folder_of_embeddings_as_it_is(lived_in):
+    folder, x = lived_in
+    table = ds.dataset(folder).to_table(columns=["embedding"], filter=ds.field("content_hash") == f"{5:032x}")
+    np.testing.assert_array_equal(table["embedding"].to_pylist(), x[5:6])
+
+
+def test_pandas_reads_the_folder_of_a_scan_as_it_is(tmp_path, root):
+    files = age(write_pictures(tmp_path / "in", 3))
+    manifest = scanned(files, Store(root, Observer()))
+    (shard,) = shards_of(root, "scans")
+    table = pd.read_parquet(shard.parent)
+    assert table["path"].tolist() == [os.fsencode(file) for file in files]
+    assert table["content_hash"].tolist() == [facts.content_hash for facts in manifest.files]
+
+
+def test_a_picture_takes_4_kib_and_little_more(root):
+    hashes, x = some(256)
+    shards_in(root).keep(hashes, x, [None] * 256)
+    (shard,) = shards_of(root)
+    # 1,024 float32; 36 bytes for the hash with its length; the ends of the file shared by 256 rows.
+    assert 4096 < shard.stat().st_size / 256 < 4096 + 100
