@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpu_cluster.config import shipped_data
-from tests.helpers import NO_REDUCTION, Finished, gpu_cluster, picture, write_pictures
-
-# Tests of the clustering take these from here.
-__all__ = ["NO_REDUCTION", "picture", "write_pictures"]
+from tests.helpers import Finished, gpu_cluster
 
 
 @pytest.fixture(scope="session", autouse=True)

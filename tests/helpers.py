@@ -25,14 +25,18 @@ from PIL import Image
 
 from gpu_cluster import RunResult
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.cli.commands import main
+from gpu_cluster.cli.main import main
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
+from gpu_cluster.images import decode
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Embeddings, Manifest, Reduction
+from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import Embeddings, Reduction
 from gpu_cluster.store.shards import is_shard
 from gpu_cluster.store.store import Store
 
@@ -132,6 +136,19 @@ def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     random = np.random.default_rng(seed)
     corners = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize(size, Image.Resampling.BICUBIC)
+
+
+def decoded(file: Path) -> np.ndarray[Any, Any]:
+    """Decode a file as the second look does, by Pillow."""
+    with file.open("rb") as stream:
+        return decode.decode(stream, file.suffix)
+
+
+def scanned_pictures(files: Sequence[Path]) -> list[Picture]:
+    """Scan files of any folders, and return them as an engine takes them."""
+    source = open_source(Path("/"))
+    manifest = scan(Manifest(Path("/"), tuple(map(str, files))), source, InputConfig(), Observer())
+    return [Picture(source, path, facts) for path, facts in zip(manifest.paths, manifest.files, strict=True)]
 
 
 def write_pictures(folder: Path, n: int, suffix: str = ".png") -> list[Path]:
@@ -260,7 +277,7 @@ def network() -> Extractor:
 def scanned(files: Sequence[Path], store: Store | None, observer: Observer | None = None, **options: Any) -> Manifest:
     root = files[0].parent
     manifest = Manifest(root, tuple(os.path.relpath(file, root) for file in files))
-    return scan(manifest, InputConfig(), observer or Observer(), store=store, **options)
+    return scan(manifest, open_source(root), InputConfig(), observer or Observer(), store=store, **options)
 
 
 def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None = None, **store: Any) -> Embeddings:
@@ -269,10 +286,9 @@ def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None
     opened = None if root is None else Store(root, observer)
     return embed(
         scanned(files, opened, observer),
-        network(),
-        SMALL_SIDE,
+        open_source(files[0].parent),
+        choose_engine(CpuBackend(), network(), SMALL_SIDE),
         store=opened,
         store_config=StoreConfig(**store),
-        backend=CpuBackend(),
         observer=observer,
     )

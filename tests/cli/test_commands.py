@@ -162,7 +162,7 @@ def test_wrong_use_is_found_before_the_files_are_read(tmp_path):
 def test_what_needs_no_engine_loads_none(tmp_path, arguments):
     code = f"""
 import json, sys
-from gpu_cluster.cli.commands import main
+from gpu_cluster.cli.main import main
 sys.argv = ["gpu-cluster", *{arguments!r}]
 try:
     main()

@@ -19,7 +19,7 @@ from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
-from tests.conftest import picture, write_pictures
+from tests.helpers import picture, write_pictures
 
 TINY: dict[str, Any] = {"image_size": 32, "k": 2}
 

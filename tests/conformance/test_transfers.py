@@ -53,7 +53,14 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
     """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
     backend = StrictBackend()
     config = build_config(
-        RunConfig, preset=preset, k_range="4:6", k=5, n_init=2, silhouette_sample=500, thumbnails=1, layout_sample=300
+        RunConfig,
+        preset=preset,
+        k_range="4:6",
+        k=5,
+        n_init=2,
+        silhouette_sample=500,
+        thumbnails=1,
+        layout_sample=300,
     )
     labels = tuple(f"kind {row % 5}" for row in range(n))
     paths = tuple(f"{row:05d}.png" for row in range(n))

@@ -20,7 +20,9 @@ from gpu_cluster.embedding.engines import choose_engine, tensorflow_input
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Embeddings, Manifest
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import Embeddings
 from tests.helpers import photos, write_pictures
 
 NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch"}

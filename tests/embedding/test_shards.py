@@ -22,7 +22,7 @@ from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Recorder
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, UnreadableError
 from gpu_cluster.manifest import Manifest
-from tests.conftest import scanned_pictures, write_pictures
+from tests.helpers import scanned_pictures, write_pictures
 
 SMALL = EmbedConfig(image_size=32, batch_size=4)
 

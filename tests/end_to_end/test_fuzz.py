@@ -25,7 +25,10 @@ from gpu_cluster.embedding.embed import _decoded, _reason
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
-from gpu_cluster.images.scan import discover, scan
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import Picture, open_source
+from tests.helpers import decoded
 from tests.helpers import picture as draw
 
 MAX_PIXELS = 1_000_000

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.cli.terminal import print_summary
-from gpu_cluster.results import printable
+from gpu_cluster.files import printable
 from tests.helpers import TINY, gpu_cluster, picture, write_pictures
 from tests.images.files import ODD_NAMES
 

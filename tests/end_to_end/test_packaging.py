@@ -46,7 +46,7 @@ def test_a_wheel_runs_the_sample_set_from_an_empty_directory(wheel, tmp_path):
     subprocess.run([*PIP, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     # Before the checkout, which is installed in this environment too.
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    command = [sys.executable, "-c", "from gpu_cluster.cli.commands import main; main()", "run", *TINY_OPTIONS]
+    command = [sys.executable, "-c", "from gpu_cluster.cli.main import main; main()", "run", *TINY_OPTIONS]
     done = subprocess.run([*command, "--out", "result"], cwd=empty, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     record = json.loads((empty / "result" / "run.json").read_text())

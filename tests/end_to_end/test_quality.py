@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import gpu_cluster
+from gpu_cluster.config import RunConfig
 from gpu_cluster.options import build_config
 from scripts.bench_quality import Quality, quality
 from scripts.labelled_sets import embedded
@@ -23,7 +24,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_flowers(preset: str, store: Path) -> Quality:
-    config = build_config(preset=preset, images=(photos("flowers12"),), labels_from_folders=True, cache=store)
+    config = build_config(
+        RunConfig, preset=preset, images=(photos("flowers12"),), labels_from_folders=True, cache=store
+    )
     return quality(embedded("flowers12", config), config, range(5))
 
 

@@ -61,7 +61,7 @@ def test_pictures_added_and_removed_again_leave_the_result_as_it_was(tmp_path, s
 
 ENGINES_LOADED = """
 import json, sys
-from gpu_cluster.cli.commands import main
+from gpu_cluster.cli.main import main
 sys.argv = ["gpu-cluster", "run", *sys.argv[1:]]
 try:
     main()

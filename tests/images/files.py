@@ -8,8 +8,8 @@ from typing import Any
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Recorder
-from gpu_cluster.images.scan import discover
-from gpu_cluster.results import Manifest
+from gpu_cluster.images.discover import discover
+from gpu_cluster.manifest import Manifest
 
 ODD_NAMES = [
     "a space.png",

@@ -20,9 +20,11 @@ from gpu_cluster.config import EmbedConfig, InputConfig
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
-from gpu_cluster.images.scan import discover, scan
-from gpu_cluster.results import Manifest
-from tests.helpers import gpu_cluster, photos, picture, write_pictures
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from tests.helpers import decoded, gpu_cluster, photos, picture, scanned_pictures, write_pictures
 
 Pixels = np.ndarray[Any, Any]
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
-from gpu_cluster.results import Manifest
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store
 from tests.helpers import age, scanned, shards_of, write_pictures
 from tests.images.files import find, touch
@@ -93,9 +95,11 @@ def test_what_a_scan_found_is_used_for_a_related_folder(tmp_path, root, first, s
     named = {
         folder: Manifest(tmp_path / folder, (os.path.relpath(file, tmp_path / folder),)) for folder in (first, second)
     }
-    before = scan(named[first], InputConfig(), Observer(), store=Store(root, Observer()))
+    given: dict[str, Any] = {"config": InputConfig(), "observer": Observer()}
+    sources = {folder: open_source(manifest.root) for folder, manifest in named.items()}
+    before = scan(named[first], sources[first], store=Store(root, Observer()), **given)
     unseen_change(file)
-    after = scan(named[second], InputConfig(), Observer(), store=Store(root, Observer()))
+    after = scan(named[second], sources[second], store=Store(root, Observer()), **given)
     assert after.files == before.files
 
 

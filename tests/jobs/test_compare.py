@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,16 @@ import gpu_cluster
 import gpu_cluster.jobs.compare
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.cluster import of_labels
-from gpu_cluster.config import JobConfig
+from gpu_cluster.clustering.reduce import reduce as real_reduce
+from gpu_cluster.config import CompareConfig
 from gpu_cluster.embedding import extractors
 from gpu_cluster.errors import ConfigError, JobError, NothingReadableError
 from gpu_cluster.events import Observer
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
 from gpu_cluster.report.tables import comparison_lines
-from gpu_cluster.results import Compared, Comparison, Manifest, Projection
-from tests.helpers import NO_REDUCTION, called, picture, write_pictures
+from gpu_cluster.results import Compared, Comparison, Projection
+from tests.helpers import called, picture, write_pictures
 from tests.helpers import gpu_cluster as command
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import gpu_cluster
+from gpu_cluster.config import RunConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.report import report
 from gpu_cluster.options import build_config, command_line
-from gpu_cluster.report.page import visible, write_page
-from gpu_cluster.results import printable
+from gpu_cluster.report.page import visible
 from tests.helpers import gpu_cluster as command
 from tests.helpers import picture, write_pictures
 

@@ -20,9 +20,8 @@ from PIL import Image
 
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.images import decode as pictures
-from gpu_cluster.images.scan import scan
-from gpu_cluster.results import FileFacts, Manifest
-from tests.helpers import photos
+from gpu_cluster.manifest import FileFacts
+from tests.helpers import decoded, photos, scanned_pictures
 from tests.helpers import picture as draw
 
 Pixels = np.ndarray[Any, Any]
