@@ -73,6 +73,7 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
             backend=backend,
             events=Plants(lambda: plant(backend, found.x)),
             sweep_space=config.sweep.sweep_space,
+            holdout=config.score.holdout,
             truth=encode_labels(manifest, found.rows),
         )
         pairs = find_near_duplicates(found.x, backend=backend, observer=Observer())

@@ -20,7 +20,7 @@ from gpu_cluster.clustering.sequence import Clusters, find_clusters
 from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.options import build_config
 from gpu_cluster.results import encode_labels
 
@@ -59,13 +59,14 @@ def notebook_steps(features: np.ndarray, truth: np.ndarray) -> Notebook:
 def preset_steps(features: np.ndarray) -> Clusters:
     """Do what the notebook preset does with these features, stage by stage."""
     config = build_config(RunConfig, preset="notebook")
-    manifest = discover(config.input, Observer())
+    manifest = find_labelled(config.input, Observer())
     return find_clusters(
         features,
         config,
         backend=CpuBackend(),
         events=Recorder(),
         sweep_space=config.sweep.sweep_space,
+        holdout=config.score.holdout,
         truth=encode_labels(manifest, np.arange(len(features))),
     )
 

@@ -14,7 +14,7 @@ from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
-from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.manifest import Manifest
 
 # Every name that a file can have and a scan does not pass over, and names that look like text more often.
@@ -41,14 +41,14 @@ def test_each_file_of_a_table_gets_its_label_whatever_the_names(label_of):
         with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             rows = [(os.fsdecode(name), label) for name, label in label_of.items()]
             csv.writer(stream).writerows([("file", "label"), *rows])
-        manifest = discover(InputConfig(images=(folder,), labels=table), Observer())
+        manifest = find_labelled(InputConfig(images=(folder,), labels=table), Observer())
     assert dict(zip(manifest.paths, manifest.labels or (), strict=True)) == expected
 
 
 def outcome(config: InputConfig) -> Manifest | DataError:
     """Return what comes out; any other error than a DataError is a failure."""
     try:
-        return discover(config, Observer())
+        return find_labelled(config, Observer())
     except DataError as error:
         return error
 

@@ -224,7 +224,7 @@ def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, met):
     module, name, goes_on = MET[met]
     code = f"""
 import os, signal, sys
-import gpu_cluster.cli.commands
+import gpu_cluster.cli.main
 import {module}
 
 real = {module}.{name}
@@ -238,7 +238,7 @@ def meet_an_import(*given, **options):
     return real(*given, **options)
 
 {module}.{name} = meet_an_import
-gpu_cluster.cli.commands.main()
+gpu_cluster.cli.main.main()
 """
     write_pictures(tmp_path / "in", 6)
     # What is kept of this makes the processes short ones: they need not load TensorFlow.

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Recorder
-from gpu_cluster.images.discover import discover
+from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.manifest import Manifest
 
 ODD_NAMES = [
@@ -52,4 +52,4 @@ def touch(folder: Path, *names: str) -> list[Path]:
 def find(*images: Path, **options: Any) -> tuple[Manifest, list[str]]:
     """Return the manifest and what the user was told."""
     recorder = Recorder()
-    return discover(InputConfig(images=images, **options), recorder), recorder.notices
+    return find_labelled(InputConfig(images=images, **options), recorder), recorder.notices

@@ -23,8 +23,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 import gpu_cluster
 from gpu_cluster.config import shipped_data
+from gpu_cluster.jobs.report import report
 from gpu_cluster.report import page
-from gpu_cluster.report.page import write_page
 from tests.helpers import Finished, picture, write_pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -289,7 +289,7 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_no_name_or_label_is_ever_executed(chromium, hostile):
     before = set(hostile.parent.iterdir())
-    write_page(hostile)
+    report(hostile)
     chromium.open(hostile / "report.html")
     for key in "nnnnnnnnnn":
         chromium.find("#map").send_keys(key)
