@@ -37,7 +37,7 @@ EVENTS = "events.jsonl"
 COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
 
-# Every run folder holds both of these. A folder without them is no run folder and is never replaced by a new run.
+# Every run folder holds both of these. They show a new run that a folder is an earlier run, which it may replace.
 _MARKS = frozenset({RECORD, BAD_FILES})
 
 # All files that a run can write. A folder that holds any other file is not replaced: that file may be the user's work.
@@ -261,8 +261,8 @@ def _lock(stage: Path) -> int | None:
 def _clear_dead(folder: Path) -> None:
     """Remove the temporary folders of killed runs of this name, which are those that no process holds a lock on.
 
-    A run may have been killed after it moved an earlier run aside and before it took the name; then the earlier run gets
-    its name back.
+    If a run was killed after it moved an earlier run aside and before it took the name, the earlier run gets its name
+    back.
     """
     name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[a-z0-9_]{{8}}")
     for path in sorted(folder.parent.iterdir()):

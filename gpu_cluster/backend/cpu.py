@@ -120,7 +120,7 @@ class CpuBackend(Backend):
 
         k = starts.shape[0]
         with warnings.catch_warnings():
-            # scikit-learn warns of fewer distinct rows than clusters, which clustering.cluster reports in its own words.
+            # scikit-learn warns of fewer distinct rows than clusters; clustering.cluster reports this itself.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=tol).fit(x)
         return KMeansFit(centres=fit.cluster_centers_.astype(np.float32), n_iter=int(fit.n_iter_))
