@@ -85,7 +85,7 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     points, best_k = sweep.points, sweep.best_k
     first, last = points[0].k, points[-1].k
     if sweep.chosen_by == KChoice.CHORD:
-        yield f"No clear knee in the inertia curve, k {first} to {last}: took {best_k}, the k farthest from its chord"
+        yield f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest from its chord"
     if sweep.chosen_by != KChoice.AGREEMENT:
         return
     if (sweep.agreement or 0) < CLEAR_AGREEMENT:

@@ -54,7 +54,7 @@ def _lay_out(
     plane = np.asarray(backend.to_host(backend.tsne(sampled, seed=seed)), np.float32)
     if len(rows) == n:
         return plane
-    observer.notice(f"t-SNE of a fixed random sample of {len(rows):,} of {n:,} images; the others beside their nearest")
+    observer.notice(f"t-SNE of a random sample of {len(rows):,} of {n:,} images; each other lies beside its nearest")
     nearest = backend.to_host(kmeans.nearest(x, sampled, backend))
     # A picture does not lie exactly on its nearest one: it is moved by about a tenth of the usual distance between
     # pictures of the sample.

@@ -125,7 +125,8 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         if not config.compare.features and len(opened_job.manifest) > MOST_IMAGES:
             recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
             events.notice(
-                f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
+                f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers are left out; "
+                "to compare them, name them with --features"
             )
         # The record names the features that were really compared: the defaults may differ on another machine.
         compared = ComparedConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
