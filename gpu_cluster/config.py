@@ -119,8 +119,8 @@ class PicturesConfig(PixelLimit):
     images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
     input_list: AbsolutePath | None = Field(
         None,
-        description="Text file that names image files, one a line (or separated by NUL bytes); relative names start "
-        "from the folder of this file.",
+        description="Text file that names image files, one on each line (or separated by NUL bytes); relative names "
+        "start from the folder of this file.",
     )
 
     def named(self) -> tuple[Path, ...]:
@@ -131,7 +131,7 @@ class PicturesConfig(PixelLimit):
 class InputConfig(PicturesConfig):
     """The pictures that a job reads, and their labels."""
 
-    labels: AbsolutePath | None = Field(None, description="CSV of labels, one row a file.")
+    labels: AbsolutePath | None = Field(None, description="CSV of labels with one row for each file.")
     file_col: str = Field("file", description="Column of the labels CSV that names the file.")
     label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
     labels_from_folders: bool = Field(False, description="Use the name of a file's folder as its label.")
@@ -190,14 +190,15 @@ class EmbedConfig(PixelsConfig):
 
 
 class StoreConfig(_Section):
-    """Where embeddings are kept between runs."""
+    """The store, which keeps embeddings and scans between runs."""
 
     cache: AbsolutePath | None = Field(
         None,
-        description="Folder that keeps embeddings between runs; by default gpu-cluster in the user's cache folder.",
+        description="Folder of the store, which keeps embeddings between runs; by default gpu-cluster in the user's "
+        "cache folder.",
     )
     no_cache: bool = Field(
-        False, description="Do not use the store: keep no embeddings, and read none that an earlier run kept."
+        False, description="Do not use the store: keep nothing between runs, and read nothing that was kept before."
     )
     # run.json does not record the next two options: a repeated run should use the store instead of computing again.
     force: bool = Field(
@@ -222,13 +223,13 @@ class StoreConfig(_Section):
 
 
 class ReduceConfig(_Section):
-    """How embeddings become the space that is clustered."""
+    """How embeddings are reduced to the space that is clustered."""
 
     scaling: Literal["sqrt-l2", "l2", "minmax", "none"] = Field(
         "l2", description="Scaling before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
     )
     pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
-        "auto", description="Components: a number, none, or auto = square root of n clipped to 8..32."
+        "auto", description="Number of PCA components: a number, none, or auto = square root of n clipped to 8..32."
     )
     whitening: float = Field(
         0.35,
@@ -381,7 +382,7 @@ class CompareConfig(ClusteringConfig, TolerantConfig):
 
 
 class PredictConfig(TolerantConfig):
-    """The config of the job `predict`; how pictures are embedded is read from the finished run."""
+    """The config of the job `predict`; the options that change the embeddings are read from the finished run."""
 
 
 class EmbedJobConfig(JobConfig):

@@ -174,7 +174,7 @@ def _run(engine: Engine, pixels: Pixels, positions: IntArray, x: Array) -> None:
             engine.batch_size //= 2
             continue
         x[backend.from_host(positions[part])] = features
-        # The features may be a view of memory that the engine reuses, so they must be copied before it goes on.
+        # The features may be a view of memory that the engine reuses, so the copy must be finished before it goes on.
         backend.synchronize()
         first = part.stop
 

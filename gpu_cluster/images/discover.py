@@ -58,7 +58,7 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     if input_list is not None:
         files.update(_read_list(input_list))
     if n_skipped:
-        log.info("passed over %d files that are no pictures, neither by content nor by name", n_skipped)
+        log.info("skipped %d files that are no pictures by their content and none by their name", n_skipped)
     files |= bad_files.keys()
     if not files:
         where = ", ".join(repr(printable(str(path))) for path in (*named, *([input_list] if input_list else [])))

@@ -58,8 +58,9 @@ class Prediction:
 def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
-    Pictures whose embeddings the store does not hold are embedded with the options of the run, not of the config. An
-    earlier table of predictions at `out` is replaced; any other file there is refused.
+    Pictures whose embeddings the store does not hold are embedded with the options of the run; only `batch_size` and
+    `precision` are those of the config. An earlier table of predictions at `out`, or an empty file, is replaced; any
+    other file there is refused.
 
     Raises
     ------
