@@ -72,7 +72,7 @@ def sweep_k(
     observer.progress("sweep", len(ks), len(ks))
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
-        observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
+        observer.notice(f"k cut from {config.k} to {best_k}, because no more files could be read")
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:

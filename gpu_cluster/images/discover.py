@@ -86,7 +86,7 @@ def _read_list(input_list: Path) -> Iterator[str]:
     # `find -print0` separates names by NUL bytes, for names with newlines in them.
     names = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
     if not any(name.strip() for name in names):
-        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file a line")
+        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file per line")
     for name in names:
         if name.strip():
             yield os.path.normpath(os.path.join(input_list.parent, os.fsdecode(name)))

@@ -91,7 +91,7 @@ def _by_table(manifest: Manifest, table: Path, config: InputConfig, observer: Ob
         if None not in (labels[row], label) and labels[row] != label:
             raise DataError(
                 f"{printable(str(table))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
-                "expected one a file"
+                "expected one label for each file"
             )
         else:
             labels[row] = labels[row] or label

@@ -199,7 +199,7 @@ def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared
     start = time.perf_counter()
     try:
         with events.stage("embed"):
-            events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
+            events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers for each picture")
             engine = choose_engine(backend, recipe.extractor, recipe.embed)
             embeddings = embed(
                 manifest, job.source, engine, store=job.store, store_config=job.config.store, observer=events

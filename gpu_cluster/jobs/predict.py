@@ -112,7 +112,7 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"--out: expected a .csv or a .parquet file; found {printable(str(out))!r}")
     folder = out.absolute().parent
     if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a folder that can be")
+        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a writable folder")
     for path, columns in ((out, _COLUMNS), (_bad_files(out), BAD_FILES_COLUMNS)):
         try:
             there = path.lstat()
