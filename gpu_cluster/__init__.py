@@ -1,16 +1,18 @@
-"""gpu-cluster: a folder of pictures in; clusters, scores and plots out.
+"""gpu-cluster takes a folder of pictures and produces clusters, scores and plots.
 
-The rooms, from the top down; imports go down only:
+These are the packages and modules, from the top down. A package imports only from those below it:
 
-- `cli`: the command line: options, what the terminal shows, signals, exit codes; `api`: the same jobs from Python
-- `jobs`: a command a file: `run`, `compare`, `predict`, `doctor`, `selftest`; `prepare` is how they begin and end
-- `embedding`: pictures -> embeddings (n, d), by the store or through a network; `engines` run the networks
-- `clustering`: arrays -> clusters: `reduce`, `sweep`, `cluster`, `score`, near duplicates, t-SNE
-- `report`: results -> tables, plots, the page `report.html`
-- `images`: pictures as files: which there are, headers, labels, pixels, thumbnails
-- `store`: embeddings and scans on disk, between runs
-- the ground: `results` (records that flow between the rooms), `run_folder`, `options` and `config`, `events`, `files`,
-  `errors`; and `backend`, the one place where devices differ
+- `cli`: the command line, with its options, its terminal output, its signal handling and its exit codes;
+  `api`: the same jobs as Python functions
+- `jobs`: one module for each command, such as `run`, `compare` and `predict`; `prepare` holds what they begin and end
+  with
+- `embedding`: turns pictures into embeddings (n, d), from the store or through a network; `engines` run the networks
+- `clustering`: turns arrays into clusters: `reduce`, `sweep`, `cluster`, `score`, near duplicates, t-SNE
+- `report`: turns results into tables, plots and the page `report.html`
+- `images`: finds picture files and reads their headers, labels and pixels; makes thumbnails
+- `store`: keeps embeddings and scans on disk between runs
+- the modules that all of these may use: `results` (the records that pass between packages), `run_folder`, `options`,
+  `config`, `events`, `files`, `errors`; and `backend`, the only place where the code differs by device
 """
 
 from gpu_cluster.api import compare, embed, predict, run

@@ -1,8 +1,8 @@
-"""The Python API: what the command line does, as functions.
+"""The Python API: the jobs as functions.
 
-Every option of a command is a keyword of its function, by its name with underscores; `help(gpu_cluster.run)` lists them
-with their defaults, and the classes `...Options` below name their types for completion and type checkers. A test holds
-these to the config, where options are declared.
+Every option of a command is a keyword argument of its function, by its name with underscores. `help(gpu_cluster.run)`
+lists them with their defaults, and the classes `...Options` below name their types for completion and type checkers. A
+test checks that these classes agree with the config, where options are declared.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class RunOptions(_ClusteringOptions, total=False):
 
 
 def _lists_options_of(model: type[JobConfig]) -> Callable[[F], F]:
-    """Give a function the signature that its options make: for `help`, notebooks and editors."""
+    """Give a function a signature with all options of its job, for `help`, notebooks and editors."""
 
     def listed(function: F) -> F:
         plain = inspect.signature(function)
@@ -141,16 +141,16 @@ def run(
     observer: Observer | None = None,
     **options: Unpack[RunOptions],
 ) -> RunResult:
-    """Cluster a folder of images and leave a run folder, as `gpu-cluster run` does.
+    """Cluster a folder of images and write a run folder, as `gpu-cluster run` does.
 
     Parameters
     ----------
     images
-        A folder, a file, or several of them; none for the sample set that comes with the package.
+        A folder, a file, or several of them; if empty, the sample set that comes with the package is used.
     config
         A TOML file, or the `run.json` of an earlier run.
     observer
-        Is told about stages, progress and decisions.
+        Its methods are called for stages, progress and decisions.
     **options
         The options of the command line by their names with underscores: `k_range=range(2, 21)` or `"2:20"`,
         `preset="notebook"`, ...
@@ -158,7 +158,7 @@ def run(
     Returns
     -------
     RunResult
-        `folder` is the run folder, `findings` hold the clustering and its scores.
+        `folder` is the run folder, `findings` holds the clustering and its scores.
 
     Raises
     ------
@@ -181,16 +181,16 @@ def compare(
     Parameters
     ----------
     images, config, observer
-        As of `run`.
+        The same as for `run`.
     **options
-        The options of the command line by their names with underscores. `features` are of
-        `gpu_cluster.jobs.compare.FEATURES`, without any those that this machine has what it takes for; `algorithms` of
-        `gpu_cluster.jobs.compare.ALGORITHMS`, without any all.
+        The options of the command line by their names with underscores. `features` are names from
+        `gpu_cluster.jobs.compare.FEATURES`; by default `gpu_cluster.jobs.compare.default_features()`. `algorithms` are
+        names from `gpu_cluster.jobs.compare.ALGORITHMS`; by default all of them.
 
     Returns
     -------
     Comparison
-        `folder` holds the table and the plot, `rows` are the table's.
+        `folder` is the folder with the table and the plot, `rows` are the rows of the table.
 
     Raises
     ------
@@ -220,9 +220,10 @@ def predict(
     out
         The table to write, `.csv` or `.parquet`.
     observer
-        Is told about progress.
+        Its methods are called for stages, progress and decisions.
     **options
-        The options of the command line by their names with underscores. How images are embedded is what the run says.
+        The options of the command line by their names with underscores. The images are embedded with the options of the
+        run.
 
     Raises
     ------
@@ -244,19 +245,21 @@ def embed(
     paths
         An image file, or several.
     observer
-        Is told about progress.
+        Its methods are called for stages, progress and decisions.
     **options
-        As of `run`, those of them that say how images are embedded and where embeddings are kept. What the store holds
-        is not computed again.
+        Those options of `run` that set how images are embedded and which store is used. Embeddings that the store holds
+        are not computed again.
 
     Returns
     -------
-    (n, d) float32, host; d is 1,024, or what another `pooling` gives; in the order of `paths`
+    (n, d) float32, host; in the order of `paths`; d is 1,024, or another number for another `pooling`
 
     Raises
     ------
     DataError
-        When a file cannot be decoded; the message names the first.
+        When a file cannot be decoded; the message names the first such file.
+    GpuClusterError
+        See `gpu_cluster.errors`.
     """
     config = build_config(EmbedJobConfig, **options)
     return embed_job([Path(path) for path in _paths(paths)], config, observer)

@@ -1,8 +1,9 @@
-"""The options of every command: one frozen model a section, one a command made of the sections that it needs.
+"""The options of every command.
 
-Each option, its default and its description is declared here, once; the command line, the Python functions, TOML files
-and `run.json` read it from here. A section of one command may be a smaller one of another: what a command lacks, it
-refuses. Must not know where options come from.
+Every section of options is a frozen model, and so is the config of every command, which consists of the sections that
+the command needs. Each option is declared only here, with its default and its description; the command line, the Python
+functions, TOML files and `run.json` use this declaration. A section may have fewer options in one command than in
+another, and a command refuses the options that it does not have. Must not know where options come from.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ _MOST_KS = 100_000
 
 
 def shipped_data() -> Path:
-    """Return the folder with the weights and the sample set: in the package of a wheel, beside it in a checkout."""
+    """Return the folder with the weights and the sample set.
+
+    An installed wheel has it inside the package; a checkout has it beside the package.
+    """
     package = Path(__file__).resolve().parent
     inside = package / "data"
     return inside if inside.is_dir() else package.parent / "data"
 
 
 def parse_k_range(text: str) -> tuple[int, ...]:
-    """Read `A:B` or `A:B:STEP`, both ends included, into the numbers of clusters to try.
+    """Return the numbers of clusters that `A:B` or `A:B:STEP` names; both ends are included.
 
     Raises
     ------
@@ -42,7 +46,7 @@ def parse_k_range(text: str) -> tuple[int, ...]:
     if step < 1:
         raise ValueError(f"the step of a range of k is 1 or above; found {text!r}")
     ks = range(first, last + 1, step)
-    # A slip of the keyboard must not fill the memory before anything can be compared with the images there are.
+    # A mistyped range must not fill the memory; the number of images, which limits k, is not known here yet.
     if ks[_MOST_KS:]:
         raise ValueError(f"a range of k holds at most {_MOST_KS:,} numbers; found {text!r}")
     return tuple(ks)
@@ -63,7 +67,7 @@ def _checked_range(text: str) -> str:
 
 
 def _names(given: Any) -> Any:
-    """Part names that are given as one text, as on the command line, at their commas."""
+    """Split names at commas when they are given as one text, as on the command line."""
     return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else given
 
 
@@ -74,11 +78,11 @@ def _not_empty(path: Any) -> Any:
 
 
 def _absolute(path: Path) -> Path:
-    # run.json repeats a run from any folder, so the paths in it cannot depend on one.
+    # A run can be repeated from its run.json in any working folder, so paths must not depend on that folder.
     try:
         return path.expanduser().absolute()
     except RuntimeError:
-        # No user of that name: a file whose own name begins with a tilde.
+        # There is no user of that name, so the tilde belongs to the name of the file.
         return path.absolute()
 
 
@@ -99,23 +103,24 @@ class _Section(BaseModel):
 
 
 class PixelLimit(_Section):
-    """Which pictures are too large."""
+    """The size above which a picture is refused."""
 
     max_pixels: int = Field(
         178_956_970,
         ge=1,
-        description="Refuse, by their header, pictures of more pixels. Decoding one takes up to 13 bytes a pixel, and "
-        "as many are decoded at once as there are cores.",
+        description="Refuse pictures whose header states more pixels than this. Decoding takes up to 13 bytes a pixel, "
+        "and as many pictures are decoded at once as there are cores.",
     )
 
 
 class PicturesConfig(PixelLimit):
-    """Which pictures."""
+    """The pictures that a job reads."""
 
     images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
     input_list: AbsolutePath | None = Field(
         None,
-        description="Text file that names image files, one a line (or separated by NUL bytes), relative to itself.",
+        description="Text file that names image files, one on each line (or separated by NUL bytes); relative names "
+        "start from the folder of this file.",
     )
 
     def named(self) -> tuple[Path, ...]:
@@ -124,12 +129,12 @@ class PicturesConfig(PixelLimit):
 
 
 class InputConfig(PicturesConfig):
-    """Which pictures, and what is known about them."""
+    """The pictures that a job reads, and their labels."""
 
-    labels: AbsolutePath | None = Field(None, description="CSV of labels, one row a file.")
+    labels: AbsolutePath | None = Field(None, description="CSV of labels with one row for each file.")
     file_col: str = Field("file", description="Column of the labels CSV that names the file.")
     label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
-    labels_from_folders: bool = Field(False, description="Take the name of a file's folder as its label.")
+    labels_from_folders: bool = Field(False, description="Use the name of a file's folder as its label.")
 
     def named(self) -> tuple[Path, ...]:
         """Return every path that is read."""
@@ -143,62 +148,71 @@ class InputConfig(PicturesConfig):
 
 
 class NetworkConfig(_Section):
-    """What the network runs with."""
+    """The weights of the network, and how it computes."""
 
     weights: AbsolutePath | None = Field(
         None,
         description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Images that go through the network together; by default 32, on a GPU what fits it."
+        None,
+        description="Images that go through the network together; by default 32, and on a GPU as many as fit its "
+        "memory.",
     )
     precision: Precision | None = Field(
-        None, description="What the network computes in: float32, on a GPU also tf32 (its default) or float16."
+        None,
+        description="Number format in which the network computes: float32; on a GPU also tf32 (its default) or "
+        "float16.",
     )
 
 
 class PixelsConfig(NetworkConfig):
-    """How a picture is brought to the network."""
+    """How a picture becomes the square of pixels that the network reads."""
 
     image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
     resize: Literal["bilinear", "nearest"] = Field(
         "bilinear", description="bilinear (with antialiasing), or nearest as Keras's load_img does."
     )
     fit: Literal["stretch", "crop"] = Field(
-        "crop", description="crop the square in a picture's middle, or stretch the whole of it to a square."
+        "crop", description="crop cuts out the square in the picture's middle; stretch makes the whole picture square."
     )
 
 
 class EmbedConfig(PixelsConfig):
-    """How a picture becomes numbers."""
+    """How a picture becomes an embedding."""
 
     pooling: Pooling = Field(
         "gem-4-5",
-        description="How VGG16's feature maps become numbers: the generalised means of blocks 4 and 5, each of unit "
-        "length, side by side (gem-4-5, 1,024 numbers), or of block 5 alone its generalised mean (gem), maximum (max) "
-        "or mean (average), 512 numbers each, or all of it (flatten, 25,088).",
+        description="How VGG16's feature maps become an embedding. gem-4-5 joins the generalised means of blocks 4 and "
+        "5, each scaled to unit length (1,024 numbers). The others use block 5 only: its generalised mean (gem), its "
+        "maximum (max) or its mean (average), 512 numbers each, or all its values (flatten, 25,088 numbers).",
     )
 
 
 class StoreConfig(_Section):
-    """Where embeddings are kept between runs."""
+    """The store, which keeps embeddings and scans between runs."""
 
     cache: AbsolutePath | None = Field(
         None,
-        description="Folder that keeps embeddings between runs; by default gpu-cluster in the user's cache folder.",
+        description="Folder of the store, which keeps embeddings between runs; by default gpu-cluster in the user's "
+        "cache folder.",
     )
-    no_cache: bool = Field(False, description="Keep nothing between runs, and use nothing that was kept.")
-    # What repeats a run is no part of these two: what is kept must not be done over.
-    force: bool = Field(False, exclude=True, description="Embed every picture again, whatever is kept.")
+    no_cache: bool = Field(
+        False, description="Do not use the store: keep nothing between runs, and read nothing that was kept before."
+    )
+    # run.json does not record the next two options: a repeated run should use the store instead of computing again.
+    force: bool = Field(
+        False, exclude=True, description="Embed every picture again, even if the store holds its embedding."
+    )
     rehash: bool = Field(
         False,
         exclude=True,
-        description="Read every file again, also where path, size and time of change are those of an earlier run.",
+        description="Read every file again, even if its path, size and time of change are those of an earlier run.",
     )
     shard_size: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Pictures whose embeddings are written together: what a kill costs at most; by default 256, on a "
-        "GPU 4096.",
+        description="Pictures whose embeddings are written to the store together; a run that is killed loses at most "
+        "this many. By default 256, on a GPU 4096.",
     )
 
     @model_validator(mode="after")
@@ -209,19 +223,19 @@ class StoreConfig(_Section):
 
 
 class ReduceConfig(_Section):
-    """How embeddings become the space that is clustered."""
+    """How embeddings are reduced to the space that is clustered."""
 
     scaling: Literal["sqrt-l2", "l2", "minmax", "none"] = Field(
-        "l2", description="Before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
+        "l2", description="Scaling before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
     )
     pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
-        "auto", description="Components: a number, none, or auto = square root of n clipped to 8..32."
+        "auto", description="Number of PCA components: a number, none, or auto = square root of n clipped to 8..32."
     )
     whitening: float = Field(
         0.35,
         ge=0,
         le=0.5,
-        description="Divide every component by its variance to this power: 0.5 whitens in full, 0 not at all.",
+        description="Divide every component by its variance to this power: 0.5 whitens fully, 0 does not whiten.",
     )
     normalize: bool = Field(True, description="Scale the rows to unit length after PCA.")
 
@@ -230,7 +244,7 @@ class SweepConfig(_Section):
     """Which numbers of clusters are tried, and how one is chosen."""
 
     k: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Number of clusters; without it the one that --select chooses."
+        None, description="Number of clusters; without this option, --select chooses it."
     )
     select: Literal["agreement", "elbow", "silhouette"] = Field(
         "agreement",
@@ -239,14 +253,14 @@ class SweepConfig(_Section):
     )
     k_range: KRange | None = Field(
         None,
-        description=f"Numbers of clusters to try, FIRST:LAST or FIRST:LAST:STEP, both ends included; without it "
-        f"{_DEFAULT_RANGE}, cut to the images there are.",
+        description=f"Numbers of clusters to try, FIRST:LAST or FIRST:LAST:STEP, both ends included; by default "
+        f"{_DEFAULT_RANGE}, cut to the number of images.",
     )
-    default_range: KRange = Field(_DEFAULT_RANGE, description="The range when none is given.")
+    default_range: KRange = Field(_DEFAULT_RANGE, description="The range that is used when none is given.")
 
 
 class RunSweepConfig(SweepConfig):
-    """The same, and in which space."""
+    """The options of `SweepConfig`, and the space in which the numbers are tried."""
 
     sweep_space: Literal["projection", "scaled"] = Field(
         "projection", description="Sweep in the clustered space, or on the scaled columns before PCA."
@@ -254,23 +268,28 @@ class RunSweepConfig(SweepConfig):
 
 
 class ClusterConfig(_Section):
-    """k-means, in the sweep and at the end."""
+    """How k-means runs, in the sweep and for the final clusters."""
 
-    n_init: int = Field(10, ge=1, description="Restarts of k-means; the lowest inertia wins.")
-    max_iter: int = Field(300, ge=1, description="Most iterations of one restart.")
-    tol: float = Field(1e-4, ge=0, description="Movement of the centres, relative to the variance, that ends it.")
+    n_init: int = Field(10, ge=1, description="Restarts of k-means; the one with the lowest inertia is used.")
+    max_iter: int = Field(300, ge=1, description="Largest number of iterations of one restart.")
+    tol: float = Field(
+        1e-4, ge=0, description="A restart ends when the centres move less than this, relative to the variance."
+    )
 
 
 class ScoreConfig(_Section):
     """How a clustering is judged."""
 
     silhouette_sample: int = Field(
-        20_000, ge=2, description="Above this many images the silhouette is taken on a fixed seeded sample."
+        20_000,
+        ge=2,
+        description="For more images than this, compute the silhouette on a random sample of this size (same seed, "
+        "same sample).",
     )
 
 
 class RunScoreConfig(ScoreConfig):
-    """The same, and on a share of the images."""
+    """The options of `ScoreConfig`, and a share of the images to score separately."""
 
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Also score on a random share of the images, as the notebook did with 0.2."
@@ -280,7 +299,7 @@ class RunScoreConfig(ScoreConfig):
 class OutputConfig(_Section):
     """Where the results go."""
 
-    # No part of what repeats a run: that must not overwrite it.
+    # run.json does not record this option: a repeated run must not overwrite the first one.
     out: AbsolutePath | None = Field(None, exclude=True, description="Run folder; by default runs/<time>-<name>.")
 
 
@@ -288,13 +307,16 @@ class ReportConfig(OutputConfig):
     """Where the results go, and how they are shown."""
 
     layout_sample: int = Field(
-        5_000, ge=5, description="Above this many images the t-SNE of the report is of a fixed seeded sample."
+        5_000,
+        ge=5,
+        description="For more images than this, compute the t-SNE of the report on a random sample of this size (same "
+        "seed, same sample).",
     )
-    thumbnails: int = Field(60, ge=1, description="Most thumbnails on the contact sheet of a cluster.")
+    thumbnails: int = Field(60, ge=1, description="Largest number of thumbnails on the contact sheet of a cluster.")
 
 
 class ComparedConfig(_Section):
-    """What `compare` compares; nothing is everything that it can."""
+    """What `compare` compares; an empty tuple means its defaults."""
 
     features: Names = Field((), description="Kinds of features, separated by commas.")
     algorithms: Names = Field((), description="Algorithms, separated by commas.")
@@ -303,25 +325,29 @@ class ComparedConfig(_Section):
 class JobConfig(_Section):
     """What every job needs to begin."""
 
-    device: Device = Field("auto", description="auto takes a GPU where one can be used; gpu never falls back.")
+    device: Device = Field(
+        "auto", description="auto uses a GPU if one can be used, else the CPU; gpu never falls back to the CPU."
+    )
     input: PixelLimit = PixelLimit()
     embed: NetworkConfig = NetworkConfig()
     store: StoreConfig = StoreConfig()
 
 
 class TolerantConfig(JobConfig):
-    """A job that goes on without the files that it cannot read."""
+    """The config of a job that leaves out the files that it cannot read and goes on with the others."""
 
     max_bad_fraction: float = Field(
-        0.5, ge=0, le=1, description="Largest share of unreadable files before the exit code is 3."
+        0.5, ge=0, le=1, description="The exit code is 3 when a larger share of the files than this is unreadable."
     )
     input: PicturesConfig = PicturesConfig()
 
 
 class ClusteringConfig(_Section):
-    """What turns embeddings into clusters and scores."""
+    """The options for turning embeddings into clusters and scores."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of everything random; repeats a run.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Seed of every random number; the same seed repeats a run."
+    )
     reduce: ReduceConfig = ReduceConfig()
     sweep: SweepConfig = SweepConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -329,10 +355,11 @@ class ClusteringConfig(_Section):
 
 
 class RunConfig(ClusteringConfig, TolerantConfig):
-    """The job `run`. `RunConfig()` is the default preset on the sample set."""
+    """The config of the job `run`. `RunConfig()` is the default preset on the sample set."""
 
     preset: Literal["default", "notebook"] = Field(
-        "default", description="default, or notebook: the published recipe that the project began from."
+        "default",
+        description="A set of defaults: default, or notebook, the published notebook that this project started from.",
     )
     input: InputConfig = InputConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -342,7 +369,11 @@ class RunConfig(ClusteringConfig, TolerantConfig):
 
 
 class CompareConfig(ClusteringConfig, TolerantConfig):
-    """The job `compare`. Its features are poolings too, and it sweeps in the space that it clusters."""
+    """The config of the job `compare`.
+
+    It has no `pooling`, because poolings are among the features that it compares, and no `sweep_space`, because it
+    sweeps in the space that it clusters.
+    """
 
     input: InputConfig = InputConfig()
     embed: PixelsConfig = PixelsConfig()
@@ -351,16 +382,16 @@ class CompareConfig(ClusteringConfig, TolerantConfig):
 
 
 class PredictConfig(TolerantConfig):
-    """The job `predict`; how pictures are embedded is what the run says."""
+    """The config of the job `predict`; the options that change the embeddings are read from the finished run."""
 
 
 class EmbedJobConfig(JobConfig):
-    """The job `embed`, of Python alone."""
+    """The config of the job `embed`, which is available from Python only."""
 
     embed: EmbedConfig = EmbedConfig()
 
 
-# Every command that has options of its own kind, by its name.
+# The config class of each job that has one, by the name of the job's command.
 COMMANDS: Mapping[str, type[JobConfig]] = {
     "run": RunConfig,
     "compare": CompareConfig,

@@ -5,31 +5,31 @@ A message says on one line what was expected, what was found and what to do. Kno
 
 
 class GpuClusterError(Exception):
-    """Base of every error that gpu-cluster raises on purpose."""
+    """The base class of every error that gpu-cluster raises deliberately."""
 
     exit_code = 1
 
 
 class ConfigError(GpuClusterError):
-    """An option or a config file is wrong; seen before work starts."""
+    """An option or a config file is wrong; almost always found before work starts."""
 
     exit_code = 2
 
 
 class DataError(GpuClusterError):
-    """The images or the labels named cannot be used; seen before work starts."""
+    """The named images, labels, run folder or model cannot be used; usually found before work starts."""
 
     exit_code = 2
 
 
 class WeightsError(GpuClusterError):
-    """The weights of the network are missing, damaged or of another network; seen before work starts."""
+    """The weights of the network are missing, damaged or of another network; usually found before work starts."""
 
     exit_code = 2
 
 
 class DeviceError(GpuClusterError):
-    """The device asked for is not there, or has too little memory."""
+    """The device asked for cannot be used, or has too little memory."""
 
     exit_code = 1
 
@@ -45,10 +45,10 @@ class StoreError(JobError):
 
 
 class InterruptedJobError(JobError):
-    """The job was asked to stop and did, at a moment that loses nothing."""
+    """The job was asked to stop, and stopped at a moment when nothing is lost."""
 
 
 class NothingReadableError(JobError):
-    """Not one of the files found could be decoded; the run folder holds the reasons and no clusters."""
+    """None of the files found could be decoded; the run folder holds the reasons and no clusters."""
 
     exit_code = 3

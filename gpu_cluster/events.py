@@ -1,7 +1,7 @@
-"""What a running job tells those who watch it: stages, progress and decisions.
+"""The events that a running job reports to its observers: stages, progress and decisions.
 
-A job and its stages call an `Observer`; the command line shows what comes, `events.jsonl` keeps it. Knows nothing of
-images or clusters.
+A job and its stages call an `Observer`; the command line shows the events, and `events.jsonl` records them. Must not
+know images or clusters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpu_cluster.errors import InterruptedJobError
 
 
 class Observer:
-    """An observer that ignores everything; the others override what they need."""
+    """An observer that ignores every event; subclasses override the methods that they need."""
 
     def stage_started(self, stage: str) -> None:
         """A stage of the job begins."""
@@ -26,16 +26,16 @@ class Observer:
         """A stage has ended after `elapsed_s` seconds."""
 
     def stage_failed(self, stage: str) -> None:
-        """A stage has ended with an error, which goes on to the caller."""
+        """A stage has ended with an error, which is passed on to the caller."""
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` items of a stage are done."""
 
     def notice(self, message: str) -> None:
-        """Something was decided or found that the user should know."""
+        """The job has decided or found something that the user should know."""
 
     def stopping(self) -> bool:
-        """Return whether the job should end, with an error, at the next moment that loses nothing."""
+        """Return whether the job should end, with an error, at the next moment when nothing is lost."""
         return False
 
 
@@ -97,7 +97,7 @@ class Observers(Observer):
 
 
 class Recorder(Observers):
-    """Keeps the seconds per stage and the notices of a job, and passes every event on to others."""
+    """Records the seconds of each stage and the notices of a job, and passes every event on to other observers."""
 
     def __init__(self, *others: Observer) -> None:
         super().__init__(*others)
@@ -105,7 +105,7 @@ class Recorder(Observers):
         self.notices: list[str] = []
 
     def add(self, other: Observer) -> None:
-        """Pass on to `other` as well, first what was noticed before it came."""
+        """Pass events on to `other` too, beginning with the notices so far."""
         for message in self.notices:
             other.notice(message)
         self._others.append(other)
@@ -117,7 +117,7 @@ class Recorder(Observers):
         Raises
         ------
         InterruptedJobError
-            When an observer asks to stop: at the latest here, should what a signal raised have been swallowed.
+            When an observer asks to stop. This is needed if some library has caught the exception of a signal.
         """
         if self.stopping():
             raise InterruptedJobError("interrupted; no results were written: run the same command again to go on")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and paths as text. Must not know what is in the files."""
+"""Writes files so that they are never half written, and turns paths into text. Must not know what is in the files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gpu_cluster.errors import JobError
 
 
 def write_whole(path: Path, content: Any) -> None:
-    """Write bytes to a file that is then whole and on the disk; if that fails, what was there before stays.
+    """Write bytes to a file and flush it to the disk; if this fails, an earlier file of that name stays unchanged.
 
-    Its name is on the disk, too, where the file system flushes folders.
+    The new name is flushed to the disk too, if the file system can flush folders.
 
     Raises
     ------
     OSError
         Whatever the file system refuses.
     """
-    # Not by `tempfile`, whose files are the owner's alone; and other jobs, with other numbers in other containers,
-    # may write a file of this name too.
-    # And of a name that is as long as names may be, only the beginning.
+    # `tempfile` is not used, because only the owner may read its files. The random part is needed because another job,
+    # which may have the same process number in another container, may write a file of this name too. Only the beginning
+    # of the name is used, because the name may already have the greatest length that is allowed.
     partial = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with partial.open("xb") as stream:
@@ -35,8 +35,7 @@ def write_whole(path: Path, content: Any) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    # The file is whole under its name by now: a folder that may not be read, or a file system that flushes no folders,
-    # is no failure.
+    # The file is complete and has its name by now, so it is no failure if the folder cannot be read or flushed.
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -47,7 +46,7 @@ def write_whole(path: Path, content: Any) -> None:
 
 @contextmanager
 def write_explained(path: Path) -> Iterator[None]:
-    """Turn what keeps a block from writing a file whole into a JobError that names the file."""
+    """Turn an OSError in the block, which writes a file with `write_whole`, into a JobError that names the file."""
     try:
         yield
     except OSError as error:
@@ -57,6 +56,6 @@ def write_explained(path: Path) -> Iterator[None]:
 
 
 def printable(path: str) -> str:
-    """Return a path as a table can hold it: bytes that are not UTF-8, and carriage returns, appear as `\\xNN`."""
-    # Python 3.11's csv leaves a carriage return unquoted where lines end in a newline alone; readers break there.
+    """Return a path as text for tables: bytes that are not UTF-8, and carriage returns, become `\\xNN`."""
+    # Python 3.11's csv does not quote a carriage return if lines end in a newline only; readers then split the row.
     return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\x0d")

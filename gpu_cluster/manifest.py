@@ -1,4 +1,4 @@
-"""The files that a job found: one row a file, what one look at each said, and its label.
+"""The manifest: the files that a job found, one row for each file, with the facts that the scan found and its label.
 
 A 'row' is the index of a file in the manifest, from 0. Must not know how files are found or read.
 """
@@ -18,17 +18,17 @@ from gpu_cluster.files import printable
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What one look at a file found, whatever its name; None where it could not be read.
+    """What the scan found out about a file; a fact that could not be read is None.
 
     Attributes
     ----------
     size : bytes
     mtime_ns : when its content last changed, nanoseconds since 1970
     content_hash : BLAKE2b-128 of its content, hex
-    format, mode : by its content, in Pillow's words
+    format, mode : as Pillow names them, by the file's content and not its name
     width, height : pixels as stored, before the orientation is applied
     orientation : Exif's 1 to 8; 1 is upright
-    reason : why it cannot be used, in plain words; None where nothing in its header speaks against it
+    reason : why the file cannot be used, in plain words; None if the scan found no reason
     """
 
     size: int | None = None
@@ -44,18 +44,18 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files found, sorted by path.
+    """The files found, sorted by path (in the job `embed`: in the order of its arguments).
 
     Attributes
     ----------
     root : folder that `paths` are relative to
-    paths : one a file, as the file system gives them (surrogate escapes for bytes that are not UTF-8)
-    files : what one look at each found; empty before the scan
-    labels : one a file, None where a file has none; None altogether without a source of labels
+    paths : one for each file, as the file system gives it (surrogate escapes for bytes that are not UTF-8)
+    files : what the scan found out about each file; empty before the scan
+    labels : one for each file, None for a file without one; None instead of the tuple if there is no source of labels
     label_source : where the labels came from, in words
-    n_labels_without_file : rows of the labels CSV whose file was not found
-    bad : reason by row, for files that cannot be used
-    duplicates : first row of the same content by row, for files whose content an earlier row holds
+    n_labels_without_file : number of rows of the labels CSV whose file was not found
+    bad : maps a row to the reason why its file cannot be used
+    duplicates : maps the row of a copy to the first row with the same content
     """
 
     root: Path
@@ -75,16 +75,16 @@ class Manifest:
         return self.root / self.paths[row]
 
     def originals(self, rows: IntArray) -> IntArray | None:
-        """Return for each of the ascending `rows` the position in `rows` of the first file of the same bytes.
+        """Return for each of the ascending `rows` the position in `rows` of the first file with the same bytes.
 
-        None where no two of these files have the same bytes.
+        Returns None if the manifest has no duplicates.
         """
         if not self.duplicates:
             return None
         return np.searchsorted(rows, [self.duplicates.get(int(row), int(row)) for row in rows])
 
     def with_bad(self, bad: Mapping[int, str]) -> Manifest:
-        """Return the manifest with `bad` files marked; what cannot be used is no duplicate either."""
+        """Return the manifest with the files `bad` marked as bad; a bad file no longer counts as a duplicate."""
         duplicates = {row: first for row, first in self.duplicates.items() if row not in bad}
         return replace(self, bad={**self.bad, **bad}, duplicates=duplicates)
 
@@ -102,10 +102,10 @@ class Manifest:
         return {"found": len(self), **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")}}
 
     def too_many_bad(self, max_bad_fraction: float) -> bool:
-        """Tell whether a larger share of the files found than this cannot be used."""
+        """Return whether the share of bad files is larger than `max_bad_fraction`."""
         return len(self.bad) > max_bad_fraction * len(self)
 
     @property
     def n_files_without_label(self) -> int:
-        """Files that have no label, or 0 where nothing is labelled."""
+        """Number of files without a label; 0 if there is no source of labels."""
         return 0 if self.labels is None else sum(label is None for label in self.labels)

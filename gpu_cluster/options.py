@@ -1,6 +1,7 @@
-"""Options by their names -> the config of a command, and back: flags over file over preset over default.
+"""Builds the config of a command from options by name, and the command line from a config.
 
-Must not know what the options mean to the stages.
+Explicit options take precedence over a config file, the file over the preset, and the preset over the defaults. Must
+not know what the options mean to the stages.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ C = TypeVar("C", bound=JobConfig)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    # The notebook of MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means, as published.
+    # The settings of the published notebook, MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means.
     "notebook": {
         "seed": 42,
         "embed": {"pooling": "average", "resize": "nearest", "fit": "stretch"},
@@ -40,7 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command: its name, the section that holds it (None at the top), and its declaration."""
+    """One option of a command: its name, its section (None if it is in no section), and its declaration."""
 
     name: str
     section: str | None
@@ -52,12 +53,12 @@ class Option:
         return f"--{self.name.replace('_', '-')}"
 
     def of(self, config: JobConfig) -> Any:
-        """Return its value in a config."""
+        """Return the value of this option in a config."""
         return getattr(config if self.section is None else getattr(config, self.section), self.name)
 
 
 def options_of(model: type[JobConfig]) -> dict[str, Option]:
-    """Return the options of a command by name: names are unique over its sections."""
+    """Return the options of a command by name; names are unique across its sections."""
     found: dict[str, Option] = {}
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
@@ -68,26 +69,29 @@ def options_of(model: type[JobConfig]) -> dict[str, Option]:
 
 
 def command_of(model: type[JobConfig]) -> str:
-    """Return the name of the command that a config is of."""
+    """Return the name of the command that this config model belongs to."""
     return next(name for name, known in COMMANDS.items() if known is model)
 
 
 def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **options: Any) -> C:
-    """Build the config of a command from options by name: flags over file over preset over default.
+    """Build the config of a command from options by name.
+
+    Options take precedence over the file, the file over the preset, and the preset over the defaults.
 
     Parameters
     ----------
     model
-        The config of the command, `RunConfig` for instance.
+        The config class of the command, for instance `RunConfig`.
     file
-        A TOML file with a table a section, or the `run.json` of an earlier run.
+        A TOML file with one table for each section, or the `run.json` of an earlier run.
     **options
-        Options by their names (`k_range="2:20"`, `batch_size=8`, ...); None means not given.
+        Options by their names (`k_range="2:20"`, `batch_size=8`, ...); None means that the option is not given.
 
     Raises
     ------
     ConfigError
-        For an option that the command has not, an unknown key, or a value out of its range.
+        For an option that the command does not have, an unknown key, a value that is not allowed, or a file that cannot
+        be read.
     """
     known, command = options_of(model), command_of(model)
     unknown = sorted(set(options) - set(known))
@@ -120,12 +124,12 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     return config
 
 
-# An option that presets set, and nobody else.
+# Options that only presets set: they have no flag and no parameter.
 INTERNAL = frozenset({"default_range"})
 
 
 def command_line(config: JobConfig) -> str:
-    """Return a command of `gpu-cluster` with the options that differ from those of the preset, where it has presets."""
+    """Return the `gpu-cluster` command of a config, with only the options that differ from its preset or defaults."""
     known = options_of(type(config))
     preset = getattr(config, "preset", None)
     usual = build_config(type(config), preset=preset) if preset is not None else build_config(type(config))
@@ -169,7 +173,10 @@ def _read_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
 
 
 def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tuple[str, Any]]:
-    """Yield what a record says of a command's own options: earlier versions recorded those of all commands."""
+    """Yield the parts of a record that are options of this command.
+
+    Earlier versions recorded the options of all commands in every run.json.
+    """
     foreign = {
         (option.section, name)
         for other in COMMANDS.values()
@@ -189,7 +196,7 @@ def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tu
 def _warn_of_missing(
     record: Mapping[str, Any], file: str | os.PathLike[str], config: JobConfig, told: Set[str]
 ) -> None:
-    """Say what the config holds that a record of an earlier version does not say, nor was told."""
+    """Log each option whose value comes from neither the record of an earlier version nor the caller's options."""
     for name, option in options_of(type(config)).items():
         held = record if option.section is None else record.get(option.section, {})
         if name in held or name in told | INTERNAL or option.field.exclude:
@@ -199,7 +206,7 @@ def _warn_of_missing(
 
 
 def _is_record(file: str | os.PathLike[str] | None) -> bool:
-    """Tell a run.json, which holds every option, from a file of options."""
+    """Return whether a file is a run.json, which holds every option, and not a TOML file, which holds some."""
     return file is not None and os.fspath(file).lower().endswith(".json")
 
 
@@ -211,14 +218,14 @@ def _first_problem(error: ValidationError, model: type[JobConfig], file: str | o
         return _unknown_key(where, model, source)
     message = problem["msg"].removeprefix("Value error, ")
     is_ours = problem["type"] == "value_error"
-    # A union reports the branch after the field's name; the field is what the user typed.
+    # For a union, pydantic appends the branch to the field's name; the user typed only the field.
     known = options_of(model)
     name = next((part for part in reversed(where) if part in known), ".".join(where))
     if is_ours and name not in known:
-        # Of several options of a section, which the message names.
+        # The problem concerns several options of a section, and the message names them itself.
         return f"{message}{source}"
     subject = known[name].flag if name in known else name
-    # Our own messages say what was found.
+    # Messages of this project already say what was found.
     found = "" if is_ours else f"; found {problem['input']!r}"
     return f"{subject}: {message}{found}{source}"
 

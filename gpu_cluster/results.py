@@ -1,7 +1,7 @@
-"""The frozen records that flow from stage to stage.
+"""The frozen records that the stages pass to each other.
 
 n is the number of images that were embedded; a 'row' is the index of a file in the manifest, from 0. Arrays are on the
-device of the run unless marked host. Must not know how any of it was computed.
+device of the run unless marked host. Must not know how any of the values were computed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from gpu_cluster.manifest import Manifest
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the network made of the pictures.
+    """The embeddings of the pictures.
 
     Attributes
     ----------
     x : (n, d) float32
     rows : (n,) host; manifest row of each embedding, ascending
-    bad : reason by manifest row, for files that could not be decoded
+    bad : maps a manifest row to the reason why its file could not be decoded
     n_computed : pictures that went through the network; the others were in the store, or are duplicates
-    images_per_s : decoding and network together, after TensorFlow was loaded; None where nothing was computed
-    precision, batch_size : what the network computed in, and how many images at once in the end
+    images_per_s : speed of decoding and network together, without loading TensorFlow; None if nothing was computed
+    precision : number format in which the network computes
+    batch_size : number of images in a batch at the end of the job; None if nothing was computed
     """
 
     x: Array
@@ -44,17 +45,17 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What turns embeddings into the space that is clustered, fitted on some of them.
+    """How embeddings become the space that is clustered; fitted on those of a run, and applied to others by `predict`.
 
     Attributes
     ----------
     scaling : as `ReduceConfig.scaling`
-    low, span : (d,) float32; least value and range of each column for `minmax`, else None
-    mean : (d,) float32; of the scaled embeddings
-    components : (c, d) float32; principal axes, two of them at least where two vary
-    kept : components of the space; None where it is the scaled embeddings themselves
-    divisors : (kept,) float32; what each component is divided by, None where by nothing
-    normalize : whether rows end with unit length
+    low, span : (d,) float32; smallest value and range of each column for `minmax`, else None
+    mean : (d,) float32; mean of the scaled embeddings
+    components : (c, d) float32; principal axes; at least two, if the embeddings vary along two
+    kept : number of components in the space; None if the space is the scaled embeddings themselves
+    divisors : (kept,) float32; the divisor of each component; None if they are not divided
+    normalize : whether rows are scaled to unit length at the end
     """
 
     scaling: str
@@ -73,12 +74,12 @@ class Projection:
 
     Attributes
     ----------
-    reduction : what made it
-    x : (n, d) float32
+    reduction : how the embeddings became this space
+    x : (n, m) float32
     space : what was done to the embeddings, in words
     pcs : (n, 2) float32; first two principal components of the scaled embeddings, for plots
     pcs_variance_ratio : share of the scaled embeddings' variance along each of the two
-    sweep_x, sweep_space : the same for the sweep over k; x and space themselves unless the sweep uses another space
+    sweep_x, sweep_space : like `x` and `space`, for the sweep over k; the same unless the sweep uses another space
     """
 
     reduction: Reduction
@@ -96,8 +97,8 @@ class SweepPoint:
 
     Attributes
     ----------
-    silhouette : mean; None where it is not defined
-    agreement : mean adjusted Rand index of the best restart with the others; None with one restart alone
+    silhouette : mean; None if it is not defined
+    agreement : mean adjusted Rand index of the best restart with the others; None with only one restart
     """
 
     k: int
@@ -109,20 +110,20 @@ class SweepPoint:
 
 
 class KChoice(StrEnum):
-    """How the number of clusters was chosen; the values stand in `metrics.json`."""
+    """How the number of clusters was chosen; `metrics.json` contains these values."""
 
     GIVEN = "given"
     ONLY_ONE = "only k tried"
     AGREEMENT = "agreement"
     SILHOUETTE = "silhouette"
     KNEE = "knee"
-    #: There was no clear knee.
+    #: There was no clear knee, so the k farthest from the chord was chosen.
     CHORD = "farthest from the chord"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every k that was tried, and the one chosen; `doubts` are sentences on what speaks against it."""
+    """Every k that was tried, and the chosen one; `doubts` are the reasons to doubt it, in words."""
 
     points: tuple[SweepPoint, ...]
     best_k: int
@@ -131,23 +132,25 @@ class Sweep:
 
     @property
     def agreement(self) -> float | None:
-        """How far restarts agree at the k chosen; None where it was not swept, or with one restart alone."""
+        """Agreement of the restarts at the chosen k; None if this k was not in the sweep, or with only one restart."""
         return next((point.agreement for point in self.points if point.k == self.best_k), None)
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """The final k-means. Clusters are numbered from 0, largest first; every one holds at least one image.
+    """The final clusters of k-means, or in `compare` the groups of any algorithm.
+
+    Clusters are numbered from 0, largest first; every cluster holds at least one image.
 
     Attributes
     ----------
     labels : (n,) int64
-    centres : (k, d) float32
-    distances : (n,) float32; Euclidean, of each row to its centre
+    centres : (k, m) float32
+    distances : (n,) float32; Euclidean distance of each row to its centre
     sizes : (k,) host
     medoids : (k,) host; the row of x (not of the manifest) nearest to each centre
     inertia : sum of squared distances
-    k_asked : clusters asked for; more than k where there were not as many distinct images
+    k_asked : number of clusters asked for; it is more than k if there are fewer distinct images
     """
 
     labels: Array
@@ -173,7 +176,7 @@ class Contingency:
     counts: IntArray
 
     def most_frequent(self, cluster: int, most: int = 1) -> list[tuple[str, int]]:
-        """Return the labels of a cluster and their counts, the most frequent first; none that is not there."""
+        """Return up to `most` labels of a cluster and their counts, the most frequent first; no label with count 0."""
         counts = self.counts[:, cluster]
         order = np.argsort(-counts, kind="stable")[:most]
         return [(self.classes[row], int(counts[row])) for row in order if counts[row]]
@@ -181,16 +184,16 @@ class Contingency:
 
 @dataclass(frozen=True)
 class Scores:
-    """A clustering in numbers; None marks what is not defined.
+    """The scores of a clustering; a score that is not defined is None.
 
     Attributes
     ----------
     internal : silhouette, davies_bouldin, calinski_harabasz, inertia
     external : homogeneity, completeness, v_measure, adjusted_rand, normalized_mutual_info, accuracy; or None
-    n_labelled : images that the external scores were taken on
+    n_labelled : number of images that the external scores were computed on
     contingency : class by cluster; None without labels
-    silhouettes : (n,) float32, host; NaN where not taken
-    n_silhouette : images that the silhouette was taken on
+    silhouettes : (n,) float32, host; NaN where it was not computed
+    n_silhouette : number of images that the silhouette was computed on
     holdout : n, silhouette and homogeneity on a random share of the images; None unless asked for
     """
 
@@ -205,11 +208,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Truth:
-    """The labels of the images, encoded; they are only compared with what came out.
+    """The labels of the images, encoded; they are only compared with the clusters.
 
     Attributes
     ----------
-    classes : the labels there are, in order
+    classes : the distinct labels, in order
     codes : (n,) host; index into `classes` of each image's label, -1 for an image without one
     """
 
@@ -218,7 +221,7 @@ class Truth:
 
 
 def encode_labels(manifest: Manifest, rows: IntArray) -> Truth | None:
-    """Return the labels of some rows of a manifest as codes; None where nothing is labelled."""
+    """Return the labels of some rows of a manifest as codes; None if the manifest has no labels."""
     if manifest.labels is None:
         return None
     labels = [manifest.labels[row] for row in rows]
@@ -229,7 +232,7 @@ def encode_labels(manifest: Manifest, rows: IntArray) -> Truth | None:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two pictures that show nearly the same: their rows of x, and the cosine of their embeddings."""
+    """A pair of near duplicates: their rows of x (not of the manifest), and the cosine of their embeddings."""
 
     row: int
     other: int
@@ -238,12 +241,12 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the stages of a job found, in their order.
+    """The results of the stages of `run`, in their order.
 
     Attributes
     ----------
-    near_duplicates : pictures that show nearly the same, most alike first
-    tsne : (n, 2) float32, host; where each picture lies in the plane of t-SNE
+    near_duplicates : pairs of near duplicates, most alike first
+    tsne : (n, 2) float32, host; position of each picture in the t-SNE plane
     """
 
     embeddings: Embeddings
@@ -257,21 +260,21 @@ class Findings:
 
 @dataclass(frozen=True)
 class Compared:
-    """One kind of features grouped by one algorithm; None marks what is not defined.
+    """One kind of features grouped by one algorithm; a value that is not defined is None.
 
     Attributes
     ----------
     features, algorithm : their names
     space : what was done to the features, in words
-    features_s : seconds to compute and reduce the features; None where the store held some of them
-    n_images : images grouped; fewer than before where files turned out bad meanwhile
-    k : number of groups found, noise not among them
-    noise : share of the images that the algorithm put into no group; for the scores they are a group of their own
+    features_s : seconds to compute and reduce the features; None if the store held some of them
+    n_images : number of images grouped; fewer than in earlier rows if files turned out bad in the meantime
+    k : number of groups found, not counting the noise
+    noise : share of the images that the algorithm put into no group; the scores treat these images as one more group
     silhouette, davies_bouldin : in the features' own space, so that they compare algorithms and not features
-    stability : mean adjusted Rand index with the groups of random subsamples; None where all is one group, or noise
-    homogeneity, adjusted_rand, normalized_mutual_info : against the labels
+    stability : mean adjusted Rand index with the groups of random subsamples; None if all is one group, or all is noise
+    homogeneity, adjusted_rand, normalized_mutual_info : scores against the labels
     cluster_s : seconds to group all images once
-    reason : why it was left out, or how it failed
+    reason : why it was left out, or how it failed; None if it did neither
     """
 
     features: str
@@ -293,7 +296,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found, one row a pair of features and algorithm, and the folder it left behind."""
+    """The result of `compare`: one row for each pair of features and algorithm, and the folder that it wrote."""
 
     folder: Path
     config: CompareConfig
@@ -303,15 +306,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What a finished job records of itself.
+    """What a finished job records in `run.json`.
 
     Attributes
     ----------
     weights : path and sha256 of the weights
-    device : what the device and the engine say of themselves
-    device_reason : why this device
+    device : facts about the device and the engine
+    device_reason : why this device was chosen
     stages_s : seconds by stage
-    notices : what the user was told on the way
+    notices : the notices that were reported while the job ran
     """
 
     config: TolerantConfig
@@ -325,11 +328,11 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class RunResult(JobRecord):
-    """Everything a finished run knows, and the folder it left behind.
+    """The result of a finished run, and the folder that it wrote.
 
     Attributes
     ----------
-    findings : None where no file could be decoded
+    findings : None if no file could be decoded
     """
 
     config: RunConfig
@@ -338,5 +341,5 @@ class RunResult(JobRecord):
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 where more files were bad than `max_bad_fraction` allows."""
+        """0, or 3 if more files were bad than `max_bad_fraction` allows."""
         return 3 if self.manifest.too_many_bad(self.config.max_bad_fraction) else 0

@@ -1,6 +1,6 @@
-"""The folder that a run leaves behind: staged under a temporary name, renamed when it is whole.
+"""The run folder: it is filled under a temporary name, and renamed when it is complete.
 
-Owns the names of the files in it, and reads them. Must not know what is done with them.
+This module defines the names of the files in it, and reads them. Must not know what is done with their content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from gpu_cluster.errors import ConfigError, JobError
 
-# The files of a run folder, each named here and nowhere else.
+# The files of a run folder; their names are defined only here.
 RECORD = "run.json"
 BAD_FILES = "bad_files.csv"
 MANIFEST = "manifest.parquet"
@@ -37,10 +37,10 @@ EVENTS = "events.jsonl"
 COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
 
-# Every run folder holds these, with whatever else; a folder with both may be replaced by a new run.
+# Every run folder holds both of these. They show a new run that a folder is an earlier run, which it may replace.
 _MARKS = frozenset({RECORD, BAD_FILES})
 
-# All that a run may leave. A folder that holds anything else is not replaced: it may be somebody's work.
+# All files that a run can write. A folder that holds any other file is not replaced: that file may be the user's work.
 CONTENTS = _MARKS | {
     MANIFEST,
     ASSIGNMENTS,
@@ -56,14 +56,14 @@ CONTENTS = _MARKS | {
     COMPARISON_PAGE,
 }
 
-# One of these half written, as a kill leaves it (`files.write_whole`).
+# The name of a half-written one of these files, which a killed job leaves behind (see `files.write_whole`).
 _PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
 
 
 class FinishedRun:
-    """What the folder of a finished run holds, read when it is asked for.
+    """The content of a finished run's folder; each file is read when it is first used.
 
-    Whatever is in the folder may be anything: reading raises whatever the file systems and the parsers raise.
+    The files may have been changed or damaged, so reading raises any error of the file system or of the parsers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class FinishedRun:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What was run, on what, how long it took, and what the user was told."""
+        """What was run, on which device, how long it took, and the notices that were reported."""
         return dict(json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
 
     @cached_property
@@ -81,29 +81,29 @@ class FinishedRun:
 
     @cached_property
     def pictures(self) -> Any:
-        """The table of one row an embedded picture."""
-        # Tables of results are read where no device is: pandas, whichever library wrote them.
+        """The table with one row for each embedded picture."""
+        # Results are also read on machines without a GPU, so this uses pandas, whichever library wrote them.
         import pandas as pd
 
         return pd.read_parquet(self.folder / ASSIGNMENTS_PARQUET)
 
     @cached_property
     def manifest(self) -> Any:
-        """The table of one row a file found: its path, its status and the reason for it."""
+        """The table with one row for each file found: its path, its status and the reason for it."""
         import pandas as pd
 
         return pd.read_parquet(self.folder / MANIFEST, columns=["path", "status", "reason"])
 
     @cached_property
     def sweep(self) -> Any:
-        """The table of one row a k that was tried."""
+        """The table with one row for each k that was tried."""
         import pandas as pd
 
         return pd.read_csv(self.folder / SWEEP)
 
     @cached_property
     def near_duplicates(self) -> Any:
-        """The table of one row a pair of pictures that show nearly the same."""
+        """The table with one row for each pair of near duplicates."""
         import pandas as pd
 
         return pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
@@ -115,12 +115,12 @@ class FinishedRun:
 
     @property
     def max_pixels(self) -> int:
-        """The largest picture that the run decoded."""
+        """The run's limit on the number of pixels of a picture."""
         return int(self.record["config"]["input"]["max_pixels"])
 
     @property
     def model(self) -> Path:
-        """The folder of what `predict` needs."""
+        """The folder of the model, which `predict` needs."""
         return self.folder / MODEL
 
     @property
@@ -135,19 +135,20 @@ def is_run_folder(names: Iterable[str]) -> bool:
 
 
 def _foreign(names: Iterable[str]) -> list[str]:
-    """Return the names, in order, of what no run leaves."""
+    """Return the names, in order, of files that no run writes."""
     return sorted(name for name in names if name not in CONTENTS and not _PARTIAL.fullmatch(name))
 
 
 def choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
     """Return the run folder to write: `out`, or `runs/<time>-<name>` below the current folder.
 
-    An earlier run of that name will be replaced, so it must hold none of the `inputs`, nor be the current folder.
+    An earlier run of that name will be replaced, so none of the `inputs` and not the current folder may lie in it.
 
     Raises
     ------
     ConfigError
-        When it cannot be written: a file is in the way, a folder that is no run folder, or no permission.
+        When it cannot be written: a file is in the way, it holds other files or one of the inputs, it is a mount point,
+        or there is no permission.
     """
     try:
         return _choose(out, name, inputs)
@@ -157,7 +158,7 @@ def choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
 
 def _choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
     if out is not None:
-        # A folder cannot be renamed over a symbolic link: write where the link points.
+        # A folder cannot be renamed over a symbolic link, so the job writes to where the link points.
         folder = out.resolve() if out.is_symlink() else out
     else:
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
@@ -203,7 +204,7 @@ def _unused(folder: Path) -> Path:
 
 
 class Staged:
-    """A folder being filled: `path` while it is, `folder` when it has taken its name."""
+    """A folder that is being filled: `path` is its temporary name, `folder` its final name when it is complete."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path
@@ -212,11 +213,11 @@ class Staged:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Staged]:
-    """Give a temporary folder beside `folder` to fill; it takes its name when the block ends.
+    """Give the block a temporary folder beside `folder` to fill; when the block ends, it gets the name `folder`.
 
-    An earlier run of that name is replaced then, and not before. Where something else has taken the name meanwhile, the
-    next free one is taken: nothing that a run did not find when it began is ever replaced. If the block fails, nothing
-    is left; what a run of that name left that was killed is cleared away.
+    An earlier run of that name is replaced only then. If something else has appeared under that name in the meantime,
+    the next free name is used: a run only replaces what was there when it began. If the block fails, the temporary
+    folder is removed. Temporary folders of killed runs of that name are removed at the beginning.
 
     Raises
     ------
@@ -247,7 +248,7 @@ def staged(folder: Path) -> Iterator[Staged]:
 
 
 def _lock(stage: Path) -> int | None:
-    """Lock a staging folder for as long as this process lives; None where the file system has no locks."""
+    """Lock a folder for as long as this process lives; None if another process holds the lock or there are no locks."""
     descriptor = os.open(stage, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -258,9 +259,10 @@ def _lock(stage: Path) -> int | None:
 
 
 def _clear_dead(folder: Path) -> None:
-    """Remove the staging folders of runs of this name that were killed: nobody holds their locks.
+    """Remove the temporary folders of killed runs of this name, which are those that no process holds a lock on.
 
-    An earlier run that was moved aside, by a run killed before it could put itself in its place, gets its place back.
+    If a run was killed after it moved an earlier run aside and before it took the name, the earlier run gets its name
+    back.
     """
     name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[a-z0-9_]{{8}}")
     for path in sorted(folder.parent.iterdir()):
@@ -284,7 +286,7 @@ def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
     target = folder
     while True:
         try:
-            # Renames over nothing or an empty folder, and refuses to over anything else.
+            # This succeeds if nothing or an empty folder has the name, and fails for anything else.
             os.rename(stage, target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -295,15 +297,15 @@ def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
 
 
 def _swap(stage: Path, folder: Path) -> None:
-    # A folder cannot be renamed over one that is not empty: move the earlier run aside first.
+    # A folder cannot be renamed over one that is not empty, so the earlier run is moved aside first.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    # The lock goes with the folder: while it lies aside no other job takes it for one that a kill has left.
+    # The lock stays with the renamed folder, so that no other job takes it for the folder of a killed run.
     lock = _lock(folder)
     try:
         os.replace(folder, aside)
         os.replace(stage, folder)
     finally:
-        # Stopped between the two: the earlier run gets its place back.
+        # If the job stopped between the two renames, the earlier run gets its name back.
         if not folder.exists():
             os.replace(aside, folder)
         shutil.rmtree(aside, ignore_errors=True)
@@ -312,7 +314,7 @@ def _swap(stage: Path, folder: Path) -> None:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those of `folders`, innermost first, that hold nothing: others may have written there meanwhile."""
+    """Remove `folders`, innermost first, until one is not empty: another job may have written there meanwhile."""
     for folder in folders:
         try:
             folder.rmdir()
@@ -321,7 +323,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _umask() -> int:
-    # There is no way to read it but to set it.
+    # The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

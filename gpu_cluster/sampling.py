@@ -1,4 +1,4 @@
-"""Random samples of rows that are the same for the same seed."""
+"""Random samples of rows; the same seed gives the same sample."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from gpu_cluster.backend import IntArray
 
 
 def sorted_sample(n: int, size: int, random: np.random.RandomState) -> IntArray:
-    """Return all of n rows, or `size` of them drawn without replacement, in their order; host."""
+    """Return the indices of `size` of n rows, drawn without replacement and sorted; host. All of them if n <= size."""
     return np.arange(n) if n <= size else np.sort(random.choice(n, size, replace=False))

@@ -1,8 +1,8 @@
-"""How fast images are embedded: the job's tf.data pipeline against the notebook's loop, side by side in one run.
+"""Measures how fast images are embedded: the job's tf.data pipeline and the notebook's loop, compared in one process.
 
-The notebook loads a picture with Keras's `load_img`, adds a batch axis, calls `preprocess_input` and `model.predict`,
-one picture at a time. Both take the same pictures and weights and warm up first; rounds alternate, so that a machine
-that slows down slows both. Prints images a second and the ratio of each round.
+The notebook processes one picture at a time: it loads the picture with Keras's `load_img`, adds a batch axis, and
+calls `preprocess_input` and `model.predict`. Both use the same pictures and weights and warm up first. Their rounds
+alternate, so that a machine that slows down slows both. Prints the images per second and the ratio of each round.
 
     .venv/bin/python scripts/bench_embed.py [--images N] [--rounds N] [FOLDER]
 """
@@ -46,12 +46,12 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
 
 
 def pipeline(files: list[Path]) -> Callable[[], float]:
-    """Return a run of the pipeline, timed by itself: building the network is not part of the loop either."""
+    """Return a function that times the pipeline without building the network, which the loop's time excludes too."""
     job = build_config(RunConfig, preset="notebook")
     engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed), job.embed)
 
     def run(chosen: list[Path]) -> float:
-        # Without a store: every picture is computed.
+        # There is no store, so every picture is computed.
         source = open_source(Path("/"))
         manifest = scan(Manifest(Path("/"), tuple(map(str, chosen))), source, job.input, Observer())
         found = embed(manifest, source, engine, store=None, store_config=job.store, observer=Observer())
@@ -59,7 +59,7 @@ def pipeline(files: list[Path]) -> Callable[[], float]:
         assert found.n_computed == len(chosen), "the same picture twice: choose fewer with --images"
         return len(chosen) / found.images_per_s
 
-    # A whole batch: the first of its size costs seconds more.
+    # The warm-up uses a whole batch, because the first batch of a size takes seconds longer.
     run(files[:32])
     return lambda: run(files)
 

@@ -1,10 +1,10 @@
-"""Which number of clusters each criterion chooses, against the number of classes: over sets, subsets, ranges and seeds.
+"""Compares the number of clusters that each criterion chooses with the number of classes, on many labelled sets.
 
 The sets are those of `labelled_sets`: the sample set, scikit-learn's digits (drawn as pictures), folders whose
-subfolders are classes, and seeded subsets of 3 to 10 classes of each. No label takes part in a choice. Prints a row a
-set (chosen k at seed 0, by criterion, for each range that holds the number of classes), and the errors of each
-criterion: over everything, and over the choices that the job does not call unclear. With --others the criteria of
-`k_criteria` are in the tables, too.
+subfolders are classes, and seeded subsets of 3 to 10 classes of each. Ranges and seeds vary too. No label takes part in
+a choice. Prints one row for each set (k chosen at seed 0, by criterion, for each range that holds the number of
+classes), and the errors of each criterion: over all choices, and over the choices that the job does not call unclear.
+With --others, the tables also have the criteria of `k_criteria`.
 
     .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [FOLDER...]
 """
@@ -38,7 +38,7 @@ RANGES = (10, 15, 20, 30, 40)
 
 @dataclass(frozen=True)
 class Choice:
-    """A k chosen from a range, how far it is from the number of classes, and how far restarts agree there."""
+    """A k chosen from a range, how far it is from the number of classes, and how well the restarts agree at it."""
 
     title: str
     k: int

@@ -1,7 +1,7 @@
-"""report.html of many pictures: its size, the time to write it, and the time until it can be used in Chromium.
+"""Measures report.html for many pictures: its size, the time to write it, and the time until Chromium can use it.
 
-Runs the job on the sample set, then repeats its pictures in the tables of the run, each copy a little aside on the map,
-until there are N, and writes the page of that. Needs Chromium and its driver (Debian: chromium, chromium-driver).
+Runs the job on the sample set. Then it repeats the pictures in the tables of the run until there are N, with each copy
+moved a little on the map, and writes the page. Needs Chromium and its driver (Debian: chromium, chromium-driver).
 
     .venv/bin/python -m scripts.bench_page [--images N]
 """
@@ -27,7 +27,7 @@ from gpu_cluster.run_folder import FinishedRun
 
 
 def multiply(folder: Path, n: int) -> None:
-    """Repeat the rows of a run folder's tables until there are n."""
+    """Repeat the rows of the tables of a run folder until there are n rows."""
     random = np.random.default_rng(0)
     pictures = pd.read_parquet(folder / "assignments.parquet")
     times = -(-n // len(pictures))
@@ -46,7 +46,7 @@ def multiply(folder: Path, n: int) -> None:
 
 
 def until_interactive(file: Path) -> tuple[float, float]:
-    """Return milliseconds from opening the page to its script's end, and to the next frame after a step of the map."""
+    """Return the milliseconds from opening the page to the end of its script, and from a map step to its next frame."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"):

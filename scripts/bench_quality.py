@@ -1,8 +1,8 @@
-"""How well the groups match the labels, at the true number of classes, over labelled sets and seeds.
+"""Measures how well the groups match the labels at the true number of classes, over labelled sets and seeds.
 
-Prints Markdown: homogeneity and adjusted Rand index (ARI) of the presets, mean and standard deviation over seeds; with
---recipes, the ARI of every recipe that was tried, and with --algorithms of every algorithm, on whole sets and (mean
-over them) on the subsets of `labelled_sets`. Labels are only compared with what came out.
+Prints Markdown: homogeneity and adjusted Rand index (ARI) of the presets, as mean and standard deviation over seeds.
+With --recipes it prints the ARI of every recipe that was tried, and with --algorithms that of every algorithm, both on
+whole sets and (as their mean) on the subsets of `labelled_sets`. Labels are only compared with the groups.
 
     .venv/bin/python -m scripts.bench_quality [FOLDER...]            # and the sample set, and scikit-learn's digits
     .venv/bin/python -m scripts.bench_quality --recipes [FOLDER...]  # folders whose subfolders are classes
@@ -33,7 +33,7 @@ from scripts.labelled_sets import Labelled, embedded, image_sets, of_vgg16, subs
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores against the labels, one a seed."""
+    """Scores against the labels, one for each seed."""
 
     homogeneity: tuple[float, ...]
     adjusted_rand: tuple[float, ...]
@@ -45,7 +45,7 @@ def quality(
     seeds: Sequence[int],
     project: Callable[[np.ndarray, RunConfig], Projection] | None = None,
 ) -> Quality:
-    """Cluster one set into as many clusters as there are classes, seed by seed."""
+    """Cluster one set into as many clusters as there are classes, once for each seed."""
     projection = (project or as_configured)(part.embeddings.x, config)
     found = []
     for seed in seeds:
@@ -60,7 +60,7 @@ def as_configured(x: np.ndarray, config: RunConfig) -> Projection:
     return reduce(x, config.reduce, backend=CpuBackend())
 
 
-# What was tried
+# The recipes that were tried
 
 
 def components(count: Callable[[int], int]) -> Callable[[np.ndarray, RunConfig], Projection]:
@@ -87,7 +87,7 @@ def shrunk(share: float) -> Callable[[np.ndarray, RunConfig], Projection]:
 
 
 def with_flips(config: EmbedConfig) -> Extractor:
-    """Return the mean of what a picture and its mirror image are described by."""
+    """Return the mean of the embeddings of a picture and of its mirror image."""
     plain = of_vgg16(config)
 
     def build(precision: Any) -> Any:
@@ -99,7 +99,7 @@ def with_flips(config: EmbedConfig) -> Extractor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to groups: options of the job, or what no option does."""
+    """A way to group pictures: options of the job, or an extractor or a projection that no option selects."""
 
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""How long the same command takes a second time: real processes, a store of their own, the same pictures.
+"""Measures how long the same command takes the second time, in real processes with a new store and the same pictures.
 
-Prints the seconds of the first run and of each rerun, their ratio, and the rerun's time by stage. That the rerun did
-not load TensorFlow is asserted.
+Prints the seconds of the first run and of each rerun, their ratio, and the rerun's time by stage. Asserts that the
+rerun did not load TensorFlow.
 
     .venv/bin/python scripts/bench_resume.py [--reruns N] [FOLDER] [-- OPTION...]
 """
@@ -32,7 +32,7 @@ finally:
 
 
 def timed(folder: Path, place: Path, name: str, options: Sequence[str]) -> tuple[float, bool]:
-    """Run the command in a process of its own; return its seconds and whether it loaded TensorFlow."""
+    """Run the command in its own process; return its seconds and whether it loaded TensorFlow."""
     command = [sys.executable, "-c", PROGRAM, "run", str(folder), "--out", str(place / name), *options]
     environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache")}
     start = time.perf_counter()

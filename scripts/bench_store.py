@@ -1,8 +1,9 @@
-"""Many small pictures scanned, stored and read again: speed, and peak memory a picture.
+"""Measures speed and peak memory per picture when many small pictures are scanned, stored and read again.
 
-Draws N pictures of 32 x 32 pixels into a folder (kept with --folder), and puts them through the scan, the pipeline and
-the store with a stand-in for the network that only averages, so that what is measured is everything else. Each phase
-is a process of its own, so that its peak memory is its own; the memory a picture is the growth from N / 10 to N.
+Draws N pictures of 32 x 32 pixels into a folder (which stays if --folder names it), and runs the scan, the pipeline and
+the store on them. The network is replaced by a function that only averages, so that everything else is measured. Each
+phase runs in its own process, so that its peak memory is measured separately; the memory per picture is the growth from
+N / 10 to N.
 
     .venv/bin/python scripts/bench_store.py [--images N] [--folder DIR]
 """
@@ -27,7 +28,7 @@ PHASES = {"scan": "scan", "scan again": "scan", "embed and store": "embed", "rea
 
 
 def draw(folder: Path, n: int) -> None:
-    """Write n different pictures, a thousand a folder."""
+    """Write n different pictures, a thousand in each folder."""
     random = np.random.default_rng(0)
     for number in range(n):
         file = folder / f"{number // 1000:04d}" / f"{number:07d}.bmp"
@@ -37,7 +38,7 @@ def draw(folder: Path, n: int) -> None:
 
 
 def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]:
-    """Run a phase on the first pictures of a folder in this process."""
+    """Run a phase in this process, on the first pictures of a folder."""
     from gpu_cluster.backend import CpuBackend
     from gpu_cluster.config import RunConfig
     from gpu_cluster.embedding.embed import embed

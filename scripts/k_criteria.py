@@ -1,4 +1,4 @@
-"""Criteria for the number of clusters that the job does not have: what `bench_k --others` holds its own against."""
+"""Criteria for the number of clusters that the job does not have; `bench_k --others` compares the job's with them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from sklearn.metrics import (
 from gpu_cluster.backend import CpuBackend, FloatArray
 from gpu_cluster.clustering.sweep import is_candidate
 
-# Picks one k of a range that begins where the criterion's did.
+# Chooses one k of a range that begins at the same k as the range that the criterion was computed for.
 Chooser = Callable[[Sequence[int]], int]
 
 _N_REFERENCES = _N_BOOTSTRAPS = 10
 _N_SPLITS = 5
-# Tibshirani and Walther's 0.8 to 0.9.
+# Tibshirani and Walther use 0.8 to 0.9.
 _STRONG = 0.8
 
 
 def criteria(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Chooser]:
-    """Return how each criterion chooses a k of those given for x (n, d), rows of unit length.
+    """Return for each criterion how it chooses one of the given k for x (n, d), whose rows have unit length.
 
-    - gap: the gap statistic (Tibshirani, Walther and Hastie 2001) against 10 references, uniform in the box of the
-      components and of unit length as x is: the first k not worse than the next less its standard error, or the last.
-    - bootstrap: the k at which k-means of two bootstrap samples split all rows alike (Fang and Wang 2012), by the mean
-      adjusted Rand index of 10 pairs, among the candidates that the job has for restarts.
-    - prediction strength: the last k at which one half of the rows predicts the other's groups to 0.8 (Tibshirani and
-      Walther 2005), mean of 5 splits, or the first of the range.
+    - gap: the gap statistic (Tibshirani, Walther and Hastie 2001) with 10 references, which are uniform in the box of
+      the components and scaled to unit length like x. It chooses the first k whose gap is not below that of the next k
+      minus its standard error, or else the last k.
+    - bootstrap: the k at which k-means on two bootstrap samples splits all rows most similarly (Fang and Wang 2012), by
+      the mean adjusted Rand index of 10 pairs, among the candidates that the job considers for its restarts.
+    - prediction strength: the last k at which one half of the rows predicts the groups of the other half to 0.8
+      (Tibshirani and Walther 2005), as the mean of 5 splits, or else the first k of the range.
     - t-SNE silhouette: the highest mean silhouette of the k-means groups in the plane of t-SNE.
     - Calinski-Harabasz, Davies-Bouldin: the highest and the lowest index.
     """

@@ -1,4 +1,4 @@
-"""Labelled pictures to judge recipes by: whole sets and seeded subsets, for the benches of quality and of k."""
+"""Labelled pictures for comparing recipes: whole sets and seeded subsets, for `bench_quality` and `bench_k`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gpu_cluster.images.source import open_source
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import open_store
 
-# Classes of a subset, and whether it is thinned to half of its pictures.
+# Number of classes of each subset, and whether only half of its pictures are used.
 SUBSETS = ((3, False), (4, False), (4, True), (5, False), (6, False), (6, True), (8, False), (8, True), (10, True))
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Embeddings of a set or a subset of one, and the class of each row."""
+    """Embeddings of a set or of a subset, and the class of each row."""
 
     title: str
     embeddings: Embeddings
@@ -44,14 +44,14 @@ class Labelled:
 
 @contextmanager
 def image_sets(folders: Sequence[Path]) -> Iterator[Mapping[str, dict[str, Any]]]:
-    """Yield the options that name each set's pictures: the sample set, the folders, and scikit-learn's digits."""
+    """Yield for each set the options that name its pictures: the sample set, the folders, and scikit-learn's digits."""
     with tempfile.TemporaryDirectory() as place:
         named = [*folders, _draw_digits(Path(place))]
         yield {"sample set": {}} | {folder.name: {"images": (folder,), "labels_from_folders": True} for folder in named}
 
 
 def _draw_digits(folder: Path) -> Path:
-    """Write scikit-learn's 8 x 8 digits as pictures, a folder a digit."""
+    """Write scikit-learn's 8 x 8 digits as pictures, one folder for each digit."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -81,7 +81,7 @@ def of_vgg16(config: EmbedConfig) -> Extractor:
 
 
 def subsets(whole: Labelled) -> Iterator[Labelled]:
-    """Yield seeded subsets of some of the classes."""
+    """Yield seeded subsets that hold some of the classes."""
     classes = np.unique(whole.labels)
     for number, (n_classes, thinned) in enumerate(SUBSETS):
         if n_classes >= len(classes):

@@ -1,16 +1,17 @@
 """Draw the sample pictures in data/flowers: 210 small drawn flowers of 10 kinds, and their labels.
 
-The project began from the Kaggle set "Flower Color Images", whose photographs cannot be shipped here.
+The project started from the Kaggle set "Flower Color Images", whose photographs cannot be shipped here.
 This script draws a stand-in with the same layout (`0001.png` to `0210.png`, 128x128, and a
 `flower_labels.csv`), so that the examples and the tests run on a fresh checkout. The flowers are drawn
 shapes, not photographs, and the labels name the shape that was drawn.
 
-A kind is decided by its build (petals, layers, centre, top or side view, single or in a head), and never
-by colour alone: all kinds share one palette. Scale, turn, tilt, company, ground, occlusion, focus and
-light vary from picture to picture, so that the kinds are neither trivial nor hopeless to tell apart.
+A kind is defined by its shape (petals, layers, centre, top or side view, single or in a head) and not by
+its colour, because all kinds share one palette. Scale, rotation, tilt, neighbours, background, occlusion,
+focus and light vary from picture to picture, so that the kinds are neither too easy nor too hard to
+distinguish.
 
-Every picture is seeded by its own number, so it does not depend on the others, and with the same Pillow
-the files are byte-identical when redrawn: `--check` redraws them and compares.
+The seed of every picture is its own number, so it does not depend on the others. With the same version of
+Pillow the files are byte-identical when they are drawn again: `--check` draws them again and compares.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SEED = 1978
 PER_KIND = 21
 SIDE = 128
 GOLDEN = math.pi * (3 - math.sqrt(5))  # the angle from one leaf or floret to the next
-# Everything is drawn four times too large and reduced at the end: Pillow's polygons are not anti-aliased.
+# Everything is drawn four times too large and reduced at the end, because Pillow's polygons are not anti-aliased.
 OVERSAMPLE = 4
 FULL = SIDE * OVERSAMPLE
 LABELS_FILE = "flower_labels.csv"
@@ -128,7 +129,7 @@ class Petal:
 
 @dataclass
 class Brush:
-    """What draws on one transparent layer, with the light from one side."""
+    """Draws on one transparent layer, with the light from one side."""
 
     layer: Image.Image
     rng: Random
@@ -219,7 +220,7 @@ class Brush:
         self.pen.line(rib, fill=shade(green, 1.35), width=3)
 
 
-# The kinds. Each draws one plant around its frame's origin, about one unit in radius.
+# The kinds. Each function draws one plant around the origin of its frame, with a radius of about one unit.
 
 
 def daisy(brush: Brush, frame: Frame, colours: Shades) -> None:
@@ -415,14 +416,14 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# The grounds. Each returns the picture that the plants are drawn on.
+# The backgrounds. Each function returns the picture that the plants are drawn on.
 
 
 def gradient(rng: Random, top: Colour, bottom: Colour, tilt: float = 0.0) -> Image.Image:
     """Return a soft gradient, slightly lighter or darker each time, turned by up to `tilt` degrees."""
     light = rng.uniform(0.85, 1.12)
     ramp = Image.linear_gradient("L").rotate(rng.uniform(-tilt, tilt), Image.Resampling.BICUBIC)
-    # Only the middle of the turned ramp is without empty corners.
+    # The rotated gradient has empty corners, so only its middle is used.
     ramp = ramp.crop((48, 48, 208, 208)).resize((FULL, FULL), Image.Resampling.BICUBIC)
     return ImageOps.colorize(ramp, shade(top, light), shade(bottom, light))
 
@@ -498,7 +499,7 @@ def blade(brush: Brush, width: float) -> None:
     brush.stem(PAGE, path, (width, 1), green)
 
 
-# The picture: a ground, the plants from back to front, what stands before them, and the light.
+# The whole picture: a background, the plants from back to front, what stands in front of them, and the light.
 
 
 def new_layer(rng: Random, light: float) -> Brush:
@@ -507,7 +508,7 @@ def new_layer(rng: Random, light: float) -> Brush:
 
 def lay(picture: Image.Image, brush: Brush, focus: float) -> Image.Image:
     """Reduce a layer, put it out of focus, and lay it over the picture with a soft shadow."""
-    # Premultiplied ("RGBa"), as the blur would otherwise draw the transparent black into the edges.
+    # Premultiplied ("RGBa"), because the blur would otherwise mix the transparent black into the edges.
     layer = brush.layer.reduce(OVERSAMPLE).convert("RGBa")
     layer = blur(layer, focus).convert("RGBA")
     cast = Image.new("L", picture.size)
@@ -589,7 +590,7 @@ def draw_picture(number: int, label: str) -> Image.Image:
 
 
 def labels() -> dict[str, str]:
-    """Return the kind of each file, the kinds spread over the numbers in a seeded order."""
+    """Return the kind of each file; the kinds are spread over the numbers in a seeded order."""
     order = [label for label in sorted(KINDS) for _ in range(PER_KIND)]
     Random(SEED).shuffle(order)
     return {f"{number:04d}.png": label for number, label in enumerate(order, start=1)}
@@ -612,7 +613,7 @@ def make(folder: Path) -> None:
 
 
 def differing(folder: Path, redrawn: Path) -> list[str]:
-    """Return the names of the files that are missing, that differ, or that are pictures too many."""
+    """Return the names of files that are missing, that differ, or that are extra pictures."""
     there, fresh = (
         {path.name: path.read_bytes() for pattern in ("*.png", LABELS_FILE) for path in place.glob(pattern)}
         for place in (folder, redrawn)

@@ -1,4 +1,4 @@
-"""The one place where CPU and GPU differ: `base.Backend` is the seam, `select` chooses the side of it."""
+"""The only place where CPU and GPU differ: `base.Backend` is the interface, and `select` chooses the device."""
 
 from gpu_cluster.backend.base import Array, Backend, FloatArray, IntArray, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend

@@ -1,4 +1,4 @@
-"""The seam between the stages and the engines: what a device must be able to do.
+"""The interface between the stages and the devices: what every device must be able to do.
 
 Stages call a `Backend` and never ask which one it is. Arrays that enter and leave are arrays of `Backend.xp` on its
 device, unless a docstring says host. Must not know files, configs or reports.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# An array of whichever library the backend computes with: NumPy's here, CuPy's on a card.
+# An array of the library that the backend computes with: NumPy on the CPU, CuPy on a GPU.
 Array: TypeAlias = Any
 HostArray: TypeAlias = "npt.NDArray[Any]"
 # NumPy's, on the host.
@@ -25,17 +25,17 @@ FloatArray: TypeAlias = "npt.NDArray[np.floating[Any]]"
 IntArray: TypeAlias = "npt.NDArray[np.integer[Any]]"
 
 
-# Of Backend.group, the same on every device.
+# Neighbours in the graph of `Backend.group`'s spectral clustering, the same on every device.
 N_NEIGHBOURS = 10
 
 
 def perplexity(n: int) -> float:
-    """Return the perplexity of a t-SNE of n rows: 30, as van der Maaten and Hinton 2008 mostly have it, or less."""
+    """Return the perplexity for a t-SNE of n rows: 30, which van der Maaten and Hinton 2008 mostly use, or less."""
     return min(30.0, (n - 1) / 3)
 
 
 def smallest_group(n: int) -> int:
-    """Return the rows that HDBSCAN takes for a group at least."""
+    """Return the smallest number of rows that HDBSCAN accepts as a group."""
     return max(5, n // 100)
 
 
@@ -69,9 +69,9 @@ class Backend(ABC):
     """A device and the engines that compute on it."""
 
     name: str
-    #: What the network may compute in, the default first.
+    #: Number formats in which the network can compute; the first is the default.
     precisions: tuple[Precision, ...]
-    #: Pictures whose embeddings are written together: some twenty seconds of work.
+    #: Pictures whose embeddings are written together: about twenty seconds of work.
     shard_size: int
 
     @property
@@ -86,30 +86,30 @@ class Backend(ABC):
 
     @abstractmethod
     def claim_device(self, matrix_bytes: int) -> None:
-        """Set the device up for work on a matrix of this size; loads nothing that runs a network."""
+        """Prepare the device for work on a matrix of this size; loads no library that runs a network."""
 
     @abstractmethod
     def share_device_with(self, library: str) -> None:
-        """Set up a library that runs networks (by its engine's name) to share the device; before it computes."""
+        """Make a library that runs networks (named by its engine) share the device; call this before it computes."""
 
     @abstractmethod
     def batch_size(self, image_size: int) -> int:
-        """Return how many pictures of this side fit the network at once."""
+        """Return how many pictures of this side can go through the network together."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what the run ran on, for `run.json`: the device, its threads, the versions of its libraries."""
+        """Return the facts about the device for `run.json`: its name, its threads, the versions of its libraries."""
 
     @abstractmethod
     def from_dlpack(self, capsule: Any) -> Array:
-        """Return what a DLPack capsule holds, on this device, as an array; read-only, valid while its owner lives.
+        """Return the content of a DLPack capsule as an array on this device; read-only, valid while its owner lives.
 
-        A capsule can be taken once.
+        A capsule can be read only once.
         """
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until everything asked of the device is done."""
+        """Wait until the device has finished all work that it was given."""
 
     @abstractmethod
     def free_bytes(self) -> int:
@@ -117,15 +117,15 @@ class Backend(ABC):
 
     @abstractmethod
     def peak_bytes(self) -> int:
-        """Return the most memory that was in use at once: of the device, or of the process where that is the host."""
+        """Return the peak memory in bytes: of the device, or of the process if the device is the CPU."""
 
     @abstractmethod
     def to_host(self, array: Array) -> HostArray:
-        """Return a NumPy array: the only way off the device."""
+        """Return a NumPy array; data leaves the device in no other way."""
 
     @abstractmethod
     def from_host(self, array: HostArray) -> Array:
-        """Return an array of this device: the only way onto it."""
+        """Return an array on this device; data reaches the device in no other way."""
 
     @abstractmethod
     def fit_pca(self, x: Array, n_components: int) -> PCAFit:
@@ -139,25 +139,25 @@ class Backend(ABC):
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
         """Return the labels (n,) that an algorithm other than k-means gives the rows of x (n, d) float32; -1 is noise.
 
-        `ward` is agglomerative with Ward's linkage, `spectral` works on the graph of the 10 nearest neighbours, and
-        `hdbscan` finds the number of groups itself: of at least 5 rows, and of a hundredth of them. Ward takes O(n^2)
-        memory, the others O(n^2) time.
+        `ward` is agglomerative clustering with Ward's linkage. `spectral` works on the graph of the 10 nearest
+        neighbours. `hdbscan` finds the number of groups itself; a group has at least 5 rows and at least a hundredth
+        of all rows. Ward takes O(n^2) memory, the others O(n^2) time.
         """
 
     @abstractmethod
     def tsne(self, x: Array, *, seed: int) -> Array:
-        """Return a t-SNE (n, 2) of x (n, d) float32, from 5 rows up, that starts from its principal components."""
+        """Return a t-SNE (n, 2) of x (n, d) float32, n at least 5, that starts from the principal components of x."""
 
     @abstractmethod
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
-        """Return the silhouette (n,) of each row of x (n, d) under labels (n,): 2 to n - 1 clusters.
+        """Return the silhouette (n,) of each row of x (n, d) for labels (n,) with 2 to n - 1 clusters.
 
-        Takes O(n^2 d) time; memory stays below a fixed chunk.
+        Takes O(n^2 d) time; works in chunks, so that memory is bounded.
         """
 
     @abstractmethod
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
-        """Compare labels (n,) with the classes `truth` (n,) of small integers, host.
+        """Compare labels (n,) with the true classes `truth` (n,), small integers on the host.
 
         Returns
         -------

@@ -51,19 +51,19 @@ class CpuBackend(Backend):
     def share_device_with(self, library: str) -> None:
         if library != "tensorflow":
             return
-        # Its errors come as exceptions too; as lines they tell of kernels that it does not need.
+        # TensorFlow raises its errors as exceptions as well; its log lines are about kernels that it does not need.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with _native_stderr_kept():
             import tensorflow as tf
 
-            # A GPU build of TensorFlow would put the network on a card; this backend promises the CPU. Not by
-            # CUDA_VISIBLE_DEVICES: that would take the card from everything else in the process too.
+            # A GPU build of TensorFlow would run the network on a GPU, but this backend promises the CPU. Setting
+            # CUDA_VISIBLE_DEVICES instead would hide the GPU from everything else in the process too.
             if tf.config.list_physical_devices("GPU"):
                 tf.config.set_visible_devices([], "GPU")
             tf.zeros(()).numpy()
 
     def batch_size(self, image_size: int) -> int:
-        # Larger ones are no faster: the convolutions keep every core busy from a few pictures on.
+        # Larger batches are no faster: a few pictures are enough for the convolutions to keep every core busy.
         return 32
 
     def describe(self) -> dict[str, Any]:
@@ -82,14 +82,14 @@ class CpuBackend(Backend):
         pass
 
     def free_bytes(self) -> int:
-        # macOS tells only how much memory there is.
+        # macOS reports only the total memory.
         pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def peak_bytes(self) -> int:
         import resource
 
-        # Kibibytes on Linux, bytes on macOS.
+        # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -103,8 +103,8 @@ class CpuBackend(Backend):
         from sklearn.decomposition import PCA
 
         n, d = x.shape
-        # Never 'auto': above 500 rows it takes an unseeded randomised solver. For tall matrices the covariance is
-        # as exact at these component counts, and needs d x d instead of another n x d.
+        # Never 'auto': above 500 rows it uses a randomised solver without a seed. For tall matrices the covariance is
+        # as exact at these numbers of components, and needs memory for d x d instead of another n x d.
         solver = "covariance_eigh" if n >= 10 * d else "full"
         fit = PCA(n_components=n_components, svd_solver=solver).fit(x)
         return PCAFit(
@@ -120,7 +120,7 @@ class CpuBackend(Backend):
 
         k = starts.shape[0]
         with warnings.catch_warnings():
-            # Fewer distinct rows than clusters: gpu_cluster.cluster reports it in its own words.
+            # scikit-learn warns of fewer distinct rows than clusters; clustering.cluster reports this itself.
             warnings.simplefilter("ignore", ConvergenceWarning)
             fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=tol).fit(x)
         return KMeansFit(centres=fit.cluster_centers_.astype(np.float32), n_iter=int(fit.n_iter_))
@@ -134,7 +134,7 @@ class CpuBackend(Backend):
         if algorithm == "hdbscan":
             return HDBSCAN(min_cluster_size=min(smallest_group(n), n), copy=True).fit_predict(x)
         with warnings.catch_warnings():
-            # A graph of several parts, which is what groups far apart give.
+            # scikit-learn warns of a graph in several parts, but this is normal for groups that are far apart.
             warnings.filterwarnings("ignore", "Graph is not fully connected", UserWarning)
             return SpectralClustering(
                 n_clusters=k, affinity="nearest_neighbors", n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed
@@ -144,7 +144,8 @@ class CpuBackend(Backend):
         from sklearn.manifold import TSNE
 
         n = x.shape[0]
-        # Half of scikit-learn's iterations: from principal components the picture stands by then.
+        # Half of scikit-learn's default number of iterations: starting from principal components, the layout no longer
+        # changes much after these.
         return TSNE(init="pca", perplexity=perplexity(n), max_iter=500, random_state=seed).fit_transform(x)
 
     def silhouette_samples(self, x: Array, labels: Array) -> Array:
@@ -167,9 +168,9 @@ class CpuBackend(Backend):
 
 @contextmanager
 def _native_stderr_kept() -> Iterator[None]:
-    """Keep what C++ code writes to file descriptor 2, and let it out only if the block fails.
+    """Hold back what C++ code writes to file descriptor 2, and show it only if the block fails.
 
-    TensorFlow 2.21 greets on import and at its first operation, before its log level is in force.
+    TensorFlow 2.21 logs lines on import and at its first operation, before its log level takes effect.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -187,7 +188,7 @@ def _native_stderr_kept() -> Iterator[None]:
 
 
 class _Capsule:
-    """Offers a DLPack capsule of the host's memory the way that NumPy asks for it."""
+    """Wraps a DLPack capsule of host memory in the object with the two methods that NumPy expects."""
 
     def __init__(self, capsule: Any) -> None:
         self._capsule = capsule
@@ -196,5 +197,5 @@ class _Capsule:
         return self._capsule
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        # kDLCPU of dlpack.h.
+        # kDLCPU in dlpack.h.
         return 1, 0

@@ -1,7 +1,7 @@
-"""The GPU: CuPy, cuML and cuDF, on one card.
+"""The GPU: CuPy, cuML and cuDF on one device.
 
-Nothing here has run on a card unless README's 'verified' section says so; `tests/contract` binds every call in this
-file to the signatures of the wheels that are locked.
+Do not assume that this code has run on a GPU unless README's 'verified' section says so. `tests/contract` checks every
+call in this file against the signatures of the locked wheels.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gpu_cluster.config import Algorithm, Precision
 
 _GIB = 1 << 30
 
-# Most of a card's free memory that the pool takes at once; TensorFlow needs the rest for the network.
+# Largest share of the GPU's free memory with which the pool starts; TensorFlow needs the rest for the network.
 _POOL_SHARE = 0.6
-# What one 224 x 224 picture takes on its way through VGG16: the two largest layers at once, 224 x 224 x 64 float32
-# each, with as much again for the convolution's workspace.
+# Memory of one 224 x 224 picture in VGG16: the two largest layers, 224 x 224 x 64 float32 each, exist at the same time,
+# and the convolution's workspace needs as much again.
 _BYTES_A_PICTURE = 4 * 224 * 224 * 64 * 4
 _LARGEST_BATCH = 256
 
@@ -55,8 +55,8 @@ class GpuBackend(Backend):
         return cudf  # type: ignore[no-any-return]
 
     def claim_device(self, matrix_bytes: int) -> None:
-        # Once a process: the pool cannot change while arrays are alive. It grows by itself where a later matrix is
-        # larger.
+        # Only once in a process, because the pool cannot be replaced while arrays are alive. It grows by itself when a
+        # later matrix is larger.
         if not GpuBackend._claimed:
             GpuBackend._claimed = True
             _claim(matrix_bytes)
@@ -66,7 +66,7 @@ class GpuBackend(Backend):
             return
         import tensorflow as tf
 
-        # Before TensorFlow touches the card: by default it would take all that is left of its memory.
+        # This must come before TensorFlow uses the GPU: by default it would claim all remaining GPU memory.
         for device in tf.config.list_physical_devices("GPU"):
             if not tf.config.experimental.get_memory_growth(device):
                 tf.config.experimental.set_memory_growth(device, True)
@@ -93,7 +93,7 @@ class GpuBackend(Backend):
     def from_dlpack(self, capsule: Any) -> Array:
         import cupy
 
-        # The capsule and not its owner: of a tensor CuPy would ask for a stream, which TensorFlow refuses to take.
+        # This passes the capsule and not the tensor: CuPy would pass a stream to the tensor, which TensorFlow refuses.
         return cupy.from_dlpack(capsule)
 
     def to_host(self, array: Array) -> HostArray:
@@ -130,7 +130,7 @@ class GpuBackend(Backend):
         fit = PCA(n_components=n_components, svd_solver="full", output_type="cupy").fit(x)
         return PCAFit(
             mean=cupy.ravel(fit.mean_),
-            # In the row order that the products with it read.
+            # In row order, which the matrix products with it read.
             components=cupy.ascontiguousarray(fit.components_),
             explained_variance=cupy.asnumpy(fit.explained_variance_).astype(np.float64),
             total_variance=float(cupy.var(x, axis=0, dtype=cupy.float64, ddof=1).sum()),
@@ -140,7 +140,7 @@ class GpuBackend(Backend):
         import cupy
         from cuml.cluster import KMeans
 
-        # scikit-learn's tol is relative to the mean variance of the columns, cuML's is not, and must be above 0.
+        # scikit-learn's tol is relative to the mean variance of the columns; cuML's is absolute and must be above 0.
         variance = float(cupy.var(x, axis=0, dtype=cupy.float64).mean())
         absolute = max(tol * variance, float(np.finfo(np.float32).tiny))
         k = starts.shape[0]
@@ -154,7 +154,7 @@ class GpuBackend(Backend):
 
         n = x.shape[0]
         if algorithm == "ward":
-            # cuML has single linkage only: this one takes its rows to the host.
+            # cuML has only single linkage, so Ward runs on the host with scikit-learn.
             found = AgglomerativeClustering(n_clusters=k, linkage="ward").fit_predict(self.to_host(x))
             return cupy.asarray(found, dtype=cupy.int64)
         if algorithm == "hdbscan":
@@ -178,7 +178,7 @@ class GpuBackend(Backend):
         import cupy
         from cuml.metrics.cluster import silhouette_samples
 
-        # cuML holds the distances of a chunk to a chunk: 4 bytes each, of which a quarter of the free memory may go.
+        # cuML holds the distances between two chunks, 4 bytes each; they may take a quarter of the free memory.
         chunk = int(np.clip((self.free_bytes() / 16) ** 0.5, 1, x.shape[0]))
         return silhouette_samples(x, labels.astype(cupy.int32), chunksize=chunk)
 
@@ -199,7 +199,8 @@ class GpuBackend(Backend):
             "completeness": float(completeness_score(classes, found)),
             "v_measure": v_measure,
             "adjusted_rand": float(adjusted_rand_score(classes, found)),
-            # cuML has none; with the arithmetic mean as its norm it is the V-measure (Rosenberg and Hirschberg 2007).
+            # cuML does not have this score; normalised by the arithmetic mean it equals the V-measure (Rosenberg and
+            # Hirschberg 2007).
             "normalized_mutual_info": v_measure,
         }
 
@@ -210,10 +211,10 @@ def _claim(matrix_bytes: int) -> None:
     import rmm.statistics
     from rmm.allocators.cupy import rmm_cupy_allocator
 
-    # The embeddings, their scaled copy, PCA's copy in column order, and room for the passes over blocks of rows.
+    # This is for the embeddings, their scaled copy, PCA's copy in column order, and the temporaries of blocks of rows.
     wanted = 3 * matrix_bytes + _GIB // 2
     free, _total = cupy.cuda.runtime.memGetInfo()
-    # RMM takes multiples of 256 bytes.
+    # RMM requires a multiple of 256 bytes.
     initial = int(min(wanted, _POOL_SHARE * free)) // 256 * 256
     rmm.reinitialize(pool_allocator=True, initial_pool_size=initial)
     rmm.statistics.enable_statistics()
@@ -221,7 +222,7 @@ def _claim(matrix_bytes: int) -> None:
 
 
 def describe_gpus() -> list[str]:
-    """Return name, memory and compute capability of every visible card, in words."""
+    """Return a text for every visible GPU with its name, memory and compute capability."""
     import cupy
 
     words = []

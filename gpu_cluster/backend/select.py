@@ -1,6 +1,6 @@
-"""Which device a run uses: what was asked for, what is there, and why.
+"""Chooses the device of a job: from the device asked for and from what this machine has; says why.
 
-Looks without claiming: nothing is allocated on a card, and without a driver no GPU library is imported.
+The detection claims nothing: it allocates no GPU memory, and without a driver it imports no GPU library.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gpu_cluster.backend.gpu import GpuBackend
 from gpu_cluster.config import Device
 from gpu_cluster.errors import DeviceError
 
-# What the `gpu` extra installs.
+# Wheels that the `gpu` extra installs.
 GPU_WHEELS = ("tensorflow", "cupy-cuda12x", "cuml-cu12", "cudf-cu12", "rmm-cu12")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a GPU run needs: whether it is there, what was found, and what to do where it is not."""
+    """One thing that a job on a GPU needs: whether it is there, what was found, and what to do if it is not."""
 
     name: str
     ok: bool
@@ -32,14 +32,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Choice:
-    """The device of a run and, in words, why it is this one."""
+    """The device of a job, and in words why this one was chosen."""
 
     backend: Backend
     reason: str
 
 
 def select(device: Device) -> Choice:
-    """Choose the backend: `gpu` never falls back, `auto` takes the GPU where one can be used.
+    """Choose the backend: `auto` uses the GPU if one can be used, else the CPU; `gpu` never falls back to the CPU.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def select(device: Device) -> Choice:
 
 
 def look_for_gpu() -> tuple[Finding, ...]:
-    """Look for all that a GPU run needs: driver, visible devices, wheels, a CUDA build of TensorFlow."""
+    """Look for what a job on a GPU needs: the driver, visible devices, the wheels; if all are there, a CUDA device."""
     findings = [_driver(), _visible_devices(), _wheels()]
     if all(finding.ok for finding in findings):
         findings.append(_cupy_sees_a_device())

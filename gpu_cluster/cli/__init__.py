@@ -1,1 +1,1 @@
-"""The command line: options in, jobs out; the only room that prints."""
+"""The command line: reads options and starts jobs. This is the only package that prints."""

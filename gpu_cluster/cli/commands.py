@@ -1,4 +1,4 @@
-"""The command line: options -> a job; logging, errors and exit codes."""
+"""The commands of the command line: each turns its options into a job, prints the result and sets the exit code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from gpu_cluster.options import INTERNAL, Option, build_config, options_of
 from gpu_cluster.store.maintenance import find_store, prune, verify
 from gpu_cluster.store.maintenance import inspect as inspect_store
 
-# Every command watches for them, and the exit code of a stopped one is theirs.
+# Every command is stopped by these signals; the exit code of a stopped command depends on the signal.
 signals = Signals()
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -48,7 +48,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 _CLUSTERING = "Clustering"
 _OUTPUT = "Output"
 
-# The panel of the help that a section's options stand in, and those of the options of no section.
+# The help panel for the options of each section, and for each option that is in no section.
 _PANELS = {
     "input": "Input",
     "embed": "Embedding",
@@ -65,17 +65,18 @@ _PANELS = {
     "preset": _CLUSTERING,
 }
 
-# What the declaration of an option cannot know.
+# Help that is not in the declaration of an option, because it needs facts from the jobs.
 _MORE_HELP = {
-    "features": f"Which: {', '.join(FEATURES)}. Without it {', '.join(default_features())}, and the other networks "
-    "whose weights Keras has downloaded.",
-    "algorithms": f"Which: {', '.join(ALGORITHMS)}. All but kmeans are left out above {MOST_IMAGES:,} images.",
+    "features": f"Possible are {', '.join(FEATURES)}. The default here is {', '.join(default_features())}; a network "
+    "other than VGG16 is part of it if Keras has downloaded its weights.",
+    "algorithms": f"Possible are {', '.join(ALGORITHMS)}; the default is all of them. For more than {MOST_IMAGES:,} "
+    "images only kmeans runs.",
 }
 
 
 def _option(option: Option) -> Any:
-    """Return the type that Typer reads an option as, with its help: both are declared with the option."""
-    # Everything that is more than one number, path or switch is text here, and is read by the config.
+    """Return the type as which Typer reads an option, with its help; both come from the declaration of the option."""
+    # An option that is not a single number, path or switch is read as text here and parsed by the config.
     kinds = {part for part in _parts(option.field.annotation) if part is not type(None)}
     kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float, Path} else str
     words = " ".join(filter(None, (option.field.description, _MORE_HELP.get(option.name))))
@@ -88,7 +89,7 @@ def _option(option: Option) -> Any:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """Yield the plain types that an annotation is made of."""
+    """Yield the plain types that an annotation consists of."""
     inner = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from _parts(inner[0])
@@ -103,7 +104,7 @@ _KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def _takes_options_of(model: type[JobConfig], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make the options of a command, or those named, parameters of its function, in place of its `**options`."""
+    """Replace `**options` of a command's function by parameters: all options of the command, or those in `names`."""
 
     def taking(function: Callable[..., None]) -> Callable[..., None]:
         plain = inspect.signature(function, eval_str=True)
@@ -132,9 +133,9 @@ def _takes_options_of(model: type[JobConfig], *names: str) -> Callable[[Callable
 
 _Images = Annotated[
     list[Path] | None,
-    typer.Argument(help="Folders and image files; without any, the drawn flowers that come with gpu-cluster."),
+    typer.Argument(help="Folders and image files; by default the drawn flowers that come with gpu-cluster."),
 ]
-_RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` left.")]
+_RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` has written.")]
 _Config = Annotated[
     Path | None,
     typer.Option(help="TOML file of options, or the run.json of a job to repeat.", rich_help_panel=_OUTPUT),
@@ -147,7 +148,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tab
 
 @app.callback()
 def _root() -> None:
-    """A folder of pictures in; clusters, scores and plots out."""
+    """Cluster a folder of pictures, and write tables, scores and plots."""
 
 
 @app.command("version")
@@ -167,10 +168,11 @@ def run(
     debug: _Debug = False,
     **options: Any,
 ) -> None:
-    """Cluster a folder of images and leave a run folder of tables, scores and plots.
+    """Cluster a folder of images and write a run folder with tables, scores and plots.
 
-    Exit codes: 0 done; 1 failed while running; 2 wrong use, nothing was written; 3 done, but more files were bad than
-    --max-bad-fraction; 130 or 143 interrupted: what was embedded is kept, and the same command goes on from there.
+    Exit codes: 0 done; 1 failed while running; 2 wrong use, no results were written; 3 done, but more files were bad
+    than --max-bad-fraction allows; 130 or 143 interrupted: the store keeps the embeddings computed so far, and the same
+    command goes on from there.
     """
     _log(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
     result = gpu_cluster.run(images or (), config=config, observer=_observer(quiet), **options)
@@ -191,7 +193,7 @@ def _log(level: int) -> None:
 
 
 def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None) -> int:
-    """Return 3, and say why, where more files were bad than that share, else 0."""
+    """Return 3 and print why if the share of bad files is above `max_bad_fraction`; else return 0."""
     if not manifest.too_many_bad(max_bad_fraction):
         return 0
     print_error(
@@ -203,7 +205,7 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
 
 @app.command()
 def report(run_folder: _RunFolder, debug: _Debug = False) -> None:
-    """Write report.html of a finished run again, in place of the one that is there."""
+    """Write report.html of a finished run again; the earlier page is replaced."""
     print_done(f"report: {printable(report_job(run_folder.absolute()).as_uri())}")
 
 
@@ -216,7 +218,8 @@ def predict(
     out: Annotated[
         Path,
         typer.Option(
-            help="Table to write, .csv or .parquet; an earlier one of predictions is replaced.", rich_help_panel=_OUTPUT
+            help="Table to write, .csv or .parquet; an earlier table of predictions is replaced.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = Path("predictions.csv"),
     quiet: _Quiet = False,
@@ -225,10 +228,11 @@ def predict(
 ) -> None:
     """Assign pictures to the clusters of a finished run.
 
-    Writes a row a picture: its cluster, the most frequent label there, the distance to its centre, and whether it is
-    far: farther than 99% of the pictures that the cluster was made of. What the store lacks is embedded as the run did.
+    Writes one row for each picture: its cluster, the most frequent label of this cluster, the distance to the cluster's
+    centre, and whether the picture is far, that is farther away than 99% of the pictures that formed the cluster.
+    Pictures whose embeddings are not in the store are embedded with the options of the run.
 
-    Exit codes: as of run.
+    Exit codes: the same as for run.
     """
     config = build_config(PredictConfig, images=tuple(images or ()) or None, **options)
     found = predict_job(run_folder, config, out, _observer(quiet))
@@ -247,14 +251,14 @@ def compare(
     debug: _Debug = False,
     **options: Any,
 ) -> None:
-    """Compare features and algorithms on the same pictures: one table and one plot.
+    """Compare features and algorithms on the same pictures, in one table and one plot.
 
-    The same k for all: --k, or the one chosen in the space of the first features. The notebook's recipe has its own
-    --resize, --fit, --scaling, --pca, --whitening and --normalize. Features are kept between runs as the embeddings
-    are. Scores within a space (silhouette) compare algorithms, not features; stability is the adjusted Rand index of
-    the groups with those of five random subsamples of 80%.
+    All of them use the same k: --k, or the k that is chosen in the space of the first features. The notebook's recipe
+    has its own --resize, --fit, --scaling, --pca, --whitening and --normalize. The store keeps all features, as it
+    keeps embeddings. Scores within a space (silhouette) compare algorithms, not features. Stability is the mean
+    adjusted Rand index of the groups with those of five random subsamples of 80%.
 
-    Exit codes: as of run.
+    Exit codes: the same as for run.
     """
     _log(logging.ERROR if quiet else logging.WARNING)
     found = gpu_cluster.compare(images or (), config=config, observer=_observer(quiet), **options)
@@ -268,14 +272,14 @@ def compare(
 @app.command()
 @_takes_options_of(RunConfig, "weights", "cache", "out")
 def doctor(
-    device: Annotated[str, typer.Option(help="Fail where this device cannot work: auto, cpu or gpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="Fail if this device cannot be used: auto, cpu or gpu.")] = "auto",
     as_json: _Json = False,
     debug: _Debug = False,
     **options: Any,
 ) -> None:
-    """Say what this machine can run, and what to do about what it cannot.
+    """Check what this machine can run, and print what to do if something is missing.
 
-    Exit codes: 0 the device asked for can work; 1 it cannot.
+    Exit codes: 0 a job can run on the device asked for; 1 it cannot.
     """
     config = build_config(RunConfig, device=device, **options)
     diagnosis = diagnose(config.device, config.embed.weights, config.report.out, config.store.cache)
@@ -289,14 +293,14 @@ def doctor(
 @app.command()
 @_takes_options_of(RunConfig, "image_size")
 def selftest(
-    device: Annotated[str, typer.Option(help="gpu fails without one; auto compares where it is there.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Where the verdict goes as JSON.")] = Path("gpu-cluster-selftest.json"),
+    device: Annotated[str, typer.Option(help="gpu fails without a GPU; auto uses one only if there is one.")] = "auto",
+    out: Annotated[Path, typer.Option(help="JSON file to write the verdict to.")] = Path("gpu-cluster-selftest.json"),
     debug: _Debug = False,
     **options: Any,
 ) -> None:
-    """Do the same work on the CPU and on the GPU, with the sample set, and compare.
+    """Do the same work with the sample set on the CPU and on the GPU, and compare the results.
 
-    Exit codes: 0 all within tolerance; 1 a miss, or no GPU where one was asked for.
+    Exit codes: 0 all results are within their tolerance; 1 one is not, or the GPU that was asked for cannot be used.
     """
     config = build_config(RunConfig, device=device, **options)
     verdict = selftest_job(config.device, image_size=config.embed.image_size, observer=TerminalObserver())
@@ -305,14 +309,14 @@ def selftest(
     raise typer.Exit(0 if verdict.passed else 1)
 
 
-cache_commands = typer.Typer(help="Look at, verify or prune what is kept between runs.", no_args_is_help=True)
+cache_commands = typer.Typer(help="Inspect, verify or prune the store of embeddings.", no_args_is_help=True)
 app.add_typer(cache_commands, name="cache")
 
 
 @cache_commands.command("info")
 @_takes_options_of(RunConfig, "cache")
 def cache_info(as_json: _Json = False, **options: Any) -> None:
-    """Say what is kept: embeddings by recipe, and scans by folder."""
+    """Print what the store keeps: embeddings by recipe, and scans by folder."""
     root = find_store(build_config(RunConfig, **options).store)
     recipes = inspect_store(root)
     if as_json:
@@ -324,9 +328,9 @@ def cache_info(as_json: _Json = False, **options: Any) -> None:
 @cache_commands.command("verify")
 @_takes_options_of(RunConfig, "cache")
 def cache_verify(**options: Any) -> None:
-    """Read every shard against its checksum; damaged ones are set aside, and done again by the next run.
+    """Check every shard with its checksum; damaged ones are set aside, and the next run computes them again.
 
-    Exit codes: 0 all as they were written; 1 some were damaged.
+    Exit codes: 0 all shards are as they were written; 1 some were damaged.
     """
     n_shards, damaged = verify(find_store(build_config(RunConfig, **options).store), TerminalObserver())
     print_done(f"{n_shards:,} shards are as they were written, {len(damaged):,} damaged ones were set aside")
@@ -337,7 +341,7 @@ def cache_verify(**options: Any) -> None:
 @_takes_options_of(RunConfig, "cache")
 def cache_prune(
     unused_days: Annotated[
-        float | None, typer.Option(min=0, help="Also remove what no run has used for so many days.")
+        float | None, typer.Option(min=0, help="Also remove everything that no run has used for this many days.")
     ] = None,
     **options: Any,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The process around a command: signals, standard streams, errors on one line, exit codes."""
+"""The entry point of the process: handles signals and standard streams, prints errors on one line, sets exit codes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def main() -> None:
     signals.listen()
     _fill_closed_descriptors()
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is shown with escapes, and ends no job.
+        # A character that the terminal's encoding lacks is shown as an escape; without this it would end the job.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] or ["--help"]
     debug = "--debug" in arguments
     try:
         _check_arguments(arguments)
-        # Out of standalone mode Typer leaves usage errors to us, and we keep every error on one line.
+        # Without standalone mode Typer does not print usage errors itself, so that every error stays on one line.
         code = app(args=arguments, standalone_mode=False)
         if code == 128 + signal.SIGINT:
-            # Typer turns a KeyboardInterrupt in a command into this code, without a word.
+            # Typer silently turns a KeyboardInterrupt in a command into this code.
             raise KeyboardInterrupt
     except (GpuClusterError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
@@ -41,7 +41,7 @@ def main() -> None:
         code = _print_interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
         if signals.number is not None:
-            # A C extension that is being imported makes an ImportError of whatever a signal raises in it.
+            # While a C extension is imported, it may turn the exception of a signal into an ImportError.
             code = _print_interrupted()
         else:
             found = " ".join(str(error).split())
@@ -52,20 +52,23 @@ def main() -> None:
 
 
 def _fill_closed_descriptors() -> None:
-    """Give a process started without standard streams some: else the first files it opens are taken for them."""
+    """Open the standard streams of a process that was started without them.
+
+    Otherwise the first files that it opens would get their descriptors, and be written to as if they were the streams.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest that is free, which is this one.
+            # `open` uses the lowest free descriptor, which is this one.
             os.open(os.devnull, os.O_RDWR)
-    # Python itself has none then.
+    # Python has set a stream that was closed at its start to None.
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse empty arguments: as a path each would be the current folder, whatever is in there."""
+    """Refuse empty arguments: as a path, an empty argument would mean the current folder."""
     for number, argument in enumerate(arguments, start=1):
         if not argument or (argument.startswith("--") and argument.endswith("=")):
             raise ConfigError(
@@ -74,6 +77,6 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _print_interrupted() -> int:
-    """Say that nothing came of it, and return the exit code of a process that a signal ended."""
+    """Print that the job was interrupted, and return the exit code of a process that was ended by a signal."""
     print_error("interrupted; no results were written: run the same command again to go on")
     return 128 + (signals.number or signal.SIGINT)

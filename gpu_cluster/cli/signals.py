@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a job ends at a moment that loses nothing. Must not know what the job does."""
+"""Handles Ctrl-C and SIGTERM, so that a job ends at a moment when nothing is lost. Must not know what the job does."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gpu_cluster.events import Observer
 
 
 class Terminated(BaseException):
-    """SIGTERM came; raised where the job is, so that what it staged is cleared away."""
+    """SIGTERM has arrived; it is raised inside the job, so that the job removes its temporary folder."""
 
 
 class Signals(Observer):
-    """Ends the job on Ctrl-C and SIGTERM: at once, or, while it embeds, when the current shard is kept."""
+    """Ends the job on Ctrl-C and SIGTERM: at once, or in the stage embed when the current shard is in the store."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._stage: str | None = None
 
     def listen(self) -> None:
-        """Take the signals; SIGINT not where it is ignored, as in the background of a shell."""
+        """Install the handlers; SIGINT stays ignored if it is, as for a job in the background of a shell."""
         signal.signal(signal.SIGTERM, self._handle)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._handle)
@@ -42,13 +42,13 @@ class Signals(Observer):
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         first = self.number is None
         self.number = number if first else self.number
-        # Schedulers signal more than once, so a second TERM says nothing new; a second Ctrl-C does.
+        # Schedulers may send SIGTERM several times, so later ones are ignored. A second Ctrl-C ends the job at once.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if first and self._stage == "embed":
-            # Where nobody can be told, the shard is finished all the same.
+            # If the message cannot be written, the shard is still finished.
             with suppress(OSError):
                 os.write(2, b"interrupted: finishing the current shard; Ctrl-C ends at once, and loses it\n")
             return
-        # Nothing may break into the clearing away.
+        # A further Ctrl-C must not interrupt the cleaning up.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated

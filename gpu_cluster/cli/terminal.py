@@ -1,6 +1,6 @@
-"""What a job looks like in a terminal: progress, decisions, the summary. Printed for `cli` and nobody else.
+"""Prints progress, decisions and results of the commands. Only `cli` uses this module.
 
-A terminal gets a progress bar and tables, anything else plain lines.
+A terminal gets a progress bar and tables; a pipe or a file gets plain lines.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _PLAIN_EVERY_S = 5.0
 
 
 class _Patient:
-    """A stream that goes quiet where it cannot be written any more: that must not end a job of hours.
+    """A stream that drops all output once it can no longer be written, because this must not end a job of hours.
 
-    Nobody reads a pipe any more, the terminal is gone, or the disk is full on which a log is kept.
+    This happens when the reader of a pipe has ended, the terminal is gone, or the disk with the log is full.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -69,7 +69,7 @@ class _Patient:
         try:
             yield
         except OSError:
-            # Python writes what is left when it ends, and would fail once more.
+            # Python writes buffered output when it ends, and would fail again without this.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
@@ -131,12 +131,12 @@ class TerminalObserver(Observer):
 
 
 def print_done(message: str) -> None:
-    """Print what a command has done, which is done whether or not anybody reads it."""
+    """Print what a command has done; if this cannot be printed, the command still counts as done."""
     _console(soft_wrap=True).print(message, markup=False)
 
 
 def print_error(message: str, *, with_traceback: bool = False) -> None:
-    """Print why a command failed, on one line of standard error, if asked for below the traceback."""
+    """Print on one line of standard error why a command failed; `with_traceback` prints the traceback before it."""
     stream = _Patient(sys.stderr)
     if with_traceback:
         stream.write(traceback.format_exc())
@@ -145,7 +145,7 @@ def print_error(message: str, *, with_traceback: bool = False) -> None:
 
 
 def print_summary(result: RunResult) -> None:
-    """Print what a job found and where it left it."""
+    """Print the results of a run, and where they are."""
     console = _console(soft_wrap=True)
     findings = result.findings
     if findings is None:
@@ -154,7 +154,7 @@ def print_summary(result: RunResult) -> None:
     if console.is_terminal:
         width = max(len(name) for name, _ in lines)
         for name, value in lines:
-            # No table, which would break the links to fit the terminal.
+            # These lines are not a table, because a table would break the links to fit the terminal.
             console.print(Text.assemble((f"{name:{width}}", "bold"), "  ", value))
         console.print(_cluster_table(findings))
     else:
@@ -165,7 +165,7 @@ def print_summary(result: RunResult) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print the table of a comparison as Markdown, and where it was left."""
+    """Print the table of a comparison as Markdown, and where it is."""
     console = _console(soft_wrap=True)
     for line in comparison_lines(found):
         console.print(line, markup=False)
@@ -173,22 +173,22 @@ def print_comparison(found: Comparison) -> None:
 
 
 def print_prediction(found: Prediction) -> None:
-    """Print how many pictures went where, and where the table is."""
+    """Print how many pictures were assigned to each cluster, and where the table is."""
     console = _console(soft_wrap=True)
     n_bad = len(found.manifest.bad)
     console.print(f"files: {len(found.manifest)} found: {len(found.rows)} assigned, {n_bad} bad", markup=False)
     for cluster, count in enumerate(np.bincount(found.labels)):
         if count:
             console.print(f"cluster {cluster}: {count} images", markup=False)
-    console.print(f"far from all that was clustered: {int(found.far.sum())}", markup=False)
+    console.print(f"far from the centre of their cluster: {int(found.far.sum())}", markup=False)
     if found.bad_files is not None:
         console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
     console.print(f"results: {printable(str(found.out))}", markup=False)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """Print the checks as a table, what fails with its remedy."""
-    # What is printed is all that comes of it: where that fails, the command fails.
+    """Print the checks as a table, with the remedy for each check that fails."""
+    # The printed text is the only result, so the command fails if it cannot be printed.
     console = Console(soft_wrap=True, highlight=False)
     marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
     width = max(len(check.name) for check in diagnosis.checks)
@@ -201,8 +201,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
-    """Print what is kept between runs, a line a recipe or a scanned folder."""
-    # What is printed is all that comes of it: where that fails, the command fails.
+    """Print what the store keeps: each recipe and each scanned folder."""
+    # The printed text is the only result, so the command fails if it cannot be printed.
     console = Console(soft_wrap=True, highlight=False)
     console.print(printable(str(root)), markup=False)
     for recipe in recipes:
@@ -218,8 +218,8 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Print the comparison of the devices, a line each, with the tolerance and the reason for it."""
-    # Wide enough for a row a line in a log.
+    """Print the comparison of the devices, one line for each row, with its tolerance and the reason for it."""
+    # In a log, the table is wide enough to have each row on one line.
     console = _console(width=None if sys.stdout.isatty() else 160)
     marks = {True: "ok", False: "MISS", None: ""}
     table = Table(pad_edge=False)
@@ -244,7 +244,7 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     sure = findings.sweep.agreement
-    yield "clusters", f"{clustering.k} ({why})" + ("" if sure is None else f"; restarts agree there to {sure:.2f}")
+    yield "clusters", f"{clustering.k} ({why})" + ("" if sure is None else f"; agreement of restarts {sure:.2f}")
     yield "space", findings.projection.space
     for name, value in scores.internal.items():
         sampled = name == "silhouette" and 0 < scores.n_silhouette < len(findings.embeddings.rows)

@@ -1,1 +1,1 @@
-"""Arrays -> clusters and scores. Nothing here knows a manifest, a store, a picture or a network."""
+"""Turns arrays into clusters and scores. Must not know what is in a manifest, a store, a picture or a network."""

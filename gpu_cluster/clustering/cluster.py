@@ -1,6 +1,6 @@
-"""A space + k -> Clustering.
+"""Turns a space and a number of clusters k into a Clustering.
 
-Must not know why this k.
+Must not know why this k was chosen.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def cluster(
     observer: Observer,
     originals: IntArray | None = None,
 ) -> Clustering:
-    """Cluster x (n, m) into k; number the clusters by size, largest first, and drop those that hold nothing.
+    """Cluster x (n, m) into k clusters; drop empty clusters and number the others by size, largest first.
 
-    A number then means the same from run to run and from device to device, whichever restart won. Copies, as
-    `originals` names them (see `copies`), get the label and the distance of their originals.
+    With this order a cluster has the same number in every run and on every device, whichever restart was the best.
+    Copies, as named by `originals` (see `copies`), get the label and the distance of their originals.
     """
     xp = backend.xp
     partition = kmeans.fit(x, k, config, seed=seed, backend=backend)
@@ -53,7 +53,7 @@ def cluster(
 
 
 def of_labels(x: Array, found: IntArray, *, backend: Backend) -> Clustering:
-    """Describe the groups `found` (n,), host, of the rows of x, whichever algorithm found them, by their means."""
+    """Return a Clustering of x (n, m) for the groups `found` (n,), host, of any algorithm; the centres are means."""
     xp = backend.xp
     _held, dense = np.unique(found, return_inverse=True)
     order = _by_size(dense, int(dense.max()) + 1)
@@ -78,7 +78,7 @@ def of_labels(x: Array, found: IntArray, *, backend: Backend) -> Clustering:
 
 
 def _by_size(labels: IntArray, k: int) -> IntArray:
-    """Return the clusters that hold rows, largest first; of two of one size, the one whose first row comes first."""
+    """Return the clusters that are not empty, largest first; of two equal sizes, the one with the earlier first row."""
     sizes = np.bincount(labels, minlength=k)
     held, first_rows = np.unique(labels, return_index=True)
     return np.asarray(held[np.lexsort((first_rows, -sizes[held]))], dtype=np.int64)

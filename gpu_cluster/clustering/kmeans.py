@@ -1,4 +1,4 @@
-"""Starts and restarts around `Backend.fit_kmeans`, and the arithmetic that every engine shares.
+"""Draws the starts of k-means and restarts `Backend.fit_kmeans`; holds the arithmetic that all devices share.
 
 Enters: a matrix x (n, d) and k. Leaves: centres, labels and distances that agree on every device up to rounding. Must
 not know what the rows are.
@@ -16,14 +16,15 @@ from gpu_cluster.backend.base import HostArray
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.sampling import sorted_sample
 
-# k-means++ draws its starts from all rows up to this many, above from a fixed sample of as many.
+# k-means++ draws its starts from all rows; for more rows than this, from a random sample of this size (same seed, same
+# sample).
 START_ROWS = 20_000
 
-# A restart has to be better by more than rounding, or the first of two equal ones wins: which of them is lower in the
-# last digits differs between engines.
+# A restart replaces the best one only if it is better by more than rounding. Of two equal restarts the first one stays,
+# because which of them is lower in the last digits differs between devices.
 _BETTER = 1 - 1e-6
 
-# Numbers in the largest temporary of a pass over the rows.
+# Largest number of values in a temporary of a pass over the rows.
 _BLOCK_SIZE = 1 << 24
 
 
@@ -31,7 +32,7 @@ _BLOCK_SIZE = 1 << 24
 class Partition:
     """k-means of x: centres (k, d), labels (n,), squared distances (n,) to the own centre, their sum, iterations.
 
-    `agreement` is the mean adjusted Rand index of the best restart with the others; None where there was one alone.
+    `agreement` is the mean adjusted Rand index of the best restart with the others; None if there was only one restart.
     """
 
     centres: Array
@@ -43,10 +44,11 @@ class Partition:
 
 
 def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend) -> Partition:
-    """Cluster x (n, d) into k and keep the best of `n_init` restarts.
+    """Cluster x (n, d) into k clusters and return the best of `n_init` restarts.
 
-    The starts are those that scikit-learn's own KMeans would draw: one RandomState, chained through the restarts. The
-    centres returned are the means of the clusters that the engine found, the labels the nearest of these centres.
+    The starts are those that scikit-learn's own KMeans would draw: all restarts use one RandomState, one after the
+    other. The returned centres are the means of the clusters that the device found; each label is the nearest of these
+    centres.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -90,7 +92,7 @@ def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -
 def nearest(x: Array, centres: Array, backend: Backend) -> Array:
     """Return the index (n,) int64 of the centre nearest to each row."""
     xp = backend.xp
-    # |x - c|^2 less |x|^2, which is the same for every centre.
+    # This is |x - c|^2 without |x|^2, which is the same for every centre.
     offsets = xp.sum(centres * centres, axis=1)
     axes = xp.matrix_transpose(centres)
     found = [xp.argmin(offsets - 2 * (x[rows, :] @ axes), axis=1) for rows in blocks(x.shape[0], centres.shape[0])]
@@ -107,20 +109,20 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
 
 
 def row_squares(x: Array, backend: Backend) -> Array:
-    """Return the sum of squares (n,) of each row, without another matrix of the size of x."""
+    """Return the sum of squares (n,) of each row, without a temporary matrix of the size of x."""
     xp = backend.xp
     return xp.concat([xp.sum(x[rows, :] * x[rows, :], axis=1) for rows in blocks(*x.shape)])
 
 
 def row_norms(x: Array, backend: Backend) -> Array:
-    """Return the Euclidean norm (n, 1) of each row, 1 for a row of zeros: a divisor that leaves these as they are."""
+    """Return the Euclidean norm (n, 1) of each row, but 1 for a row of zeros, so that dividing leaves it unchanged."""
     xp = backend.xp
     norms = xp.sqrt(row_squares(x, backend))[:, None]
     return xp.where(norms > 0, norms, xp.ones_like(norms))
 
 
 def one_hot(labels: Array, k: int, backend: Backend) -> Array:
-    """Return (n, k) float64, 1 where the row has the label."""
+    """Return (n, k) float64: 1 in the column of the row's label, else 0."""
     clusters = backend.from_host(np.arange(k))
     return backend.xp.astype(labels[:, None] == clusters[None, :], backend.xp.float64)
 
@@ -142,9 +144,10 @@ def cluster_sizes(labels: Array, k: int, backend: Backend) -> Array:
 
 
 def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
-    """Return the mean (k, d) of each cluster; an empty one keeps its centre.
+    """Return the mean (k, d) of each cluster; an empty cluster keeps its centre.
 
-    Engines sum in whatever order their threads finish, so their own centres differ in the last digits from run to run.
+    The engines add up in the order in which their threads finish, so the last digits of their own centres differ from
+    run to run. Therefore the means are computed again here.
     """
     xp = backend.xp
     k = centres.shape[0]
@@ -154,7 +157,7 @@ def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
-    """Yield slices of n rows such that each times `width` numbers is a temporary of bounded size."""
+    """Yield slices that cover n rows, so short that a temporary of `width` values for each row has a bounded size."""
     size = max(1, _BLOCK_SIZE // max(1, width))
     for first in range(0, n, size):
         yield slice(first, min(first + size, n))

@@ -1,6 +1,7 @@
-"""Formulas in the array API, for what not every engine has; no engine in sight.
+"""Formulas of scores that not every engine has, written in the array API.
 
-x is (n, d), labels (n,), centres (k, d), sizes (k,); k is from 2 to n - 1. Host formulas take NumPy arrays.
+x is (n, d), labels (n,), centres (k, d), sizes (k,); k is from 2 to n - 1. Formulas on the host take NumPy arrays. Must
+not know an engine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def davies_bouldin(xp: ModuleType, centres: Array, spreads: Array) -> Array:
         difference = centres[rows, None, :] - centres[None, :, :]
         apart = xp.sqrt(xp.sum(difference * difference, axis=2))
         together = spreads[rows, None] + spreads[None, :]
-        # Two clusters with one centre are as bad as can be, but a cluster is not compared with itself.
+        # A distance of 0 gives 0 here, because each cluster compared with itself must not count. Two clusters with the
+        # same centre give 0 too, as in scikit-learn.
         ratio = xp.where(apart > 0, together / xp.where(apart > 0, apart, xp.ones_like(apart)), xp.zeros_like(apart))
         worst.append(xp.max(ratio, axis=1))
     return xp.mean(xp.concat(worst))
@@ -50,7 +52,7 @@ def calinski_harabasz(xp: ModuleType, centres: Array, sizes: Array, mean: Array,
 
 
 def contingency(classes: HostInts, labels: HostInts, n_classes: int, k: int) -> HostInts:
-    """Count (n_classes, k) the rows of each class in each cluster; host."""
+    """Return the numbers (n_classes, k) of rows of each class in each cluster; host."""
     counts = np.zeros((n_classes, k), dtype=np.int64)
     np.add.at(counts, (classes, labels), 1)
     return counts
@@ -59,7 +61,8 @@ def contingency(classes: HostInts, labels: HostInts, n_classes: int, k: int) -> 
 def matched_accuracy(counts: HostInts) -> float:
     """Return the share of rows in the right cluster under the best one-to-one matching of classes and clusters.
 
-    The matching is an assignment problem (Kuhn 1955); classes or clusters left over count as wrong.
+    The matching is an assignment problem (Kuhn 1955). The rows of classes or clusters that have no partner count as
+    wrong.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -68,7 +71,7 @@ def matched_accuracy(counts: HostInts) -> float:
 
 
 def knee(ks: Sequence[int], inertias: Sequence[float]) -> int | None:
-    """Return the knee of a falling curve (Kneedle: Satopaa et al. 2011), or None where there is none."""
+    """Return the knee of a falling curve (Kneedle: Satopaa et al. 2011), or None if there is none."""
     from kneed import KneeLocator
 
     if len(ks) < 3 or max(inertias) <= min(inertias):
@@ -89,10 +92,11 @@ def farthest_from_chord(ks: Sequence[int], inertias: Sequence[float]) -> int:
 def silhouettes(
     x: Array, labels: Array, k: int, *, sample: int, seed: int, backend: Backend
 ) -> tuple[HostFloats, HostInts]:
-    """Return silhouettes (Rousseeuw 1987) and the rows they belong to, both host.
+    """Return silhouettes (Rousseeuw 1987) and the rows that they belong to, both host.
 
-    All rows up to `sample` of them; above, a sample of that size, the same for the same n and seed, judged among
-    itself. Empty where the silhouette is not defined: fewer than 2 clusters in it, or as many as rows.
+    These are all rows, or, if there are more than `sample`, a random sample of that size (the same for the same n and
+    seed), whose silhouettes are computed within the sample. Both are empty if the silhouette is not defined: with fewer
+    than 2 clusters, or as many clusters as rows.
     """
     xp = backend.xp
     n = x.shape[0]
@@ -107,5 +111,5 @@ def silhouettes(
 
 
 def mean_or_none(values: HostFloats) -> float | None:
-    """Return the mean in float64, or None where there is nothing to take it of."""
+    """Return the mean in float64, or None if there are no values."""
     return float(np.mean(values, dtype=np.float64)) if values.size else None

@@ -1,7 +1,7 @@
-"""What `predict` needs of a run, on disk: `model.json` and `arrays.npz`; no pickle.
+"""Writes and reads the model of a run, which `predict` needs: `model.json` and `arrays.npz`, without pickle.
 
-Whatever is read is checked: the sum of all of it, every array's name, shape and type, and that all are finite. Must not
-know where a clustering comes from or what is predicted.
+Everything that is read is checked: the checksum of the whole model, the name, shape and type of every array, and that
+all values are finite. Must not know where a clustering comes from or what is predicted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpu_cluster.results import Reduction
 
 SCHEMA = 2
 
-# Of the options of embedding those that change the numbers.
+# The options of embedding that change the numbers.
 _EMBED_OPTIONS = ("pooling", "image_size", "resize", "fit")
 _REDUCTION_ARRAYS = ("low", "span", "mean", "components", "divisors")
 
@@ -35,12 +35,12 @@ class Model:
 
     Attributes
     ----------
-    embed : how pictures became embeddings; only what changes the numbers
-    features : what the embeddings are of: network, sha256 of its weights, pooling
-    reduction : embeddings -> space
-    centres : (k, m) float32
-    far_distances : (k,) float32, host; a picture farther from its centre than this is far from all that was clustered
-    cluster_labels : most frequent label of each cluster, None for none; None without labels
+    embed : how pictures became embeddings; only the options that change the numbers
+    features : what computed the embeddings: network, sha256 of its weights, pooling
+    reduction : how embeddings become the space
+    centres : (k, m) float32, device
+    far_distances : (k,) float32, host; a picture farther from its cluster's centre than this counts as far
+    cluster_labels : most frequent label of each cluster, None for a cluster without one; None if there were no labels
     """
 
     embed: EmbedConfig
@@ -77,7 +77,7 @@ def save_model(folder: Path, model: Model, backend: Backend) -> None:
 
 
 def checksum(content: Mapping[str, Any], arrays: bytes) -> str:
-    """Return the sha256 of a model: of its JSON without this sum, in one form, and of the file of its arrays."""
+    """Return the sha256 of a model: of its JSON without this checksum, keys sorted, and of the bytes of its arrays."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + arrays).hexdigest()
 
@@ -88,7 +88,7 @@ def load_model(folder: Path, backend: Backend) -> Model:
     Raises
     ------
     DataError
-        When there is none, or it is damaged, or of another schema.
+        When there is no model, it is damaged, or its schema is another one.
     """
     try:
         text = (folder / "model.json").read_bytes()
@@ -118,7 +118,8 @@ def load_model(folder: Path, backend: Backend) -> Model:
         embed, scaling = _check(content, arrays)
     except (MemoryError, ImportError):
         raise
-    # Somebody's own model, with the right sum: whatever NumPy, zipfile and the checks stumble over.
+    # A model made by another program may have the right checksum and still be invalid; NumPy, zipfile and the checks
+    # then raise many types of errors.
     except Exception as error:
         raise _damaged(folder, f"{type(error).__name__} {error}") from error
     on_device = {name: backend.from_host(array) for name, array in arrays.items()}
@@ -133,7 +134,13 @@ def load_model(folder: Path, backend: Backend) -> Model:
 
 
 def _check(content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> tuple[EmbedConfig, str]:
-    """Return what is checked by building it; whatever is wrong with the rest is an error that `load_model` explains."""
+    """Check a model's content; return its embedding options and its scaling.
+
+    Raises
+    ------
+    Exception
+        Whatever the checks stumble over; `load_model` turns it into a DataError.
+    """
     embed = EmbedConfig.model_validate({name: content["embed"][name] for name in _EMBED_OPTIONS})
     facts = content["reduction"]
     scaling = ReduceConfig(scaling=facts["scaling"]).scaling

@@ -1,4 +1,4 @@
-"""Embeddings -> Projection: scale, PCA, whiten, normalise.
+"""Reduces embeddings to a Projection: scale, PCA, whiten, normalise.
 
 Enters: embeddings (n, d). Leaves: the space that is clustered, and two principal components to plot. Must not know
 what is found in that space.
@@ -18,11 +18,11 @@ from gpu_cluster.results import Projection, Reduction
 
 log = logging.getLogger(__name__)
 
-# Components weaker than this share of the strongest one's variance are rounding of float32 data, not directions;
-# whitening would blow them up to full size.
+# A component whose variance is below this share of the strongest one's is float32 rounding and not a real direction;
+# whitening would enlarge it to full size.
 _NULL_SHARE = 1e-6
-# The same for the data as a whole: variance below this share of its mean square means that the rows are equal up to
-# rounding. TensorFlow's embedding of one picture varies by 4e-8 with the batch it is in, its square root by 2e-4.
+# The same for the data as a whole: if the variance is below this share of the mean square, the rows are equal up to
+# rounding. TensorFlow's embedding of a picture varies by 4e-8 with the batch that it is in, its square root by 2e-4.
 _EQUAL_SHARE = 1e-7
 
 
@@ -36,9 +36,9 @@ def reduce(
 ) -> Projection:
     """Project the embeddings x (n, d) float32 into the space to cluster in.
 
-    Copies, as `originals` names them (see `copies`), get the principal components of their originals.
+    Copies, as named by `originals` (see `copies`), get the principal components of their originals.
 
-    Memory: one more (n, d) matrix while it runs; kept only if the sweep is on the scaled columns.
+    Memory: one more (n, d) matrix while it runs; it is kept only if the sweep runs on the scaled columns.
     """
     low, span = _column_range(x, backend) if config.scaling == "minmax" else (None, None)
     scaled = scale(x, config.scaling, backend, low=low, span=span)
@@ -72,12 +72,12 @@ def reduce(
 
 
 def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Array]:
-    """Bring other embeddings x (n, d) float32 into a space that was fitted before.
+    """Project other embeddings x (n, d) float32 into a space that was fitted before.
 
     Returns
     -------
     x
-        (n, m) float32 in that space.
+        (n, m) float32, the rows in that space.
     pcs
         (n, 2) float32, their first two principal components.
     """
@@ -95,8 +95,8 @@ def _applied(scaled: Array, reduction: Reduction, backend: Backend) -> tuple[Arr
 
 
 def _divisors(fit: PCAFit, kept: int, power: float, backend: Backend) -> Array:
-    # Full whitening blows the weak components up to the size of the strong ones; a power below a half goes part of the
-    # way.
+    # Full whitening enlarges the weak components to the size of the strong ones; a power below a half does so only
+    # partly.
     variance = np.maximum(fit.explained_variance[:kept], np.finfo(np.float32).tiny)
     return backend.from_host((variance**power).astype(np.float32))
 
@@ -121,7 +121,7 @@ _SCALING_WORDS = {
 
 
 def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None, span: Array | None = None) -> Array:
-    """Scale embeddings (n, d): `sqrt-l2` and `l2` by rows, `minmax` by columns' `low` and `span`, `none` not at all."""
+    """Scale embeddings (n, d): `sqrt-l2` and `l2` scale rows, `minmax` columns by `low` and `span`, `none` nothing."""
     xp = backend.xp
     if scaling == "sqrt-l2":
         # The Hellinger map of Arandjelovic and Zisserman 2012 (RootSIFT): embeddings end in a ReLU, so none is below 0.
@@ -138,20 +138,20 @@ def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None,
 
 
 def _column_range(x: Array, backend: Backend) -> tuple[Array, Array]:
-    """Return least value and range (d,) of each column; 1 for the range of one that is constant."""
+    """Return the smallest value (d,) and the range (d,) of each column; the range is 1 for a constant column."""
     xp = backend.xp
     low, high = xp.min(x, axis=0), xp.max(x, axis=0)
     return low, xp.where(high > low, high - low, xp.ones_like(high))
 
 
 def count_components(pca: int | str, n: int, d: int) -> int:
-    """Return the components asked for: `auto` is the root of n clipped to 8..32; at most n - 1 and d, at least 1."""
+    """Return the number of components: `auto` is sqrt(n) clipped to 8..32; at most n - 1 and d, at least 1."""
     wanted = int(np.clip(np.sqrt(n), 8, 32)) if pca == "auto" else 1 if pca == "none" else int(pca)
     return max(1, min(wanted, n - 1, d))
 
 
 def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
-    """Fit PCA and drop the directions in which nothing varies; rows that are all equal keep one, of zeros."""
+    """Fit PCA and drop the components without variance; if all rows are equal, one component of zeros remains."""
     xp = backend.xp
     n, d = scaled.shape
     if n == 1:
@@ -170,7 +170,7 @@ def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
 
 
 def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
-    """Turn every component so that its largest loading is positive: engines choose signs at will."""
+    """Give every component the sign that makes its largest loading positive, because engines choose signs freely."""
     xp = backend.xp
     largest = xp.max(fit.components, axis=1, keepdims=True)
     smallest = xp.min(fit.components, axis=1, keepdims=True)
@@ -179,7 +179,7 @@ def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
 
 
 def _project(scaled: Array, fit: Reduction, backend: Backend) -> Array:
-    # x C' - m C' and not (x - m) C': no second (n, d) matrix.
+    # x C' - m C' instead of (x - m) C' avoids a second (n, d) matrix.
     xp = backend.xp
     axes = xp.matrix_transpose(fit.components)
     return scaled @ axes - fit.mean @ axes

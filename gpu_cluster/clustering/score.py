@@ -1,6 +1,7 @@
-"""Everything known about a Clustering in numbers.
+"""Computes the scores of a Clustering.
 
-Must not know how the clustering was found, or how the numbers are shown.
+Enters: a space x (n, m), a Clustering of its rows, and labels if there are any. Leaves: Scores. Must not know how the
+clustering was found, or how the scores are shown.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def score(
     holdout: float | None = None,
     originals: IntArray | None = None,
 ) -> Scores:
-    """Score a clustering of x (n, m) by itself and, where there are labels, against them.
+    """Score a clustering of x (n, m) by itself and, if there are labels, compare it with them.
 
-    With `holdout` also on that random share of the rows. Copies, as `originals` names them (see `copies`), get the
-    silhouette of their originals.
+    With `holdout`, a random share of this size is scored separately too. Copies, as named by `originals` (see
+    `copies`), get the silhouette of their originals.
     """
     n = x.shape[0]
     values, rows = metrics.silhouettes(
@@ -40,7 +41,7 @@ def score(
     if 0 < len(rows) < n:
         observer.notice(f"Silhouette on a fixed random sample of {len(rows):,} of {n:,} images")
     silhouettes = np.full(n, np.nan, dtype=np.float32)
-    # Of several rows with the same bytes the first of the sample counts, which is written last.
+    # If several rows of the sample have the same bytes, the first one counts; it is written last.
     silhouettes[rows[::-1] if originals is None else originals[rows[::-1]]] = values[::-1]
     labelled = np.empty(0, np.int64) if truth is None else np.flatnonzero(truth.codes >= 0)
     external, table = None, None
@@ -62,7 +63,7 @@ def score(
 
 
 def _by_centres(x: Array, clustering: Clustering, backend: Backend) -> dict[str, float | None]:
-    """Davies-Bouldin and Calinski-Harabasz; both need at least 2 clusters and fewer than images."""
+    """Return Davies-Bouldin and Calinski-Harabasz; both need at least 2 clusters, and fewer clusters than images."""
     xp, k = backend.xp, clustering.k
     if not 2 <= k <= x.shape[0] - 1:
         return {"davies_bouldin": None, "calinski_harabasz": None}
@@ -96,7 +97,7 @@ def _holdout(
     seed: int,
     backend: Backend,
 ) -> dict[str, float | None] | None:
-    """Score on a random share of the images, split as scikit-learn's `train_test_split` does it."""
+    """Score a random share of the images, drawn as scikit-learn's `train_test_split` draws its test set."""
     n = x.shape[0]
     if share is None:
         return None

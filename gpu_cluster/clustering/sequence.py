@@ -1,6 +1,7 @@
-"""Embeddings x (n, d) -> a space, a number of clusters, clusters, scores: the sequence of every job that clusters.
+"""Runs the steps of every job that clusters, in their order.
 
-Must not know where the embeddings come from, or what becomes of the clusters.
+Enters: embeddings x (n, d). Leaves: a space, a number of clusters, clusters and scores. Must not know where the
+embeddings come from, or what becomes of the clusters.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gpu_cluster.results import Clustering, Projection, Scores, Sweep, Truth
 
 @dataclass(frozen=True)
 class Clusters:
-    """What each step of the sequence found."""
+    """The result of each step."""
 
     projection: Projection
     sweep: Sweep
@@ -38,18 +39,18 @@ def find_clusters(
     truth: Truth | None = None,
     originals: IntArray | None = None,
 ) -> Clusters:
-    """Cluster embeddings x (n, d) float32, device: reduce, sweep over k, cluster at the k chosen, score.
+    """Cluster embeddings x (n, d) float32, device: reduce, sweep over k, cluster with the chosen k, score.
 
     Parameters
     ----------
     sweep_space
-        As `Projection.sweep_space`: `projection`, or `scaled` for the scaled embeddings before PCA.
+        Where the sweep runs: `projection`, or `scaled` for the scaled embeddings before PCA.
     holdout
-        A share of the images to score by itself too.
+        Share of the images to score separately too.
     truth
         The labels to compare the clusters with; they take no part in any decision.
     originals
-        For each row the first row of the same bytes (see `copies`); None where no row is a copy.
+        (n,), host; for each row the first row with the same bytes (see `copies`); None if no row is a copy.
     """
     projection = find_space(x, config, backend=backend, events=events, sweep_space=sweep_space, originals=originals)
     sweep = find_k(projection, config, backend=backend, events=events)
@@ -87,7 +88,7 @@ def find_space(
     sweep_space: str = "projection",
     originals: IntArray | None = None,
 ) -> Projection:
-    """Return the space that is clustered: the first step, for whoever clusters it by other algorithms too."""
+    """Return the space that is clustered: the first step, which jobs with other algorithms call too."""
     with events.stage("reduce"):
         return reduce(x, config.reduce, backend=backend, sweep_space=sweep_space, originals=originals)
 

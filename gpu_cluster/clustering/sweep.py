@@ -1,6 +1,6 @@
-"""A space -> Sweep: k-means for each k of a range, and the k chosen.
+"""Runs k-means in a space for each k of a range, and chooses one k: leaves a Sweep.
 
-Must not know how the space came about or what is done with the k.
+Must not know how the space was made, or what is done with the k.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import KChoice, Sweep, SweepPoint
 
-# Restarts that agree less than this have found no groups that are there whatever the start.
+# If the restarts agree less than this, the groups depend on the start: they are not clear.
 CLEAR_AGREEMENT = 0.65
 
+# Fewest images in a cluster, on average, for a k that agreement may choose.
 _IMAGES_A_CLUSTER = 8
 
 
@@ -30,7 +31,7 @@ def check_ks(config: SweepConfig, n: int) -> None:
     Raises
     ------
     ConfigError
-        When k or the end of a range that was given is above n.
+        When k, or the end of a range that was given, is above n.
     """
     if config.k is not None and config.k > n:
         raise ConfigError(
@@ -54,7 +55,7 @@ def sweep_k(
     backend: Backend,
     observer: Observer,
 ) -> Sweep:
-    """Cluster x (n, m) for each k of the range and choose one: `k` if given, else by what `select` names."""
+    """Cluster x (n, m) for each k of the range and choose one k: `config.k` if given, else by `config.select`."""
     ks = _ks_to_try(config, x.shape[0], observer)
     points = []
     for done, k in enumerate(ks):
@@ -71,7 +72,7 @@ def sweep_k(
     observer.progress("sweep", len(ks), len(ks))
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
-        observer.notice(f"k cut from {config.k} to {best_k}: no more of the files could be read")
+        observer.notice(f"k cut from {config.k} to {best_k}, because no more files could be read")
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:
@@ -80,11 +81,11 @@ def sweep_k(
 
 
 def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
-    """Yield what speaks against the k chosen."""
+    """Yield the reasons to doubt the chosen k, in words."""
     points, best_k = sweep.points, sweep.best_k
     first, last = points[0].k, points[-1].k
     if sweep.chosen_by == KChoice.CHORD:
-        yield f"No clear knee in the inertia curve, k {first} to {last}: took {best_k}, the k farthest from its chord"
+        yield f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest from its chord"
     if sweep.chosen_by != KChoice.AGREEMENT:
         return
     if (sweep.agreement or 0) < CLEAR_AGREEMENT:
@@ -110,7 +111,7 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
 
 
 def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[int, KChoice]:
-    """Return the k chosen from the points of a sweep of n images, and how."""
+    """Return the k that is chosen from the points of a sweep of n images, and how it was chosen."""
     ks, inertias = [point.k for point in points], [point.inertia for point in points]
     if config.k is not None:
         return min(config.k, n), KChoice.GIVEN
@@ -120,7 +121,8 @@ def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[i
         return max(points, key=_silhouette).k, KChoice.SILHOUETTE
     candidates = _candidates(points, n) if config.select == "agreement" else []
     if candidates:
-        # Groups far apart are found again whatever the start, and so are they where two near ones are taken for one.
+        # Groups that are far apart are found from any start, but so are fewer groups, when near ones are merged.
+        # Therefore the silhouette decides between equal agreements.
         return max(candidates, key=lambda point: (point.agreement or 0, _silhouette(point))).k, KChoice.AGREEMENT
     found = metrics.knee(ks, inertias)
     if found is not None:
@@ -137,8 +139,8 @@ def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
 
 
 def is_candidate(k: int, n: int) -> bool:
-    """Tell whether it says something that clusters of n images are found again, for this many clusters.
+    """Return whether agreement between restarts means something for k clusters of n images.
 
-    Two are found again in almost any data, and so are the many of a few images each.
+    In almost any data two clusters are found again by every restart, and so are many clusters of few images each.
     """
     return 3 <= k <= max(3, n // _IMAGES_A_CLUSTER)

@@ -1,6 +1,7 @@
-"""A space -> a position in the plane for every picture, neighbours beside neighbours (t-SNE), to look at.
+"""Computes a position in the plane for every picture (t-SNE), so that similar pictures lie near each other in a plot.
 
-Must not know clusters or labels: what the eye finds in the plane is not put there by them.
+Enters: a space x (n, m). Leaves: positions (n, 2). Must not know clusters or labels, so that the groups seen in the
+plot are independent of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.sampling import sorted_sample
 
-# Fewer have no neighbours to speak of.
+# With fewer pictures a t-SNE has no meaning.
 _FEWEST = 5
 
 
@@ -29,10 +30,10 @@ def lay_out(
 ) -> FloatArray:
     """Return (n, 2) float32, host: t-SNE (van der Maaten and Hinton 2008) of the clustered space x (n, m).
 
-    Above `layout_sample` pictures t-SNE is of a fixed random sample of as many, and the others are put beside the
-    nearest picture of it. Fewer than 5 pictures, and pictures or a sample that differ in no more than one direction,
-    keep their first two principal components `pcs` (n, 2). Copies, as `originals` names them (see `copies`), lie where
-    their originals lie.
+    For more than `layout_sample` pictures, t-SNE runs on a random sample of that size (same seed, same sample), and
+    each other picture is put beside the picture of the sample that is nearest to it. With fewer than 5 pictures, or if
+    the pictures or the sample differ in one direction only, the positions are the first two principal components `pcs`
+    (n, 2). Copies, as named by `originals` (see `copies`), get the positions of their originals.
     """
     plane = _lay_out(x, pcs, config, seed=seed, backend=backend, observer=observer)
     return plane if originals is None else plane[originals]
@@ -51,9 +52,10 @@ def _lay_out(
     plane = np.asarray(backend.to_host(backend.tsne(sampled, seed=seed)), np.float32)
     if len(rows) == n:
         return plane
-    observer.notice(f"t-SNE of a fixed random sample of {len(rows):,} of {n:,} images; the others beside their nearest")
+    observer.notice(f"t-SNE of a random sample of {len(rows):,} of {n:,} images; each other lies beside its nearest")
     nearest = backend.to_host(kmeans.nearest(x, sampled, backend))
-    # Not on top of it: a tenth of the distance that there is for each picture of the sample.
+    # A picture does not lie exactly on its nearest one: it is moved by about a tenth of the usual distance between
+    # pictures of the sample.
     room = np.sqrt(np.prod(np.ptp(plane, axis=0)) / len(plane))
     beside = random.normal(scale=0.1 * room, size=(n, 2))
     beside[rows] = 0
@@ -61,9 +63,9 @@ def _lay_out(
 
 
 def _spans(x: Array, plain: FloatArray, backend: Backend) -> bool:
-    """Tell whether there is a plane to lay out: t-SNE divides by the spread of what it starts from."""
+    """Return whether the pictures differ in two directions: t-SNE divides by the spread of its start positions."""
     xp = backend.xp
     if len(plain) < _FEWEST or x.shape[1] < 2 or not np.ptp(plain, axis=0).all():
         return False
-    # Rows of unit length may be equal where the components, taken before, are not.
+    # The components are computed before rows are scaled to unit length; after that, rows may be equal.
     return bool(np.any(backend.to_host(xp.max(x, axis=0) - xp.min(x, axis=0))))

@@ -1,1 +1,1 @@
-"""Pictures -> embeddings: what describes a picture, and what runs the network."""
+"""Turns pictures into embeddings: the features that describe a picture, and the engines that run the networks."""

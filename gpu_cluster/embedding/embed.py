@@ -1,8 +1,8 @@
-"""Manifest -> Embeddings (n, d) on the device.
+"""Turns the pictures of a manifest into Embeddings (n, d) on the device.
 
-What the store holds is read from there. Each other content goes through the engine once, shard by shard, and into the
-store. What the engine cannot decode gets a second look by Pillow, and what neither can decode is reported with its
-reason. Must not know what becomes of the embeddings.
+Embeddings that the store holds are read from there. Every other content goes through the engine once, shard by shard,
+and its embedding into the store. Pictures that the engine cannot decode are tried again with Pillow; those that neither
+can decode are reported with their reason. Must not know what becomes of the embeddings.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def embed(
     store_config: StoreConfig,
     observer: Observer,
 ) -> Embeddings:
-    """Embed every file of a scanned manifest that is not bad; the same content once.
+    """Embed every file of a scanned manifest that is not bad; files with the same content are embedded once.
 
-    Without a store nothing is read from one, and nothing kept.
+    If `store` is None, every embedding is computed and none is kept.
 
-    Memory: one (n, d) float32 matrix, a shard of it and a few batches of pixels; a second matrix only if a file turned
-    out bad that its header did not give away.
+    Memory: one (n, d) float32 matrix, a shard of it and a few batches of pixels; a second matrix only if a file whose
+    header was good turns out bad.
 
     Raises
     ------
@@ -86,23 +86,24 @@ def embed(
 
 
 def plan_shards(missing: IntArray, shard_size: int) -> list[IntArray]:
-    """Part what the store lacks, in its order, into shards of one size.
+    """Split the contents that the store lacks, in their order, into shards of one size.
 
-    A run after a kill lacks just what follows the last shard that was kept: its shards, and the batches in them, are
-    those that the killed run would have come to, and so are its numbers, to the last bit.
+    After a kill, the store lacks exactly the contents after the last shard that was kept. The next run therefore
+    computes the same shards, with the same batches, as the killed run would have, and the numbers are equal to the last
+    bit.
     """
     return [missing[first : first + shard_size] for first in range(0, len(missing), shard_size)]
 
 
 @dataclass(frozen=True)
 class EmbeddedShard:
-    """What became of the pictures of a shard.
+    """The result of embedding one shard of s pictures.
 
     Attributes
     ----------
-    x : (s, d) float32, device; of no meaning in the rows that have a reason
-    reasons : why a picture has no embedding, in plain words; None where it has one
-    lasting : (s,) bool, host; whether that is so of the content, whenever it is embedded, and may be kept
+    x : (s, d) float32, device; undefined in rows that have a reason
+    reasons : why a picture has no embedding, in plain words; None if it has one
+    lasting : (s,) bool, host; whether the result depends only on the content, so that the store may keep it
     """
 
     x: Array
@@ -111,20 +112,21 @@ class EmbeddedShard:
 
 
 def _ignore(n: int) -> None:
-    """Nobody watches the progress."""
+    """Do nothing with the progress."""
 
 
 def embed_shard(
     pictures: Sequence[Picture], engine: Engine, progress: Callable[[int], None] = _ignore
 ) -> EmbeddedShard:
-    """Embed some pictures; a function of them and the engine alone, so shards can be embedded anywhere, in any order.
+    """Embed some pictures.
 
-    `progress` is called with the number of pictures done since it was called last.
+    The result depends only on the pictures and the engine, so shards can be embedded anywhere and in any order.
+    `progress` is called with the number of pictures done since its last call.
 
     Raises
     ------
     DeviceError
-        When the device has not even memory for one picture.
+        When the memory of the device is too small even for one picture.
     """
     backend, n = engine.backend, len(pictures)
     x = backend.xp.empty((n, engine.extractor.n_features), dtype=backend.xp.float32)
@@ -143,7 +145,7 @@ def embed_shard(
         for position in part:
             try:
                 squares[int(position)] = engine.square(_decoded(pictures[position]))
-            # Pillow's decoders raise whatever a broken file makes them stumble over; none may end the job.
+            # On a broken file Pillow's decoders can raise any type of error, and none of them may end the job.
             except Exception as error:  # noqa: BLE001
                 reasons[position], lasting[position] = _reason(pictures[position], error)
         if squares:
@@ -172,7 +174,7 @@ def _run(engine: Engine, pixels: Pixels, positions: IntArray, x: Array) -> None:
             engine.batch_size //= 2
             continue
         x[backend.from_host(positions[part])] = features
-        # The features may be a view of memory that the engine uses again.
+        # The features may be a view of memory that the engine reuses, so the copy must be finished before it goes on.
         backend.synchronize()
         first = part.stop
 
@@ -183,7 +185,7 @@ def _decoded(picture: Picture) -> npt.NDArray[np.uint8]:
 
 
 def _reason(picture: Picture, error: Exception) -> tuple[str, bool]:
-    """Return in plain words why a picture cannot be decoded, and whether that is so of its content."""
+    """Return in plain words why a picture cannot be decoded, and whether its content is the reason."""
     if isinstance(error, UnreadableError):
         return str(error), False
     try:
@@ -195,7 +197,7 @@ def _reason(picture: Picture, error: Exception) -> tuple[str, bool]:
 
 
 def _changed(picture: Picture) -> bool:
-    """Tell whether a picture is another one than was scanned: then its embedding is not of the hash it has."""
+    """Return whether a file changed after the scan: then its embedding does not belong to its recorded hash."""
     try:
         stat = picture.source.stat(picture.location)
     except UnreadableError:
@@ -204,7 +206,7 @@ def _changed(picture: Picture) -> bool:
 
 
 def _key(engine: Engine) -> dict[str, Any]:
-    """Return all that an embedding depends on beside the content of its file."""
+    """Return everything that an embedding depends on, except the content of its file."""
     return {
         **engine.extractor.key,
         "n_features": engine.extractor.n_features,
@@ -218,9 +220,9 @@ def _key(engine: Engine) -> dict[str, Any]:
 
 
 class _Matrix:
-    """The matrix being filled: one row a file that is not bad, computed once a content.
+    """The matrix that is being filled: one row for each file that is not bad; each content is computed once.
 
-    Every index below is of a distinct content, in the order of its first file.
+    Every index below numbers the distinct contents, in the order of their first files.
     """
 
     def __init__(
@@ -256,7 +258,7 @@ class _Matrix:
         return np.flatnonzero(~self._done)
 
     def read_store(self) -> None:
-        """Fill in what the store holds."""
+        """Fill in the embeddings and reasons that the store holds."""
         if self._shards is None:
             return
         for found, x, reasons in self._shards.find(self._hashes(np.arange(self.n_contents))):
@@ -266,7 +268,7 @@ class _Matrix:
                 raise self._interrupted()
 
     def compute(self, shard: IntArray, engine: Engine) -> None:
-        """Embed the contents of one shard, and keep what lasts."""
+        """Embed the contents of one shard; the store keeps the results that depend only on the content."""
         if self._observer.stopping():
             raise self._interrupted()
         limit = engine.batch_size
@@ -284,7 +286,7 @@ class _Matrix:
             raise self._interrupted()
 
     def finish(self) -> tuple[Array, IntArray, dict[int, str]]:
-        """Return the matrix, the manifest row of each of its rows, and the reasons of the files that turned out bad."""
+        """Return the matrix, the manifest row of each of its rows, and the reason of each file that turned out bad."""
         first_row = self._rows[self._at]
         bad = {int(first_row[index]): why for index, why in self._bad.items()}
         copies = [row for row in self._rows if row in self._manifest.duplicates]
@@ -306,7 +308,7 @@ class _Matrix:
         self._done[indices] = True
 
     def _copy(self, sources: IntArray, targets: IntArray) -> None:
-        # In blocks: a folder of copies must not need a second matrix.
+        # Copying in blocks avoids a second matrix when most files are copies.
         block = 1 << 14
         for first in range(0, len(sources), block):
             part = slice(first, first + block)
@@ -316,7 +318,7 @@ class _Matrix:
     def _progress(self, n: int) -> None:
         self._n_done += n
         self._observer.progress("embed", self._n_done, self.n_contents)
-        # Where nothing is kept there is no shard to finish.
+        # Without a store nothing is kept, so there is no reason to finish the shard.
         if self._shards is None and self._observer.stopping():
             raise self._interrupted()
 

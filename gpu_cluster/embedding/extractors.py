@@ -1,7 +1,7 @@
-"""What pictures are described by: VGG16 pooled in one way or another, other networks, and what came before networks.
+"""The features that describe a picture: VGG16 with several poolings, other networks, and features without a network.
 
-Enters: batches of pictures (B, side, side, 3) float32 RGB 0..255. Leaves: a row of numbers a picture, none below 0 but
-from networks with other activations. Must not know where pictures come from or what becomes of the numbers.
+Enters: batches of pictures (B, side, side, 3) float32 RGB 0..255. Leaves: one row of numbers for each picture; only the
+networks marked `below_0` give numbers below 0. Must not know where pictures come from or what becomes of the numbers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class Extractor:
 
     Attributes
     ----------
-    key : all that the numbers depend on beside the picture and what computes them
-    n_features : numbers a picture
-    build : precision -> what maps (B, side, side, 3) to (B, n_features) float32; called with TensorFlow loaded
+    key : everything that the numbers depend on, except the picture and the engine that computes them
+    n_features : how many numbers describe one picture
+    build : takes a precision and returns a function from (B, side, side, 3) to (B, n_features) float32; needs
+        TensorFlow to be loaded
     """
 
     key: Mapping[str, Any]
@@ -49,12 +50,12 @@ def of_vgg16(weights: vgg16.Weights, config: EmbedConfig) -> Extractor:
     )
 
 
-# Hue, saturation and value.
+# Numbers of bins for hue, saturation and value.
 _COLOUR_BINS = (16, 4, 4)
 
 
 def colour_histogram() -> Extractor:
-    """Return the shares of a picture's pixels in 16 x 4 x 4 bins of hue, saturation and value."""
+    """Return the colour histogram: the shares of a picture's pixels in 16 x 4 x 4 bins of hue, saturation and value."""
     return Extractor(
         key={"features": "colour histogram", "bins": list(_COLOUR_BINS)},
         n_features=int(np.prod(_COLOUR_BINS)),
@@ -74,7 +75,8 @@ def _count_colours(pictures: tf.Tensor) -> Any:
     return tf.cast(counts, tf.float32) / flat.shape[1]
 
 
-# Of Dalal and Triggs 2005: 9 orientations, blocks of 2 x 2 cells; larger cells, as a whole picture is described.
+# 9 orientations and blocks of 2 x 2 cells as in Dalal and Triggs 2005; the cells are larger than theirs, because the
+# features describe a whole picture.
 _ORIENTATIONS, _CELL, _BLOCK = 9, 16, 2
 
 
@@ -111,10 +113,10 @@ def _count_gradients(pictures: tf.Tensor) -> Any:
 
 @dataclass(frozen=True)
 class _KerasModel:
-    """A network of keras.applications: its class, its module, its features, and the file that Keras downloads.
+    """A network of keras.applications: class, module, number of features, and the weights file that Keras downloads.
 
-    Not EfficientNet of the first version: built with ImageNet's weights it has a layer more than built without, so that
-    weights that are loaded into it would meet pictures of another scale.
+    The first version of EfficientNet is not among them: built with ImageNet's weights it has one layer more than built
+    without, so weights loaded into it later would get pictures of another scale.
     """
 
     name: str
@@ -140,12 +142,12 @@ KERAS_MODELS: Mapping[str, _KerasModel] = {
 
 
 def keras_weights(name: str) -> Path:
-    """Return where Keras keeps the ImageNet weights of a network that it has downloaded."""
+    """Return the path at which Keras saves the ImageNet weights of a network that it downloads."""
     return vgg16.downloaded(KERAS_MODELS[name].file)
 
 
 def of_keras(name: str, image_size: int) -> Extractor:
-    """Return another network of keras.applications without its top, average pooling.
+    """Return another network of keras.applications, without its top and with average pooling.
 
     Raises
     ------

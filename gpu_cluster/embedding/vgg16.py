@@ -1,7 +1,7 @@
-"""The backbone: VGG16 without its top, its weights, its preprocessing and the poolings of its feature maps.
+"""The network VGG16 without its top: its weights, its preprocessing and the poolings of its feature maps.
 
-Enters: a weights file; then batches of pictures. Leaves: 512 or more numbers a picture. Must not know where pictures
-come from.
+Enters: a weights file, then batches of pictures. Leaves: 512 or more numbers for each picture. Must not know where
+pictures come from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import h5py
     import tensorflow as tf
 
-# Channels of the convolutions by block: Simonyan and Zisserman 2014, table 1, configuration D.
+# Channels and number of the convolutions in each block: Simonyan and Zisserman 2014, table 1, configuration D.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 # sha256 of data/weights/vgg16_imagenet_notop.weights.h5, see ATTRIBUTION.md beside it.
@@ -53,7 +53,7 @@ LAYER_SHAPES: Mapping[str, tuple[int, int, int, int]] = _layer_shapes()
 
 @dataclass(frozen=True)
 class Weights:
-    """Checked weights: kernel and bias by layer name, and where they came from."""
+    """Checked weights: kernel and bias by layer name, the file that they came from and its sha256."""
 
     path: Path
     sha256: str
@@ -61,13 +61,13 @@ class Weights:
 
 
 def find_weights(named: Path | None = None) -> Weights:
-    """Read and check the weights: the file named, else the one shipped, else Keras's own download.
+    """Read and check the weights: the named file, else the shipped one, else the one that Keras downloaded.
 
     Raises
     ------
     WeightsError
-        When there is no file, or it is damaged, or it holds another network. Never falls through to the next place
-        from a file that is there and wrong.
+        When there is no file, it is damaged, or it holds another network. A wrong file is always an error: the next
+        place is only tried if the file does not exist.
     """
     shipped = shipped_data() / "weights" / "vgg16_imagenet_notop.weights.h5"
     places = [named] if named is not None else [shipped, downloaded(_LEGACY_NAME)]
@@ -88,8 +88,8 @@ def find_weights(named: Path | None = None) -> Weights:
 
 
 def downloaded(name: str) -> Path:
-    """Return where Keras keeps a weights file that it has downloaded."""
-    # Without a HOME, and for a user that the system does not know, the tilde stays, and nothing is there.
+    """Return the path at which Keras saves a weights file that it downloads."""
+    # Without HOME and for a user unknown to the system, the tilde is not expanded; then no file is found there.
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     return Path(home) / "models" / name
 
@@ -120,7 +120,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def _read_keras3(file: h5py.File) -> dict[str, tuple[FloatArray, FloatArray]]:
-    # Groups are numbered by class; the layer's own name is an attribute of its variables.
+    # The groups are named by class and number; the layer's own name is an attribute of its variables.
     found = {}
     for group in file["layers"].values():
         variables = group["vars"]
@@ -168,7 +168,9 @@ def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
 
 
 def use_tensorflow() -> None:
-    """Have Keras compute with TensorFlow whatever the user's settings say; before TensorFlow, whose import loads Keras.
+    """Make Keras compute with TensorFlow, whatever the user's settings are.
+
+    This must be called before TensorFlow is imported, because that import loads Keras.
 
     Raises
     ------
@@ -187,22 +189,22 @@ def use_tensorflow() -> None:
 
 
 def count_features(pooling: Pooling, image_size: int) -> int:
-    """Return how many numbers a picture of that side becomes."""
+    """Return how many numbers the embedding of a picture of this side has."""
     channels = _BLOCKS[-1][0]
     if pooling == "gem-4-5":
         return _BLOCKS[-2][0] + channels
-    # Every block halves the side.
+    # Each block halves the side.
     return channels * (image_size >> len(_BLOCKS)) ** 2 if pooling == "flatten" else channels
 
 
-# Whoever embeds again and again in one process would otherwise build and trace the network each time.
+# Without this cache, a process that embeds several times would build and trace the network every time.
 @functools.lru_cache(maxsize=1)
 def build(
     weights: Weights, image_size: int, precision: Precision, pooling: Pooling
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, `count_features`) float32.
 
-    Channels stay last on every device: it is what a CPU's and a tensor core's convolutions read without a transpose.
+    Channels are last on every device: convolutions on a CPU and on tensor cores read this layout without a transpose.
     """
     import keras
     import tensorflow as tf
@@ -213,20 +215,20 @@ def build(
     for name, (kernel, bias) in weights.layers.items():
         model.get_layer(name).set_weights([kernel, bias])
 
-    # One signature for every batch size: the last, smaller batch is not traced again.
+    # With one signature for every batch size, the last batch, which is smaller, is not traced again.
     @tf.function(input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)], autograph=False)  # type: ignore[untyped-decorator]
     def network(pictures: tf.Tensor) -> Any:
         block4, block5 = blocks(
             keras.applications.vgg16.preprocess_input(pictures, data_format="channels_last"), training=False
         )
-        # Before pooling: the sums of a map, and the cubes of its values, leave the range of float16.
+        # The cast comes before pooling, because the sum of a map and the cubes of its values exceed float16's range.
         return _pool(tf.cast(block4, tf.float32), tf.cast(block5, tf.float32), pooling)
 
     return network  # type: ignore[no-any-return]
 
 
 def _pool(block4: tf.Tensor, block5: tf.Tensor, pooling: Pooling) -> Any:
-    """Pool feature maps (B, height, width, channels), none of whose values is below 0."""
+    """Pool feature maps (B, height, width, channels) whose values are all 0 or above."""
     import tensorflow as tf
 
     if pooling == "average":
@@ -241,7 +243,7 @@ def _pool(block4: tf.Tensor, block5: tf.Tensor, pooling: Pooling) -> Any:
 
 
 def _generalised_mean(maps: tf.Tensor) -> Any:
-    """Return the cubic root of the mean cube (Radenovic, Tolias and Chum 2018, with their p = 3)."""
+    """Return the cube root of the mean of the cubes (Radenovic, Tolias and Chum 2018, with their p = 3)."""
     import tensorflow as tf
 
     return tf.pow(tf.reduce_mean(maps * maps * maps, (1, 2)), 1 / 3)
@@ -249,7 +251,10 @@ def _generalised_mean(maps: tf.Tensor) -> Any:
 
 @contextmanager
 def settings_for(precision: Precision) -> Iterator[None]:
-    """Build with settings of our own: those in the user's keras.json would change the numbers."""
+    """Set what Keras needs inside the block; the settings in the user's keras.json would change the numbers.
+
+    The TensorFloat-32 setting stays after the block; the others are restored.
+    """
     import keras
     import tensorflow as tf
 

@@ -1,1 +1,1 @@
-"""Pictures as files: which there are, what their headers say, their labels, their pixels."""
+"""Pictures as files: finds them, and reads their headers, labels and pixels; makes thumbnails."""

@@ -1,7 +1,7 @@
-"""One file -> what its header says, and its picture by way of Pillow.
+"""Reads the header of one file, or decodes its picture with Pillow.
 
-Enters: a file. Leaves: its format by content, or its picture (h, w, 3) uint8: RGB, upright, what is transparent on
-white. Must not know TensorFlow, nor what becomes of a picture.
+Enters: a file. Leaves: its format by content, or its picture (h, w, 3) uint8: RGB, upright, with transparent parts on
+white. Must not know TensorFlow, nor what is done with a picture.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Part of the key of every embedding that is kept: to be counted up when a file's pixels come out otherwise than before.
+# Part of the key of every embedding that the store keeps: increase it when the decoded pixels of any file change.
 VERSION = 2
 
-# What Pillow opens and we do not: EPS runs Ghostscript on the file, the others it can only recognise.
+# Formats that Pillow opens and this package does not: for EPS Pillow runs Ghostscript on the file, the others it can
+# only recognise.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-# No Pillow here reads these; a file of that name is reported with its reason rather than passed over.
+# Pillow does not read these formats; such a file is reported with its reason instead of being skipped.
 _NOT_YET = frozenset({".heic", ".heif", ".hif"})
 
-# First bytes of a file, by the format that they promise.
+# First bytes of a file, and the format that they indicate.
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG", "PNG"),
@@ -46,13 +47,13 @@ HEAD_BYTES = 32
 
 _ICON = b"\0\0\1\0"
 
-# Tag 274 of Exif 2.3; 1 is upright.
+# The orientation tag, number 274 in Exif 2.3; its value 1 is upright.
 _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of an image file say: format and mode in Pillow's words, pixels, Exif orientation 1 to 8."""
+    """The header of an image file: format and mode as Pillow names them, size in pixels, Exif orientation 1 to 8."""
 
     format: str
     mode: str
@@ -63,7 +64,7 @@ class Header:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Return the suffixes, in lower case with their dot, that promise a picture."""
+    """Return the file name suffixes of pictures, in lower case with their dot."""
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -73,7 +74,7 @@ def suffixes() -> frozenset[str]:
 
 @functools.cache
 def _formats(suffix: str) -> tuple[str, ...]:
-    """Return what a file may turn out to be: formats with a signature, and the one without that its name promises."""
+    """Return the formats that Pillow may try for a file: those with a signature, and the one that its suffix names."""
     from PIL import Image
 
     promised = Image.registered_extensions().get(suffix)
@@ -85,7 +86,7 @@ def _formats(suffix: str) -> tuple[str, ...]:
 
 
 def format_of(head: bytes) -> str | None:
-    """Return the format that a file's first `HEAD_BYTES` promise, None where they are no picture's."""
+    """Return the format that a file's first `HEAD_BYTES` indicate, or None if they are not those of a picture."""
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
@@ -98,11 +99,12 @@ def format_of(head: bytes) -> str | None:
 
 @contextmanager
 def limited(max_pixels: int | None) -> Iterator[None]:
-    """Hold Pillow, in all threads, to `max_pixels` a picture (None: any) and to silence about odd files."""
+    """Make Pillow, in all threads, refuse pictures of more than `max_pixels` (None: no limit) and hide its warnings."""
     from PIL import Image
 
     earlier = Image.MAX_IMAGE_PIXELS
-    # Pillow warns at its limit and refuses at twice that: a half, so that odd limits are exact too.
+    # Pillow warns at its limit and refuses at twice that, so it gets half of ours; as a float, which is exact for odd
+    # limits too.
     Image.MAX_IMAGE_PIXELS = None if max_pixels is None else max_pixels / 2  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
@@ -114,19 +116,19 @@ def limited(max_pixels: int | None) -> Iterator[None]:
 
 
 def read_header(stream: IO[bytes], suffix: str = "") -> Header:
-    """Read the header of an image file; decodes nothing.
+    """Read the header of an image file without decoding the picture.
 
     Raises
     ------
     Exception
-        Whatever Pillow's readers stumble over; `reason` puts it in words.
+        Any error that Pillow's readers raise; `reason` describes it in words.
     """
     from PIL import IcoImagePlugin, Image
 
     head = stream.read(4)
     stream.seek(0)
     if head == _ICON:
-        # Pillow decodes an icon, whatever its size, to open it.
+        # Image.open would decode an icon of any size, so only the icon's header is read here.
         with IcoImagePlugin.IcoFile(stream).frame(0) as icon:
             return Header("ICO", icon.mode, icon.width, icon.height, 1)
     with Image.open(stream, formats=_formats(suffix.lower())) as image:
@@ -136,13 +138,13 @@ def read_header(stream: IO[bytes], suffix: str = "") -> Header:
 def decode(stream: IO[bytes], suffix: str = "") -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, RGB, upright, on white.
 
-    Of 16 bits the high byte is taken, as TensorFlow does; 32-bit pixels have no agreed white, and are stretched so
-    that the lowest is black and the highest white.
+    Of 16-bit values the high byte is used, as in TensorFlow. 32-bit values have no standard white, so they are
+    stretched: the lowest becomes black and the highest white.
 
     Raises
     ------
     Exception
-        Whatever Pillow's decoders stumble over; `reason` puts it in words.
+        Any error that Pillow's decoders raise; `reason` describes it in words.
     """
     from PIL import Image
 
@@ -151,30 +153,30 @@ def decode(stream: IO[bytes], suffix: str = "") -> np.ndarray[Any, np.dtype[np.u
         if image.format == "PNG":
             if not image.tile:
                 raise OSError("no pixels in it")
-            # Pillow itself passes over a wrong checksum of the pixels.
+            # When Pillow decodes, it ignores a wrong checksum of the pixels; `verify` does not.
             image.verify()
     stream.seek(0)
     with Image.open(stream, formats=formats) as image:
-        # Pillow turns a TIFF upright as it loads it.
+        # Pillow already turns a TIFF upright when it loads the pixels.
         orientation = 1 if image.format == "TIFF" else _orientation(image)
         flat = _on_white(_eight_bits(image))
         return np.asarray(_upright(flat, orientation))
 
 
 def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
-    """Return the picture of a file as `decode` does, but no side longer than `side`.
+    """Return the picture of a file as in `decode`, but with no side longer than `side`.
 
     Raises
     ------
     Exception
-        As `decode`.
+        The same errors as `decode`.
     """
     from PIL import Image
 
     with Image.open(stream, formats=_formats(suffix.lower())) as image:
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
             orientation = _orientation(image)
-            # libjpeg then leaves out what a small copy does not show: most of the time of a large photo.
+            # In draft mode libjpeg decodes at a reduced size, which saves most of the time for a large photo.
             image.draft(image.mode, (2 * side, 2 * side))
             small = _upright(image.convert("RGB"), orientation)
         else:
@@ -185,7 +187,7 @@ def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
 
 
 def _eight_bits(image: Image) -> Image:
-    """Return an image of a mode whose conversion to RGB or RGBA keeps its colours."""
+    """Return the image in a mode that can be converted to RGB or RGBA without changing its colours."""
     from PIL import Image, ImageChops
 
     if image.mode.startswith("I;16"):
@@ -205,26 +207,26 @@ def _eight_bits(image: Image) -> Image:
         return Image.fromarray(((pixels - low) * (255 / (high - low or 1))).astype(np.uint8))
     _scale_key(image)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for one of Adobe's, which are inverted; TensorFlow looks for Adobe's marker.
+        # Pillow treats every CMYK JPEG as one of Adobe's, whose values are inverted; TensorFlow checks Adobe's marker.
         return ImageChops.invert(image)
     return image
 
 
 def _raw_mode(image: Image) -> str:
-    """Return how the file holds its pixels, in Pillow's words; known until they are loaded."""
+    """Return Pillow's name for the file's pixel format; it is only known before the pixels are loaded."""
     arguments: Any = getattr(image, "tile", None) and image.tile[0][3]  # type: ignore[attr-defined]
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _scale_key(image: Image) -> None:
-    """Bring a PNG's transparent colour to the 8 bits that Pillow brings its pixels to, but not that."""
+    """Scale the transparent colour of a PNG to 8 bits; Pillow scales the pixels, but not this colour."""
     key, raw = image.info.get("transparency"), _raw_mode(image)
     if image.format != "PNG" or key is None:
         return
     if raw in ("L;2", "L;4"):
         image.info["transparency"] = key * (85 if raw == "L;2" else 17)
     elif raw == "RGB;16B":
-        # Of the colours that share their high bytes with it each is taken for it: Pillow holds no more.
+        # Every colour with the same high bytes becomes transparent too, because Pillow keeps only the high bytes.
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
@@ -254,29 +256,32 @@ def _upright(image: Image, orientation: int) -> Image:
 
 
 def _orientation(image: Image) -> int:
-    """Return the Exif orientation, 1 where there is none or none that means anything."""
+    """Return the Exif orientation, or 1 if there is none or it is not valid."""
     from PIL import Image
 
     try:
-        # Of the base class: PNG's own would decode the picture in search of a chunk behind it.
+        # PNG's own getexif would decode the picture to look for a chunk after it, so the base class's one is used.
         found = Image.Image.getexif(image).get(_ORIENTATION)
-    # Exif blocks are broken in every way that bytes can be.
+    # A broken Exif block can raise any type of error.
     except Exception:  # noqa: BLE001
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def is_passing(error: Exception) -> bool:
-    """Tell what says nothing of a file's content, and may be over the next time: options, memory, the file system."""
+    """Return whether an error is not caused by a file's content (but by options, memory or the file system).
+
+    Such an error may not occur again the next time.
+    """
     from PIL import Image
 
-    # Pillow's own OSErrors have no number.
+    # Pillow's own OSErrors have no errno.
     from_system = isinstance(error, OSError) and error.errno is not None
     return from_system or isinstance(error, MemoryError | Image.DecompressionBombError)
 
 
 def reason(head: bytes, error: Exception) -> str:
-    """Say in plain words why a file, which begins with the bytes `head`, is no picture that can be used."""
+    """Return in plain words why a file, which begins with the bytes `head`, is not a usable picture."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, Image.DecompressionBombError):

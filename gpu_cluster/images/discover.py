@@ -1,4 +1,4 @@
-"""Folders, files and lists named -> the files that are pictures, sorted by path.
+"""Finds the picture files in the folders, files and lists that the user names, and sorts them by path.
 
 Must not know what is in a picture beyond its first bytes.
 """
@@ -22,14 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def discover(config: PicturesConfig, observer: Observer) -> Manifest:
-    """Find the pictures.
-
-    Without images named, the sample set that comes with the package is taken.
+    """Find the pictures; if the user names none, use the sample set that comes with the package.
 
     Raises
     ------
     DataError
-        When a path is not there, or no picture is found.
+        When a path does not exist or cannot be read, or no picture is found.
     """
     if config.images or config.input_list is not None:
         return _manifest(config.images, config.input_list)
@@ -60,7 +58,7 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     if input_list is not None:
         files.update(_read_list(input_list))
     if n_skipped:
-        log.info("passed over %d files that are no pictures, neither by content nor by name", n_skipped)
+        log.info("skipped %d files that are no pictures by their content and none by their name", n_skipped)
     files |= bad_files.keys()
     if not files:
         where = ", ".join(repr(printable(str(path))) for path in (*named, *([input_list] if input_list else [])))
@@ -72,7 +70,7 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     else:
         folders = [str(path if path.is_dir() else path.parent) for path in named]
         root = os.path.commonpath([*folders, *(os.path.dirname(file) for file in files)])
-    # By bytes, not by locale or surrogates, so that the order is the same on every machine.
+    # Sorted by bytes and not by locale or surrogates, so that the order is the same on every machine.
     file_of = {os.path.relpath(file, root): file for file in files}
     paths = sorted(file_of, key=os.fsencode)
     bad = {row: bad_files[file_of[path]] for row, path in enumerate(paths) if file_of[path] in bad_files}
@@ -80,22 +78,22 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
 
 
 def _read_list(input_list: Path) -> Iterator[str]:
-    """Yield the files that a list names, relative to the folder that it lies in."""
+    """Yield the files that a list names; relative names start from the folder of the list."""
     try:
         content = input_list.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read --input-list {printable(str(input_list))!r}: {error.strerror}") from error
-    # As `find -print0` writes it, for names with newlines in them.
+    # `find -print0` separates names by NUL bytes, for names with newlines in them.
     names = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
     if not any(name.strip() for name in names):
-        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file a line")
+        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file per line")
     for name in names:
         if name.strip():
             yield os.path.normpath(os.path.join(input_list.parent, os.fsdecode(name)))
 
 
 def _is_folder(path: Path) -> bool:
-    """Tell a folder from a file; neither is an error."""
+    """Return whether a path is a folder; raise a DataError if it is neither a folder nor a regular file."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
-"""Manifest + a source of labels -> the Manifest with its labels.
+"""Adds labels to a Manifest.
 
-Labels come from a CSV that is named, a CSV found in a folder named, or the folders' names. They never take part in a
-decision; they are compared with what came out.
+Labels come from a CSV that the user names, from a CSV found in a folder that the user names, or from the names of the
+folders. They take no part in any decision; they are only compared with the clusters.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gpu_cluster.manifest import Manifest
 
 
 def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Manifest:
-    """Return the manifest with its labels, where there is a source of them.
+    """Return the manifest with its labels, or as it is if there are no labels.
 
     Raises
     ------
     DataError
-        When the labels do not fit the files, or more than one CSV in the folders named could hold them.
+        When the labels do not fit the files, or more than one CSV in the named folders could hold them.
     """
     if config.labels_from_folders:
         return _by_folder(manifest, observer)
@@ -45,9 +45,9 @@ def _by_folder(manifest: Manifest, observer: Observer) -> Manifest:
 
 
 def _find_table(manifest: Manifest, config: InputConfig) -> Path | None:
-    """Return the one CSV directly in a folder named whose header has both columns."""
+    """Return the only CSV directly in a named folder whose header has both columns; None if there is no such CSV."""
     found = []
-    # Without anything named it is the sample set.
+    # If the user named nothing, the pictures are the sample set, whose folder is the root.
     named = config.images or ([manifest.root] if config.input_list is None else [])
     for folder in (path for path in named if path.is_dir()):
         for table in sorted(folder.iterdir()):
@@ -91,7 +91,7 @@ def _by_table(manifest: Manifest, table: Path, config: InputConfig, observer: Ob
         if None not in (labels[row], label) and labels[row] != label:
             raise DataError(
                 f"{printable(str(table))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
-                "expected one a file"
+                "expected one label for each file"
             )
         else:
             labels[row] = labels[row] or label
@@ -146,7 +146,7 @@ def _with_labels(
 
 
 class _Rows:
-    """Finds the manifest row that a name in a labels CSV means."""
+    """Finds the manifest row for a name in a labels CSV."""
 
     def __init__(self, manifest: Manifest, table: Path) -> None:
         self._bases = (manifest.root, table.absolute().parent)
@@ -156,7 +156,7 @@ class _Rows:
             self._by_name[os.path.basename(path)].append(row)
 
     def find(self, name: str) -> int | None:
-        """Return the row of an absolute name, one relative to the images or the CSV, or an unambiguous bare name."""
+        """Return the row for an absolute path, a path relative to the root or the CSV, or an unambiguous file name."""
         for candidate in (name, name.strip()):
             for base in self._bases:
                 row = self._by_path.get(os.path.normpath(base / candidate))

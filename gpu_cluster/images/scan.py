@@ -1,4 +1,4 @@
-"""One look at each file of a Manifest: format, pixels, orientation, content hash, or why it cannot be used.
+"""Looks at each file of a Manifest once: finds its format, size, orientation and content hash, or why it is unusable.
 
 Decodes no picture. Must not know what is done with the pictures.
 """
@@ -25,13 +25,13 @@ from gpu_cluster.store.store import ScanShards, Store
 
 log = logging.getLogger(__name__)
 
-# Files that are scanned together, and kept as one shard.
+# Files that are scanned together and kept in the store as one shard.
 _SCAN_SLICE = 4096
-# A file with more bytes a pixel than this (two pictures of 16-bit RGBA, and room for small ones) is no picture that
-# --max-pixels allows; decoders read a file whole.
+# Decoders read a whole file into memory, so larger files than this are refused: 16 bytes for each pixel that
+# --max-pixels allows (twice as many as 16-bit RGBA needs), and 64 MiB more so that small limits allow normal files.
 _BYTES_A_PIXEL, _ROOM_BYTES = 16, 64 << 20
-# A file may change once more without its time of change telling: within a tick of the clock, or within two seconds
-# on file systems that keep whole seconds only.
+# A file can change again without a new time of change if this happens within one tick of the clock, or within two
+# seconds on file systems that store whole seconds only.
 _TICK_NS, _WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
 
 
@@ -44,24 +44,26 @@ def scan(
     store: Store | None = None,
     rehash: bool = False,
 ) -> Manifest:
-    """Look at every file once, some at a time: its header and the hash of its content.
+    """Read the header of every file and hash its content, several files at a time.
 
-    What an earlier scan kept of a file is taken where path, size and time of change are the same, unless `rehash`.
+    If the store has the facts of a file with the same path, size and time of change, they are used instead, unless
+    `rehash` is set.
 
     Raises
     ------
     StoreError
-        When what was found cannot be kept.
+        When the store cannot be written.
     """
     files = [manifest.file(row) for row in range(len(manifest))]
     kept = None if store is None else store.scans(manifest.root, {"pillow": version("pillow")})
     known = None if kept is None or rehash else kept.known(files)
     facts: list[FileFacts] = []
-    # Reading and hashing release Python's lock.
+    # Threads help here: reading and hashing release Python's global lock.
     with decode.limited(None), reading_threads() as pool:
         for first in range(0, len(files), _SCAN_SLICE):
             part = files[first : first + _SCAN_SLICE]
-            # Before the first look: a file that was older than its tick then cannot change unseen after its own.
+            # This time must be from before the first look: `_keep` keeps only the facts of files that were older than a
+            # tick at this time, so that a later change is sure to give another time of change.
             started_ns = time.time_ns()
             earlier = known.slice(first, first + len(part)) if known is not None else [None] * len(part)
             found: list[FileFacts] = []
@@ -87,7 +89,7 @@ def _keep(
     found: Sequence[FileFacts],
     now: int,
 ) -> None:
-    """Keep what is new and sure to be seen when it changes."""
+    """Keep the new facts of those files whose next change is sure to be noticed."""
     new = [
         position
         for position, (before, one) in enumerate(zip(earlier, found, strict=True))
@@ -112,7 +114,7 @@ def _look(source: Source, location: str, earlier: FileFacts | None, max_pixels: 
         if earlier is not None and (earlier.size, earlier.mtime_ns) == (stat.size, stat.mtime_ns):
             return earlier
         try:
-            # Every stream of bytes has the `readinto` that the types of IO leave out.
+            # Every binary stream has `readinto`, but the type IO[bytes] does not declare it.
             digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
             size = stream.tell()
             stream.seek(0)
@@ -127,7 +129,7 @@ def _header(stream: IO[bytes], suffix: str) -> FileFacts:
     stream.seek(0)
     try:
         header = decode.read_header(stream, suffix)
-    # Pillow's readers raise whatever a broken file makes them stumble over; none may end the job.
+    # On a broken file Pillow's readers can raise any type of error, and none of them may end the job.
     except Exception as error:  # noqa: BLE001
         return FileFacts(reason=decode.reason(head, error))
     return FileFacts(

@@ -1,8 +1,7 @@
-"""Where pictures are: list them, look at one, read one.
+"""The places where pictures are: lists the pictures of a place, and opens them.
 
 Enters: a place. Leaves: the locations of its pictures, and each picture as a stream. `LocalFiles` is the file system;
-another place (a tar, an object store) is one more class. Nothing else opens a picture. Must not know what is done with
-the pictures.
+for another place (a tar file, an object store) add one more class. Must not know what is done with the pictures.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from gpu_cluster.run_folder import is_run_folder
 
 
 class UnreadableError(Exception):
-    """A picture cannot be opened; the message is the reason in plain words. Another time it may be readable."""
+    """A picture cannot be opened; the message is the reason in plain words. At another time it may be readable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What tells one content of a location from another without reading it: bytes, and nanoseconds since 1970."""
+    """Size in bytes and time of change in nanoseconds since 1970: if both are equal, the content counts as the same."""
 
     size: int
     mtime_ns: int
@@ -40,7 +39,7 @@ class Stat:
 
 @dataclass
 class Listing:
-    """What lies in a place: locations of pictures, what cannot be looked into with its reason, files skipped."""
+    """The content of a place: locations of pictures, unreadable folders with their reasons, number of files skipped."""
 
     locations: set[str] = field(default_factory=set)
     bad: dict[str, str] = field(default_factory=dict)
@@ -48,11 +47,11 @@ class Listing:
 
 
 class Source(ABC):
-    """A place with pictures in it. A location is the name of one picture there, as the manifest holds it."""
+    """A place with pictures in it. A location is the name of one picture there."""
 
     @abstractmethod
     def list(self) -> Listing:
-        """List the pictures of this place, whatever their order.
+        """List the pictures of this place, in any order.
 
         Raises
         ------
@@ -62,17 +61,17 @@ class Source(ABC):
 
     @abstractmethod
     def stat(self, location: str) -> Stat:
-        """Look at a picture without reading it.
+        """Return size and time of change of a picture without reading it.
 
         Raises
         ------
         UnreadableError
-            When it is not there, or may not be looked at.
+            When it is not there, or there is no permission to look at it.
         """
 
     @abstractmethod
     def open(self, location: str) -> tuple[IO[bytes], Stat]:
-        """Open a picture to read it, from its first byte; the stream can seek. The caller closes it.
+        """Open a picture for reading from its first byte. The stream can seek, and the caller must close it.
 
         Raises
         ------
@@ -82,20 +81,20 @@ class Source(ABC):
 
     @abstractmethod
     def local_path(self, location: str) -> Path | None:
-        """Return the file for libraries that read files themselves; None where the picture is no local file."""
+        """Return the path for libraries that read files themselves; None if the picture is not a local file."""
 
 
 @dataclass(frozen=True)
 class LocalFiles(Source):
-    """Files of this machine's file system; locations are paths relative to `root`, or absolute."""
+    """Files in this machine's file system; locations are paths relative to `root`, or absolute."""
 
     root: Path
 
     def list(self) -> Listing:
-        """Find the pictures below the root, through symbolic links but never twice through one folder.
+        """Find the pictures below the root; symbolic links are followed, but no folder is read twice.
 
-        Hidden files and folders, earlier run folders, pipes, sockets and devices are passed over without a word; so
-        is, but counted, what is no picture by its content nor by its name.
+        Hidden files and folders, earlier run folders, pipes, sockets and devices are skipped silently. Files that are
+        no picture by their content and none by their name are skipped and counted.
         """
         return _walk(self.root)
 
@@ -109,7 +108,7 @@ class LocalFiles(Source):
     def open(self, location: str) -> tuple[IO[bytes], Stat]:
         file = self.root / location
         try:
-            # Opening a pipe would wait for its other end, if not for this.
+            # Without O_NONBLOCK, opening a pipe would wait for its other end.
             descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise UnreadableError(_why_not_opened(file, error)) from error
@@ -126,7 +125,7 @@ class LocalFiles(Source):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture: where it is, and what the scan found of it."""
+    """One picture: where it is, and what the scan found out about it."""
 
     source: Source
     location: str
@@ -138,7 +137,7 @@ class Picture:
         return os.path.splitext(self.location)[1]
 
     def open(self) -> IO[bytes]:
-        """Open the picture to read it (see `Source.open`)."""
+        """Open the picture for reading (see `Source.open`)."""
         return self.source.open(self.location)[0]
 
 
@@ -149,7 +148,7 @@ def open_source(root: Path) -> Source:
 
 @contextmanager
 def reading_threads() -> Iterator[ThreadPoolExecutor]:
-    """Give threads to read with; when the block is left early, what they have not begun is dropped."""
+    """Give the block threads to read with; if it is left early, reads that have not begun are cancelled."""
     pool = ThreadPoolExecutor()
     try:
         yield pool
@@ -158,7 +157,7 @@ def reading_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def unescaped(shown: str) -> str:
-    r"""Return the location that a table shows, in which `\xNN` stands for a byte that is not UTF-8."""
+    r"""Return the location for a path as a table shows it, in which `\xNN` stands for a byte that is not UTF-8."""
     return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), os.fsencode(shown)))
 
 
@@ -187,7 +186,7 @@ def _walk(root: Path) -> Listing:
             subdirectories.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        # Folders before links to them: which of its names a file gets must not depend on the file system's order.
+        # A folder comes before links to it, so that the name of a file does not depend on the file system's order.
         subdirectories[:] = sorted(
             (name for name in subdirectories if not name.startswith(".")),
             key=lambda name: (os.path.islink(os.path.join(directory, name)), os.fsencode(name)),
@@ -216,7 +215,10 @@ def _begins_as_a_picture(path: str) -> bool:
 
 
 def _is_special(path: str) -> bool:
-    """Tell pipes, sockets and devices, which would be waited for forever; what is not there is reported later."""
+    """Return whether a path is a pipe, a socket or a device: reading one could block forever.
+
+    A path that does not exist is not special; it is reported later.
+    """
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:

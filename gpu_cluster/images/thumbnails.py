@@ -1,4 +1,4 @@
-"""Small copies of pictures for a page: one by one or on sprite sheets, as data URIs.
+"""Makes small copies of pictures for a page: single ones or on sprite sheets, as data URIs.
 
 Must not know what the pictures are shown for.
 """
@@ -18,35 +18,38 @@ from gpu_cluster.images.source import Source, UnreadableError, unescaped
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Pixels a side at most, and thumbnails a line and lines of a sheet.
+# Largest side of a thumbnail in pixels; number of thumbnails in a line of a sheet, and of lines in a sheet.
 TILE, COLUMNS = 64, 32
 
-# For what is not there, on paper and in the dark.
+# The colour in place of a missing picture; it is visible in print and in dark mode.
 GREY = "#BBBBBB"
 
 
 class Thumbnails:
-    """Small copies of pictures, each made once; grey where a picture is gone or cannot be read any more."""
+    """Small copies of pictures, each made once; grey if a picture is gone or can no longer be read."""
 
     def __init__(self, source: Source, paths: Iterable[str]) -> None:
-        """Take the pictures by their locations in `source`, as tables show them."""
+        """Set the pictures: their locations in `source`, as tables show them."""
         self._source = source
         self._paths = list(paths)
         self._made: dict[int, Image] = {}
 
     def make(self, rows: Sequence[int]) -> None:
-        """Make those of these rows that are not made yet, on every core: Pillow decodes without Python's lock."""
+        """Make the thumbnails of these rows that are not made yet, with a thread on every core.
+
+        Pillow releases Python's global lock while it decodes.
+        """
         missing = sorted({int(row) for row in rows} - set(self._made))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             self._made |= dict(zip(missing, pool.map(self._tile, missing), strict=True))
 
     def source(self, row: int) -> str:
-        """Return a picture as a data URI."""
+        """Return the thumbnail of a row as a data URI."""
         self.make([row])
         return _as_uri(self._made[row])
 
     def sheets(self, rows: Sequence[int]) -> Iterator[str]:
-        """Yield sprite sheets of 32 x 32 thumbnails, row by row in this order, as data URIs."""
+        """Yield sprite sheets of 32 x 32 thumbnails as data URIs; `rows` fill them line by line, in their order."""
         from PIL import Image
 
         per = COLUMNS * COLUMNS
@@ -66,23 +69,23 @@ class Thumbnails:
 
 
 def small(source: Source, location: str, side: int) -> Image:
-    """Return a picture with no side longer than this; grey where it cannot be read any more."""
+    """Return a copy of a picture with no side longer than `side`; a grey one if it can no longer be read."""
     from PIL import Image
 
     try:
         stream, _stat = source.open(location)
         with stream:
             return shrunk(stream, os.path.splitext(location)[1], side)
-    # Moved, edited, or only TensorFlow could read it: a grey tile is better than no page.
+    # The file was moved or edited, or only TensorFlow can read it; a grey tile is better than no page.
     except Exception:  # noqa: BLE001
         return Image.new("RGB", (side, side), GREY)
 
 
 def _location(source: Source, shown: str) -> str:
-    r"""Return the location that a table shows, in which `\xNN` may stand for a byte that is not UTF-8."""
+    r"""Return the location for a path as a table shows it, in which `\xNN` may stand for a byte that is not UTF-8."""
     try:
         source.stat(shown)
-    # Too long with an escape for every byte, or not there.
+    # There is no such file, or the name with its escapes is too long for the file system.
     except UnreadableError:
         return unescaped(shown)
     return shown

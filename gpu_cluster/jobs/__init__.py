@@ -1,1 +1,1 @@
-"""The jobs, one a file: each is a command of the command line and a function of the Python API."""
+"""The jobs, one module for each. Most are both a command and a Python function; `embed` is a Python function only."""

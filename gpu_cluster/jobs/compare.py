@@ -1,7 +1,8 @@
-"""The job `compare`: several features times several algorithms on the same pictures, in one table and one plot.
+"""The job `compare`: combines several kinds of features with several algorithms; writes one table and one plot.
 
-Each kind of features is embedded through the store and reduced as `run` does it; every algorithm then groups the same
-space into the same number of groups (but HDBSCAN, which finds its own). Labels are only compared with what came out.
+Each kind of features is embedded through the store and reduced as in `run`. Every algorithm then groups the same space
+into the same number of groups, except HDBSCAN, which finds its own number. Labels take no part in this: they are only
+compared with the groups.
 """
 
 from __future__ import annotations
@@ -53,14 +54,16 @@ from gpu_cluster.report.tables import write_bad_files, write_comparison, write_r
 from gpu_cluster.results import Compared, Comparison, Embeddings, JobRecord, Projection, encode_labels
 from gpu_cluster.sampling import sorted_sample
 
-# Above this many images all but k-means are left out: Ward holds n (n - 1) / 2 distances, 1.6 GB here, and the others
-# compare every image with every other.
+# For more images than this only k-means runs: at this number Ward's n (n - 1) / 2 distances take 1.6 GB, and the other
+# algorithms also compare every image with every other.
 MOST_IMAGES = 20_000
 
-# Of the features taken without being named above that: 25,088 numbers each would be 2 GB and more.
+# For more images than that, default features with more numbers than this are left out: with 25,088 numbers for each
+# image the matrix would take 2 GB or more.
 _MOST_FEATURES = 10_000
 
-# Of the stability; the share is Ben-Hur, Elisseeff and Guyon's (2002).
+# How many subsamples measure the stability, and the share of the images in each; the share is from Ben-Hur, Elisseeff
+# and Guyon (2002).
 _N_SUBSAMPLES, _SUBSAMPLE = 5, 0.8
 
 ALGORITHMS = ("kmeans", *get_args(Algorithm))
@@ -72,14 +75,14 @@ FEATURES = (*_POOLINGS, NOTEBOOK, "colours", "hog", *extractors.KERAS_MODELS)
 
 
 def default_features() -> tuple[str, ...]:
-    """Return what is compared unless told otherwise: all but some poolings, and networks without weights here."""
+    """Return the features that are compared by default: not every pooling, and only networks whose weights are here."""
     here = (name for name in extractors.KERAS_MODELS if extractors.keras_weights(name).is_file())
     return ("vgg16-gem-4-5", "vgg16-average", "vgg16-flatten", NOTEBOOK, "colours", "hog", *here)
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How pictures become a space: what to embed them by, and what becomes of the embeddings."""
+    """How pictures become the space to cluster: what embeds them, and how the embeddings are reduced."""
 
     name: str
     extractor: Extractor
@@ -91,18 +94,18 @@ _Job: TypeAlias = Job[CompareConfig, tuple[list[_Recipe], Path]]
 
 
 def compare(config: CompareConfig, observer: Observer | None = None) -> Comparison:
-    """Compare features and algorithms, and leave a folder with the table and the plot.
+    """Compare features and algorithms, and write a folder with the table and the plot.
 
     Raises
     ------
     ConfigError
-        For a name that is not known.
+        For a feature or an algorithm that is not known.
     WeightsError
-        When the weights of a network asked for are not on this machine.
+        When the weights of a requested network are not on this machine.
     NothingReadableError
         When no file could be decoded; the folder then holds the reasons.
     JobError
-        When nothing could be grouped; the folder holds the reasons.
+        When no algorithm found groups with any features; the folder then holds the reasons.
     GpuClusterError
         For everything else that stops a job (see `gpu_cluster.errors`); then no folder is left.
     """
@@ -113,7 +116,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
     def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[list[_Recipe], Path]:
         check_ks(config.sweep, len(manifest))
         recipes = [_recipe(name, weights, config) for name in names]
-        # Refuses a precision that the device has not.
+        # This is called only for its check: it refuses a precision that the device does not have.
         choose_engine(backend, recipes[0].extractor, recipes[0].embed)
         return recipes, choose_folder(config, manifest, prefix="compare-")
 
@@ -122,9 +125,10 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         if not config.compare.features and len(opened_job.manifest) > MOST_IMAGES:
             recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]
             events.notice(
-                f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers only if named"
+                f"More than {MOST_IMAGES:,} images: features of more than {_MOST_FEATURES:,} numbers are left out; "
+                "to compare them, name them with --features"
             )
-        # What the record repeats: on another machine other features may be there.
+        # The record names the features that were really compared: the defaults may differ on another machine.
         compared = ComparedConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
         job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
         with filled(folder, events) as stage:
@@ -144,9 +148,9 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
 
 
 def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, readable: bool) -> None:
-    """Write the folder of a comparison; the table only where there is something to be said in it."""
+    """Write the folder of a comparison; write the table only if a file could be read or something was grouped."""
     write_bad_files(folder / run_folder.BAD_FILES, found.manifest)
-    # Files that are gone by now cost what was grouped before nothing.
+    # If all files became unreadable while the job ran, the groups found before are still reported.
     if readable or any(row.reason is None for row in found.rows):
         with job.events.stage("report"):
             write_comparison(folder, found, backend=job.backend)
@@ -163,7 +167,7 @@ def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, reada
 
 
 def _default_features_for(config: CompareConfig) -> tuple[str, ...]:
-    """Return the default features that the options can be applied to."""
+    """Return the default features that these options can be applied to."""
     names = default_features()
     if config.reduce.scaling != "sqrt-l2":
         return names
@@ -175,24 +179,27 @@ def _has_below_0(name: str) -> bool:
 
 
 def _fill(job: _Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
-    """Return every row of the table, and the manifest with what is bad."""
+    """Return every row of the table, and the manifest with its bad files."""
     rows: list[Compared] = []
     manifest, k = job.manifest, job.config.sweep.k
     for recipe in recipes:
-        # What turned out bad with one recipe is left out by those that follow.
+        # Files that turned out bad with one recipe are left out by the recipes after it.
         more, manifest, k = _of_recipe(replace(job, manifest=manifest), recipe, k)
         rows += more
     return tuple(rows), manifest
 
 
 def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
-    """Return the rows of one kind of features, and k: when this returns, the space has left the memory."""
+    """Return the rows of one kind of features, the manifest with its bad files, and k.
+
+    This is a function of its own so that the memory of the space is free when it returns.
+    """
     events, backend = job.events, job.backend
     algorithms, manifest = job.config.compare.algorithms, job.manifest
     start = time.perf_counter()
     try:
         with events.stage("embed"):
-            events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers a picture")
+            events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers for each picture")
             engine = choose_engine(backend, recipe.extractor, recipe.embed)
             embeddings = embed(
                 manifest, job.source, engine, store=job.store, store_config=job.config.store, observer=events
@@ -207,9 +214,10 @@ def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared
         space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
         if k is None:
             k = _choose_k(job, space)
-    # What TensorFlow has no memory for is the device's fault; whether a Keras network's file can be loaded shows here.
+    # TensorFlow's lack of memory arrives as a DeviceError. A Keras weights file that cannot be loaded is only found
+    # here, when the network is built.
     except (MemoryError, DeviceError, WeightsError) as error:
-        # Other features may be a hundredth of the size.
+        # Other features may need only a hundredth of the memory, so the job goes on with them.
         return _without_result(recipe, algorithms, _failure(job, recipe.name, error)), manifest, k
     with events.stage("cluster"):
         rows = [_compare(job, space, algorithm, k) for algorithm in algorithms]
@@ -221,7 +229,7 @@ def _without_result(recipe: _Recipe, algorithms: Sequence[str], why: str) -> lis
 
 
 def _failure(job: _Job, what: str, error: Exception) -> str:
-    """Return why there is no result, as a reason of rows, and say it."""
+    """Report why there is no result, and return this reason for the rows of the table."""
     why = f"failed: {type(error).__name__} {' '.join(str(error).split())}"
     job.events.notice(f"{what} {why}")
     return why
@@ -234,7 +242,7 @@ def _choose_k(job: _Job, space: _Space) -> int:
 
 
 def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
-    """Return names, each once, in the order given."""
+    """Return the names without repetitions, in their order, after checking that each is known."""
     for name in named:
         if name not in known:
             raise ConfigError(f"{option}: unknown {name!r}; known are {', '.join(known)}")
@@ -263,7 +271,7 @@ def _recipe(name: str, weights: vgg16.Weights, config: CompareConfig) -> _Recipe
 
 @dataclass(frozen=True)
 class _Space:
-    """The pictures as one recipe sees them, and what it took to compute that."""
+    """The space that one recipe makes of the pictures; `elapsed_s` is None if the store held some of the embeddings."""
 
     recipe: _Recipe
     manifest: Manifest
@@ -273,7 +281,7 @@ class _Space:
 
 
 def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
-    """Group one space by one algorithm, and judge what comes out."""
+    """Group one space by one algorithm, and score the groups."""
     config, backend = job.config, job.backend
     x, n = space.projection.x, len(space.embeddings.rows)
     k = min(k, n)
@@ -298,7 +306,7 @@ def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
             observer=job.events,
             truth=encode_labels(space.manifest, space.embeddings.rows),
         )
-    # One algorithm's library that fails on one space costs its row, not what the others took hours for.
+    # If the library of one algorithm fails on one space, only this row is lost, not the rows that took hours.
     except Exception as error:
         if job.events.stopping():
             raise
@@ -326,7 +334,7 @@ def _grouper(algorithm: str, config: CompareConfig, backend: Backend) -> Callabl
         return lambda x, k: backend.group(x, "hdbscan", k=k, seed=config.seed)
 
     def group(x: Array, k: int) -> Array:
-        # As many groups as rows, which the subsamples of the stability may have: spectral knows no such number.
+        # A subsample for the stability may have no more rows than groups, which spectral clustering cannot compute.
         n = x.shape[0]
         if k >= n:
             return backend.from_host(np.arange(n))
@@ -336,9 +344,10 @@ def _grouper(algorithm: str, config: CompareConfig, backend: Backend) -> Callabl
 
 
 def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed: int, backend: Backend) -> float | None:
-    """Return the mean adjusted Rand index of the groups with those of random subsamples grouped by themselves.
+    """Return how well the groups are found again: the mean adjusted Rand index with the groups of random subsamples.
 
-    None where all is one group, or noise: that is found again whatever the pictures are.
+    Each subsample is grouped by itself. Returns None if all rows are one group or all are noise, because such a result
+    is found again whatever the pictures are.
     """
     if (found == found[0]).all():
         return None
@@ -348,7 +357,7 @@ def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed:
     for _ in range(_N_SUBSAMPLES):
         rows = sorted_sample(n, max(2, round(_SUBSAMPLE * n)), random)
         theirs = backend.to_host(group(backend.xp.take(x, backend.from_host(rows), axis=0)))
-        # As numbers from 0, whatever the algorithm calls its groups and its noise.
+        # Numbers from 0, because algorithms number groups in different ways and mark noise with -1.
         one, other = (np.unique(labels, return_inverse=True)[1] for labels in (found[rows], theirs))
         agreed.append(backend.label_scores(one, backend.from_host(other))["adjusted_rand"])
     return float(np.mean(agreed))

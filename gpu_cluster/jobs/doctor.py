@@ -1,6 +1,7 @@
-"""What this machine can run: every thing a job needs, whether it is there, and what to do where it is not.
+"""Checks what a job needs on this machine: whether each thing is there, and what to do if it is not.
 
-Leaves a list of `Check`s; the command line shows them. Claims nothing and writes nothing.
+Enters: a device, weights, an output folder and a store. Leaves: a list of `Check`s, which the command line shows. It
+claims no memory of the device and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from gpu_cluster.embedding import vgg16
 from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.store.store import default_root
 
-# 'missing' fails a device that needs it; 'absent' is worth knowing and no fault.
+# 'missing': the device asked for cannot work without it. 'absent': it is not there, but that is no fault.
 Status = Literal["ok", "missing", "absent"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the diagnosis; `remedy` is empty where there is nothing to do."""
+    """One line of the diagnosis; `remedy` is empty when there is nothing to do."""
 
     name: str
     status: Status
@@ -37,14 +38,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All checks, and whether the device asked for can work."""
+    """All checks, and whether a job can run on the device asked for."""
 
     device: Device
     works: bool
     checks: tuple[Check, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the diagnosis as JSON holds it."""
+        """Return the diagnosis as values that JSON can hold."""
         checks = [vars(check) for check in self.checks]
         return {"device": self.device, "works": self.works, "checks": checks}
 
@@ -52,9 +53,9 @@ class Diagnosis:
 def diagnose(
     device: Device, weights: Path | None = None, out: Path | None = None, cache: Path | None = None
 ) -> Diagnosis:
-    """Check what a run on `device` with these weights, this output and this store needs.
+    """Check what a run needs with this device, these weights, this output folder and this store.
 
-    With `auto` and `cpu` a missing GPU is no fault.
+    With `auto` and `cpu` a missing GPU is not a fault.
     """
     common = [_python(), _tensorflow(), _threads(), _weights(weights), _output(out), _store(cache)]
     gpu = _gpu(needed=device == "gpu")
@@ -112,7 +113,7 @@ def _store(cache: Path | None) -> Check:
 
 
 def _gpu(*, needed: bool) -> list[Check]:
-    """Check the GPU's side; what is missing is a fault only where a GPU is needed."""
+    """Check what a GPU needs; something missing is a fault only if a GPU is needed."""
     fault: Status = "missing" if needed else "absent"
     checks = [
         Check(f"GPU {finding.name}", "ok" if finding.ok else fault, finding.found, "" if finding.ok else finding.remedy)

@@ -1,4 +1,4 @@
-"""The job `embed`: image files to their embeddings, in memory. For Python alone; the command line has `run`."""
+"""The job `embed`: turns image files into embeddings in memory. It is available from Python only."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def embed(files: Sequence[Path], config: EmbedJobConfig, observer: Observer | No
     Raises
     ------
     DataError
-        When a file cannot be decoded; the message names the first.
+        When a file cannot be decoded; the message names the first such file.
     GpuClusterError
         For everything else that stops a job (see `gpu_cluster.errors`).
     """
     if not files:
         return np.empty((0, vgg16.count_features(config.embed.pooling, config.embed.image_size)), np.float32)
-    # Not sorted, and a file may be named twice: rows come out as they were asked for.
+    # Unlike other manifests, this one is not sorted, and a file may occur twice: the result has the order of `files`.
     asked = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
     events = Recorder(observer or Observer())
 

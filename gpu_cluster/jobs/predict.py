@@ -1,4 +1,4 @@
-"""The job `predict`: new pictures to the clusters of a finished run, one row a picture."""
+"""The job `predict`: assigns new pictures to the clusters of a finished run; its table has one row for each picture."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from gpu_cluster.run_folder import FinishedRun
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` found, row by row of the files that could be decoded.
+    """The result of `predict`; the arrays have one row for each of the n files that could be decoded.
 
     Attributes
     ----------
-    out : the table
-    bad_files : the table of the files that could not be decoded, None where all could
+    out : path of the table
+    bad_files : path of the table of files that could not be decoded; None if all files could be decoded
     rows : (n,) host; manifest row
     labels : (n,) host; cluster of the run
-    distances : (n,) float32, host; to the cluster's centre, in the run's space
-    far : (n,) bool, host; farther than 99% of the pictures that the cluster was made of
+    distances : (n,) float32, host; distance to the cluster's centre, in the run's space
+    far : (n,) bool, host; whether it is farther away than 99% of the pictures that formed the cluster
     """
 
     out: Path
@@ -58,15 +58,16 @@ class Prediction:
 def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
-    Embeds what the store lacks, as the run did: its options of embedding hold, not those of the config. An earlier
-    table of predictions of that name is replaced, and nothing else is.
+    Pictures whose embeddings the store does not hold are embedded with the options of the run; only `batch_size` and
+    `precision` are those of the config. An earlier table of predictions at `out`, or an empty file, is replaced; any
+    other file there is refused.
 
     Raises
     ------
     ConfigError
-        When no pictures are named, or `out` cannot be written or is something else.
+        When no pictures are named, `out` cannot be written, or `out` is a file that is not a table of predictions.
     DataError
-        When the run holds no model that can be used, or there are no pictures.
+        When the run has no usable model, or there are no pictures.
     WeightsError
         When the weights are not those of the run.
     GpuClusterError
@@ -75,10 +76,10 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     events = Recorder(observer or Observer())
     if not config.input.images and config.input.input_list is None:
         raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
-    # Written where a link points, as a run folder is.
+    # If `out` is a link, the table is written to where it points, as with a run folder.
     try:
         out = out.resolve() if out.is_symlink() else out
-    # Which of them says that a link leads back to itself depends on Python's version.
+    # For a link that leads back to itself, the type of the error depends on Python's version.
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: {error}") from error
     _check_out(out)
@@ -99,19 +100,19 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
             return _assign(model, embeddings, job.manifest.with_bad(embeddings.bad), out, job.backend)
 
 
-# What tells a table of predictions from any other, and from one to which somebody has added a column of his own. The
-# labels' is there where there were labels.
+# A file with exactly these columns is a table of predictions and may be replaced; one with another column, which the
+# user may have added, may not. The column of labels exists only if the run had labels.
 _COLUMNS = ("path", "cluster", "distance", "far", "pc1", "pc2", "content_hash")
 _LABEL_COLUMN = "cluster_label"
 
 
 def _check_out(out: Path) -> None:
-    """Refuse, before work starts, a file that cannot be written, and one that holds something else."""
+    """Refuse, before work starts, an `out` that cannot be written or that is not a table of predictions."""
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out: expected a .csv or a .parquet file; found {printable(str(out))!r}")
     folder = out.absolute().parent
     if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a folder that can be")
+        raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: expected a file in a writable folder")
     for path, columns in ((out, _COLUMNS), (_bad_files(out), BAD_FILES_COLUMNS)):
         try:
             there = path.lstat()
@@ -131,7 +132,7 @@ def _bad_files(out: Path) -> Path:
 
 
 def _columns_of(path: Path) -> set[str]:
-    """Return the columns of a table; none where it is no table."""
+    """Return the column names of a table, or an empty set if the file is not a table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -139,14 +140,14 @@ def _columns_of(path: Path) -> set[str]:
         if path.suffix == ".parquet":
             return set(pq.read_schema(path).names)
         with path.open(encoding="utf-8", newline="") as stream:
-            # No table of ours has a longer header.
+            # The header of a table of predictions is never longer than this.
             return set(next(csv.reader([stream.readline(1_000)]), []))
     except (OSError, ValueError, csv.Error, pa.ArrowException):
         return set()
 
 
 def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
-    """Refuse a model of other features than the network gives, or of other weights."""
+    """Refuse a model whose number of features is not that of the network, or that was made with other weights."""
     n_features, found = vgg16.count_features(model.embed.pooling, model.embed.image_size), model.reduction.mean.shape[0]
     if found != n_features:
         raise DataError(
@@ -199,7 +200,7 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         write_whole(out, content)
     with write_explained(_bad_files(out)):
         if bad_files is None:
-            # Of an earlier prediction: what is in it is no longer so.
+            # This table may be left from an earlier prediction, and would no longer be true.
             _bad_files(out).unlink(missing_ok=True)
         else:
             write_bad_files(bad_files, manifest)

@@ -1,7 +1,6 @@
-"""How every job begins, and how those that leave a folder end.
+"""What the jobs have in common: how each of them begins, and how those that write a folder end.
 
-What can be wrong with the device, the options, the weights, the store, the output or the pictures is found here, before
-work starts.
+The device, the options, the weights, the store, the output and the pictures are checked here, before work starts.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Job(Generic[C, T]):
-    """A job that can start.
+    """A job whose checks have passed, with all that its stages need.
 
     Attributes
     ----------
-    tools : what the job made of the weights for its own work: its engine, its model, ...
+    tools : what the job itself prepared for its work from the weights, such as its engine or its model
     """
 
     config: C
@@ -62,15 +61,15 @@ def opened(
     find: Callable[[], Manifest],
     make: Callable[[vgg16.Weights, Backend, Manifest], T],
 ) -> Iterator[Job[C, T]]:
-    """Open a job: the device, the pictures that `find` finds, the weights, what `make` makes of them, the store.
+    """Check and open what a job needs, and give it to the block as a `Job`.
 
-    The cheapest look comes first and the look into every picture last. Until the block ends, decoders are held to
-    `--max-pixels`.
+    `find` lists the pictures, and `make` prepares the job's own tools. The cheap checks come first; reading every
+    picture's header comes last. Until the block ends, decoders refuse pictures of more than `--max-pixels`.
 
     Raises
     ------
     GpuClusterError
-        For whatever is wrong (see `gpu_cluster.errors`); nothing is written then.
+        For whatever is wrong (see `gpu_cluster.errors`); no results are written then.
     """
     with events.stage("scan"):
         choice = select(config.device)
@@ -96,25 +95,28 @@ def find_labelled(config: InputConfig, observer: Observer) -> Manifest:
 
 
 def choose_folder(config: RunConfig | CompareConfig, manifest: Manifest, *, prefix: str = "") -> Path:
-    """Return the run folder to write; `prefix` comes before its name where none is given.
+    """Return the run folder to write; without `--out`, its name has the time, `prefix` and the pictures' folder.
 
     Raises
     ------
     ConfigError
-        When it cannot be written.
+        When the folder cannot be written.
     """
     return run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
 
 
 def describe_device(backend: Backend, engine: Engine) -> dict[str, Any]:
-    """Return what the device and the engine say of themselves, for `run.json`."""
+    """Return the facts and library versions of the device and the engine, for `run.json`."""
     facts = backend.describe()
     return facts | {"versions": {**facts["versions"], **engine.versions()}}
 
 
 @contextmanager
 def filled(folder: Path, events: Recorder) -> Iterator[run_folder.Staged]:
-    """Give the folder of a job to fill, with the log of its events in it; it is there when the block ends."""
+    """Give the block a temporary folder to fill, and log the job's events in it.
+
+    When the block ends without an error, the folder gets its final name.
+    """
     with (
         run_folder.staged(folder) as stage,
         (stage.path / run_folder.EVENTS).open("w", encoding="utf-8") as log,
@@ -124,7 +126,7 @@ def filled(folder: Path, events: Recorder) -> Iterator[run_folder.Staged]:
 
 
 def nothing_readable(manifest: Manifest, folder: Path) -> NothingReadableError:
-    """Return the error of a job none of whose files could be decoded."""
+    """Return the error for a job in which no file could be decoded."""
     return NothingReadableError(
         f"none of the {len(manifest)} files found could be decoded; the reasons are in "
         f"{printable(str(folder / run_folder.BAD_FILES))!r}"

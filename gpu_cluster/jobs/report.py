@@ -1,4 +1,4 @@
-"""The job `report`: the page of a finished run, written again."""
+"""The job `report`: writes the page of a finished run again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gpu_cluster.run_folder import FinishedRun
 
 
 def report(folder: Path) -> Path:
-    """Write `report.html` of a finished run again, in place of the one that is there; return its path.
+    """Write `report.html` of a finished run again; it replaces the one that is there. Return its path.
 
     Raises
     ------
     DataError
-        When the folder is no finished run of this version.
+        When the folder is not a finished run of this version.
     JobError
-        When the page cannot be written; an earlier one stays.
+        When the page cannot be written; the earlier page stays as it is.
     """
     run = FinishedRun(folder)
     with explained(folder):

@@ -1,4 +1,7 @@
-"""The job `run`: pictures in, a run folder out. This file is the flow; each step of it is a module of that name."""
+"""The job `run`: it reads pictures and writes a run folder.
+
+This module only puts the steps in order; each step is a function in a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,10 @@ from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
 
 
 def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
-    """Run a whole job and leave its run folder.
+    """Run the whole job and write its run folder.
 
-    Whatever can be wrong with the options, the input or the output is found before work starts. What a job that is
-    stopped has embedded is in the store, and the next run with the same pictures goes on from there.
+    The options, the input and the output are checked before work starts. When a job is stopped, the store (if one is
+    used) has kept the shards that were finished, and the next run with the same pictures goes on from there.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
 
 
 def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:
-    """Run the stages; nothing is found where no file could be decoded."""
+    """Run the stages from embed to tsne; return the manifest with its bad files, and None if no file can be decoded."""
     config, backend, events = job.config, job.backend, job.events
     with events.stage("embed"):
         embeddings = embed(
@@ -132,13 +135,13 @@ def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Man
 
 
 def _try_page(folder: Path, events: Recorder) -> None:
-    """Write the page; hours of work are not lost where that fails, whatever the reason is."""
+    """Write the page; if that fails for whatever reason, report it and keep the results, which may be hours of work."""
     try:
         write_page(run_folder.FinishedRun(folder))
     except Exception as error:
         if events.stopping():
             raise
-        # Not in the words of `gpu-cluster report`, which name a folder: this one is about to change its name.
+        # The messages of `gpu-cluster report` name the run folder, but this folder is about to be renamed.
         cause = error.__cause__ or error
         why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
         events.notice(f"No report.html, which `gpu-cluster report` can write later: {why}")
@@ -146,7 +149,7 @@ def _try_page(folder: Path, events: Recorder) -> None:
 
 @contextmanager
 def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
-    """Say what did not fit where, and what helps; NumPy, CuPy and RMM all raise a MemoryError."""
+    """Turn a MemoryError (NumPy, CuPy and RMM all raise it) into an error that says what did not fit and what helps."""
     try:
         yield
     except MemoryError as error:
@@ -158,12 +161,12 @@ def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
         ) from error
 
 
-# A picture is far from all that was clustered where this share of its cluster's pictures are nearer to the centre.
+# A picture counts as far when this share of the pictures that formed its cluster are nearer to the centre.
 _NEARER = 0.99
 
 
 def _model(findings: Findings, engine: Engine, config: EmbedConfig, backend: Backend) -> Model:
-    """Return what `predict` needs of what was found."""
+    """Return the parts of the results that `predict` needs."""
     clustering, table = findings.clustering, findings.scores.contingency
     labels, distances = backend.to_host(clustering.labels), backend.to_host(clustering.distances)
     far = [np.quantile(distances[labels == cluster], _NEARER) for cluster in range(clustering.k)]
@@ -182,7 +185,13 @@ def _model(findings: Findings, engine: Engine, config: EmbedConfig, backend: Bac
 
 
 def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
-    """Refuse to go on where a file was lost on the way: every one found is ok, bad or a duplicate."""
+    """Check that no file was lost on the way: every file found is ok, bad or a duplicate.
+
+    Raises
+    ------
+    JobError
+        When the numbers do not add up, which is an error in this program.
+    """
     counts = manifest.counts()
     n = counts["ok"] + counts["duplicate"]
     if counts["found"] != n + counts["bad"] or not n == len(embeddings.rows) == len(embeddings.x):

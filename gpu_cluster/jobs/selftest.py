@@ -1,8 +1,8 @@
-"""The same work on the CPU and on the GPU of this machine, compared: the first run on a card is a verification.
+"""Does the same work on the CPU and on the GPU of this machine and compares the results, to verify a new GPU.
 
-The embedding is compared by itself; everything after it starts on both devices from the CPU's embeddings, so that each
-row judges one engine. Leaves a `Verdict`; the command line shows it. A machine without a GPU fills the CPU's column and
-says what was not tried.
+The embeddings are compared first. Everything after them starts on both devices from the CPU's embeddings, so that each
+row of the verdict judges one step only. Leaves a `Verdict`, which the command line shows. On a machine without a GPU
+the verdict has only the CPU's column and says that the GPU was not tried.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.results import encode_labels
 
-# The sample set has ten kinds; the range is the default one.
+# The sample set has ten kinds of flowers. The range of k stays the default.
 _K = 10
 
-# Largest relative error of the embeddings by precision: 13 convolutions of float32 sums in another order; tf32 and
-# float16 keep 10 bits of each factor, an error of 5e-4 a product, and most of it averages out.
+# Largest relative error of the embeddings by precision. In float32 the sums of 13 convolutions are computed in another
+# order; tf32 and float16 keep 10 bits of each factor, an error of 5e-4 a product, most of which averages out.
 _EMBEDDING_TOLERANCE = {"float32": 1e-4, "tf32": 1e-2, "float16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one device made of the sample set; arrays are on the host."""
+    """The results of one device on the sample set; arrays are on the host."""
 
     device: Mapping[str, Any]
     precision: str
@@ -54,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the verdict; `ok` is None where there is nothing to compare with, or nothing to be held to."""
+    """One line of the verdict; `ok` is None without a GPU to compare with, or for a row without a tolerance."""
 
     name: str
     cpu: str
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All rows, what each device was, and why a device was not tried."""
+    """All rows, the facts about each device, and why the GPU was not tried (None if it was)."""
 
     rows: tuple[Row, ...]
     devices: Mapping[str, Mapping[str, Any]]
@@ -83,20 +83,20 @@ class Verdict:
         return all(row.ok is not False for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the verdict as JSON holds it."""
+        """Return the verdict as values that JSON can hold."""
         rows = [{**asdict(row), "ok": row.ok} for row in self.rows]
         return {"passed": self.passed, "not_tried": self.not_tried, "devices": dict(self.devices), "rows": rows}
 
 
 def selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> Verdict:
-    """Measure the CPU and, where there is one or one is asked for, the GPU, and compare.
+    """Measure the CPU and, if `device` allows it and one can be used, the GPU, and compare them.
 
     Raises
     ------
     DeviceError
         When `gpu` is asked for and cannot be used.
     """
-    # From no store: it is the computing that is compared.
+    # Without the store, because the computation itself is compared.
     config = build_config(RunConfig, device=device, k=_K, image_size=image_size, no_cache=True)
     events = Recorder(observer or Observer())
 
@@ -114,7 +114,7 @@ def selftest(device: Device, *, image_size: int | None = None, observer: Observe
 
 
 def measure(backend: Backend, job: Job[RunConfig, Extractor], start_from: FloatArray | None = None) -> Measured:
-    """Embed the sample set on a device, then cluster `start_from` (n, d) there, or the device's own embeddings."""
+    """Embed the sample set on a device, then cluster `start_from` (n, d), host, there; None: its own embeddings."""
     config, events = job.config, Recorder(job.events)
     engine = choose_engine(backend, job.tools, config.embed)
     with events.stage("embed"):
@@ -145,7 +145,7 @@ def measure(backend: Backend, job: Job[RunConfig, Extractor], start_from: FloatA
 
 
 def compare(cpu: Measured, gpu: Measured | None) -> Iterator[Row]:
-    """Yield the rows of the verdict: what is held to a tolerance, then what is only told."""
+    """Yield the rows of the verdict: first those with a tolerance, then those that are only reported."""
     n_images = len(cpu.labels)
     precision = "float32" if gpu is None else gpu.precision
     yield Row(

@@ -1,8 +1,8 @@
-"""A finished run folder -> report.html: one file that needs nothing else.
+"""Turns a finished run folder into report.html, a single file that needs no other file.
 
-File names and labels are anybody's text: Jinja escapes them, the page's own script only ever sets them as text, and its
-Content-Security-Policy allows that script and style by their hashes and nothing from anywhere. Must not know arrays or
-devices.
+File names and labels can contain any text and must not be trusted: Jinja escapes them, the page's script sets them only
+as text, and the page's Content-Security-Policy allows only this script and style, by their hashes, and nothing from any
+other place. Must not know devices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from gpu_cluster.results import Contingency, KChoice
 from gpu_cluster.run_folder import PAGE, FinishedRun
 from gpu_cluster.sampling import sorted_sample
 
-# The map shows as many pictures, above a fixed random sample of them; as many of these have a thumbnail.
+# Largest number of pictures on the map (of more pictures it shows a random sample, always the same), and of thumbnails
+# on the map.
 MOST_SHOWN = 50_000
 MOST_THUMBNAILS = 4_000
 
@@ -35,14 +36,14 @@ _MOST_CARDS, _STRIP, _MOST_UNCERTAIN, _MOST_PAIRS, _MOST_ROWS = 100, 8, 24, 40, 
 
 
 def write_page(run: FinishedRun) -> Path:
-    """Write `report.html` into a finished run folder, in place of an earlier one; return its path.
+    """Write `report.html` into a finished run folder; it replaces an earlier page. Return its path.
 
     Raises
     ------
     DataError
-        When the folder is no finished run of this version.
+        When the folder is not a finished run of this version.
     JobError
-        When the page cannot be written; an earlier one stays.
+        When the page cannot be written; an earlier page stays as it is.
     """
     with explained(run.folder):
         content = _render(run).encode()
@@ -54,12 +55,12 @@ def write_page(run: FinishedRun) -> Path:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Make of whatever a run folder makes the block stumble over a DataError that names the folder."""
+    """Turn any error in the block, which reads a run folder, into a DataError that names the folder."""
     try:
         yield
     except (MemoryError, ImportError):
         raise
-    # What is in the folder may be anything.
+    # The files in the folder may have been changed or damaged, which can raise any type of error.
     except Exception as error:
         raise DataError(
             f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
@@ -68,7 +69,7 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def _labels(run: FinishedRun) -> list[str] | None:
-    """Return the classes, in order; None without labels."""
+    """Return the distinct labels, in order; None without labels."""
     table = run.metrics["class_by_cluster"]
     return None if table is None else list(table["classes"])
 
@@ -80,7 +81,7 @@ def _shown(run: FinishedRun) -> IntArray:
 
 
 def visible(text: str) -> str:
-    r"""Return a name as it can be shown: what does not print (control characters, marks of direction) as `\uNNNN`."""
+    r"""Return a name with every character that does not print (control characters, marks of direction) as an escape."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
@@ -119,7 +120,7 @@ def _render(run: FinishedRun) -> str:
 
 
 def _words(run: FinishedRun, n_thumbnails: int) -> dict[str, Any]:
-    """Return the page's sentences by their names in the template."""
+    """Return the sentences of the page, by their names in the template."""
     return {
         "title": f"What is in {visible(run.root.name or str(run.root))}",
         "answer": _answer(run),
@@ -133,7 +134,7 @@ def _words(run: FinishedRun, n_thumbnails: int) -> dict[str, Any]:
 
 
 def _tables(run: FinishedRun) -> dict[str, Any]:
-    """Return the page's tables, their lengths and its one plot by their names in the template."""
+    """Return the tables of the page, their lengths and the only plot, by their names in the template."""
     copies = run.manifest[run.manifest["status"] == "duplicate"]
     bad = run.manifest[run.manifest["status"] == "bad"]
     sweep = [
@@ -174,20 +175,20 @@ def _picture(run: FinishedRun, row: int, thumbnails: Thumbnails) -> dict[str, An
 def _least_certain(run: FinishedRun) -> list[int]:
     """Return the rows with the lowest silhouettes, lowest first."""
     silhouettes = run.pictures["silhouette"].to_numpy(np.float64)
-    # NaN sorts last.
+    # Pictures without a silhouette come last, because NaN sorts last.
     lowest = np.argsort(silhouettes, kind="stable")[:_MOST_UNCERTAIN]
     return [int(row) for row in lowest if not np.isnan(silhouettes[row])]
 
 
 def _pairs(run: FinishedRun) -> list[tuple[tuple[int, int], float]]:
-    """Return the rows of the pictures that are most nearly the same, and their cosines."""
+    """Return the rows of the pairs of near duplicates with the highest cosines, and these cosines."""
     row_of = {path: row for row, path in enumerate(run.pictures["path"])}
     named = run.near_duplicates[:_MOST_PAIRS].itertuples(index=False)
     return [((row_of[one], row_of[other]), float(cosine)) for one, other, cosine in named]
 
 
 def _chosen_thumbnails(run: FinishedRun, named: Sequence[int]) -> list[int]:
-    """Return the rows on the map that get a thumbnail: all, or those shown elsewhere too and a random sample."""
+    """Return the rows on the map that get a thumbnail: all, or those shown elsewhere too plus a random sample."""
     rows = [int(row) for row in _shown(run)]
     if len(rows) <= MOST_THUMBNAILS:
         return rows
@@ -198,7 +199,7 @@ def _chosen_thumbnails(run: FinishedRun, named: Sequence[int]) -> list[int]:
 
 
 def _data(run: FinishedRun, on_sheets: Sequence[int]) -> str:
-    """Return what the map's script works on, as JSON that ends no script element."""
+    """Return the data of the map's script, as JSON text that cannot end the script element that holds it."""
     pictures = run.pictures.iloc[_shown(run)]
     number = {row: at for at, row in enumerate(on_sheets)}
     labels = _labels(run)
@@ -216,12 +217,12 @@ def _data(run: FinishedRun, on_sheets: Sequence[int]) -> str:
         "columns": COLUMNS,
     }
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    # `<` is all that could end the element or open a comment in it.
+    # Only a `<` could end the element or open a comment in it.
     return text.replace("<", "\\u003c")
 
 
 def _quantised(places: FloatArray) -> str:
-    """Return places (n, 2) as little-endian 16-bit shares of their range, x and y in turn, base64."""
+    """Return places (n, 2) as base64 of little-endian 16-bit shares of their range, x and y alternating."""
     low, span = places.min(axis=0), np.ptp(places, axis=0)
     shares = (places - low) / np.where(span > 0, span, 1)
     return base64.b64encode(np.round(shares * 65535).astype("<u2").tobytes()).decode()
@@ -242,7 +243,7 @@ def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
         yield {
             "number": number,
             "size": _count(len(members), "picture"),
-            "silhouette": f"{known.mean():.2f}" if len(known) else "not taken",
+            "silhouette": f"{known.mean():.2f}" if len(known) else "not computed",
             "labels": [] if table is None else _most_frequent(table, number),
             "strips": strips,
         }
@@ -303,7 +304,7 @@ def _map_words(run: FinishedRun, n_thumbnails: int) -> str:
         words += f" {n_thumbnails:,} of them have a thumbnail."
     sample = run.record["config"]["report"]["layout_sample"]
     if n > sample:
-        words += f" t-SNE is of {sample:,} of them; the others lie beside the nearest of these."
+        words += f" t-SNE was computed for {sample:,} of them; each other picture lies beside its nearest one of these."
     return words
 
 

@@ -1,7 +1,7 @@
-"""Results -> pictures: elbow, scatter, silhouettes, and a contact sheet a cluster.
+"""Draws the plots of a run: elbow, scatter, silhouettes, and a contact sheet for each cluster.
 
-Every cluster has a number, a colour and a marker: colours alone do not tell 30 clusters apart, nor for everyone.
-Must not know where the files go beyond the folder given.
+Every cluster has a number, a colour and a marker, because colours alone do not distinguish 30 clusters, and not
+everyone sees all colours. Must not know where the files go beyond the given folder.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-# Okabe and Ito 2008, 'Color Universal Design': tells apart for all common kinds of colour blindness.
+# From Okabe and Ito 2008, 'Color Universal Design': distinguishable with all common kinds of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "os^Dv*PX<>h"
 _INK = "#333333"
 
-# More points than this say no more in a plot of this size.
+# In a plot of this size, more points than this show nothing more.
 _MOST_POINTS = 20_000
-# More classes than this do not fit a legend; the rest are drawn grey.
+# More classes than this do not fit in a legend; the others are drawn in grey.
 _MOST_NAMED = 30
 
-# Characters of a label.
+# Largest number of characters of a label.
 _LONGEST = 60
 
 _TILE = 112
@@ -71,10 +71,10 @@ def draw_all(
         nearest_first = members[np.argsort(distances[members], kind="stable")]
         shown = [manifest.paths[rows[member]] for member in nearest_first[:most_thumbnails]]
         title = _sheet_title(cluster, len(members), len(shown), findings.scores)
-        # Photos hardly compress: half the time of Pillow's default level for a twentieth more bytes.
+        # Photos hardly compress: this level takes half the time of Pillow's default one for a twentieth more bytes.
         contact_sheet(source, shown, title).save(folder / f"cluster_{cluster:0{digits}d}.png", compress_level=2)
 
-    # Pillow decodes and encodes without Python's lock.
+    # Threads help here: Pillow releases Python's global lock while it decodes and encodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(draw_sheet, range(findings.clustering.k)))
 
@@ -105,7 +105,7 @@ def elbow(sweep: Sweep) -> Figure:
 
 
 def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str, projection: Projection) -> Figure:
-    """Draw images in the plane of the first two principal components, by group; group -1 is grey.
+    """Draw images as points in the plane of the first two principal components, by group; group -1 is grey.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def scatter(pcs: FloatArray, groups: IntArray, names: Sequence[str], title: str,
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, ncols=columns, fontsize=9)
     shown = [*(["others"] if other.any() else []), *names[:_MOST_NAMED]]
     for text, name in zip(legend.get_texts(), shown, strict=True):
-        # Set here and not as the label of the points: matplotlib hides labels that begin with an underscore. And a
-        # label is not a formula, whatever dollar signs it holds.
+        # The text is set here and not as the label of the points, because matplotlib hides labels that begin with an
+        # underscore. Dollar signs in a label must not turn it into a formula.
         text.set_parse_math(False)
         text.set_text(_short(name))
     return figure
@@ -176,7 +176,10 @@ def silhouette(labels: IntArray, clustering: Clustering, scores: Scores) -> Figu
 
 
 def draw_comparison(file: Path, found: Comparison) -> None:
-    """Draw how stable the groups of every pair of features and algorithm are, and how close to the labels, as PNG."""
+    """Draw, for every pair of features and algorithm, how stable the groups are and how close to the labels, as PNG.
+
+    Without labels, the silhouette takes the place of the second plot.
+    """
     features = list(dict.fromkeys(row.features for row in found.rows))
     algorithms = list(dict.fromkeys(row.algorithm for row in found.rows))
     panels = {"adjusted_rand": "ARI with the labels", "stability": "Stability (ARI of subsamples)"}
@@ -199,7 +202,7 @@ def draw_comparison(file: Path, found: Comparison) -> None:
 
 
 def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image:
-    """Return thumbnails of pictures, row by row in their order, below a title."""
+    """Return an image with a title and below it the thumbnails of pictures, line by line in their order."""
     from PIL import Image, ImageDraw, ImageFont
 
     columns = min(_COLUMNS, max(len(locations), 4))
@@ -207,7 +210,7 @@ def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image
     font = ImageFont.load_default(16)
     width = max(columns * _TILE, int(font.getlength(title)) + 12)
     sheet = Image.new("RGB", (width, _HEAD + lines * _TILE), "white")
-    # Pillow holds the pixels of a text, too, to what --max-pixels allows: a sheet can do without.
+    # Pillow applies the limit of --max-pixels to the pixels of a text too; then the sheet has no title.
     with suppress(Image.DecompressionBombError):
         ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
     for position, location in enumerate(locations):
@@ -220,7 +223,7 @@ def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image
 
 
 def _short(label: str) -> str:
-    """Return a label that a plot has room for: it may be as long as a field of a CSV may be."""
+    """Return a label, cut to a length for which a plot has room: a field of a CSV can be very long."""
     return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
 
 
@@ -245,18 +248,19 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
 
 def _save(figure: Figure, file: Path) -> None:
     with warnings.catch_warnings():
-        # Labels come in every script; a box in place of a letter is no news for the terminal.
+        # The font lacks the letters of some scripts; the user needs no warning that boxes are drawn instead.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file)
 
 
 def _style(group: int) -> dict[str, Any]:
-    # 8 colours and 11 markers have no common factor: the first 88 groups all look different, neighbours in both.
+    # 8 and 11 have no common factor, so the first 88 groups all look different, and a group and the next one differ in
+    # both colour and marker.
     return {"color": COLOURS[group % len(COLOURS)], "marker": MARKERS[group % len(MARKERS)]}
 
 
 def _number(axes: Axes, at: FloatArray, name: str, *, aside: bool) -> None:
-    """Write a cluster's number at a place, or beside it where it would hide the only point."""
+    """Write a cluster's number at a place; with `aside`, beside it, so that it does not hide the only point."""
     box = {
         "boxstyle": "round,pad=0.2",
         "facecolor": "white",

@@ -1,6 +1,6 @@
-"""Results -> the files of the run folder: tables, scores, the record of the run, and plots.
+"""Writes results into the files of the run folder: tables, scores, the record of the run, and plots.
 
-Must not compute anything that is not about showing. Formats are described in docs/run-folder.md.
+Must not compute results; it only formats them. docs/run-folder.md describes the formats.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_report(
     """Write the tables, the scores and the plots of a run into the folder `stage`."""
     write_bad_files(stage / run_folder.BAD_FILES, manifest)
     assignments = _assignments(manifest, findings, backend)
-    # As text with the shortest digits that read back the same float32.
+    # Numbers are written with the fewest digits that give the same float32 when they are read.
     assignments.to_csv(stage / run_folder.ASSIGNMENTS, index=False, lineterminator="\n")
     _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
     _sweep_table(findings, backend).to_csv(stage / run_folder.SWEEP, index=False, lineterminator="\n")
@@ -56,7 +56,8 @@ def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> Non
     plots.draw_comparison(stage / run_folder.PLOTS / "compare.png", found)
 
 
-# How many different values make a column worth showing, where not one: all rows are of as many images, as a rule.
+# The number of different values from which on a column is shown, if it is not 1. Usually all rows have the same number
+# of images, so `n_images` needs 2.
 _FEWEST_VALUES = {"k": 0, "n_images": 2}
 
 _COMPARED: Mapping[str, tuple[str, str]] = {
@@ -74,7 +75,7 @@ _COMPARED: Mapping[str, tuple[str, str]] = {
 
 
 def comparison_lines(found: Comparison) -> list[str]:
-    """Return the table of a comparison in Markdown, less the columns that say nothing."""
+    """Return the table of a comparison in Markdown, without the columns that show nothing."""
     n_values = {name: len({getattr(row, name) for row in found.rows} - {None}) for name in _COMPARED}
     shown = {
         name: (title, form)
@@ -99,7 +100,7 @@ BAD_FILES_COLUMNS = ("path", "reason")
 
 
 def write_bad_files(file: Path, manifest: Manifest) -> None:
-    """Write the table of the files that cannot be used; just its header where every file was read."""
+    """Write the table of the files that cannot be used; it is only a header if every file was read."""
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(BAD_FILES_COLUMNS)
@@ -110,7 +111,7 @@ def write_bad_files(file: Path, manifest: Manifest) -> None:
 def write_run_record(
     stage: Path, result: JobRecord, findings: Findings | None, *, command: str, backend: Backend
 ) -> None:
-    """Write `manifest.parquet` and `run.json`, which can be given back as `--config` to repeat the run."""
+    """Write `manifest.parquet` and `run.json`; the latter can be given as `--config` to repeat the run."""
     manifest = result.manifest
     _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest, backend))
     config = result.config.model_dump(mode="json")
@@ -134,7 +135,7 @@ def write_run_record(
 
 
 def _manifest_table(manifest: Manifest, backend: Backend) -> Any:
-    """Return the table of one row a file found."""
+    """Return the table with one row for each file found."""
     statuses = [manifest.status(row) for row in range(len(manifest))]
     files = manifest.files
     text = {
@@ -154,7 +155,7 @@ def _manifest_table(manifest: Manifest, backend: Backend) -> Any:
 
 
 def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
-    """Return the table of one row an embedded image, in the order of the manifest."""
+    """Return the table with one row for each embedded image, in the order of the manifest."""
     clustering, rows = findings.clustering, findings.embeddings.rows
     is_medoid = np.zeros(len(rows), dtype=bool)
     is_medoid[clustering.medoids] = True
@@ -253,7 +254,7 @@ def _embedding_facts(findings: Findings | None) -> dict[str, Any]:
 
 
 def _write_parquet(path: Path, table: Any) -> None:
-    # By way of memory: Arrow takes no path that is not UTF-8.
+    # The file is written from memory, because Arrow does not accept a path that is not UTF-8.
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     path.write_bytes(buffer.getvalue())
@@ -261,5 +262,5 @@ def _write_parquet(path: Path, table: Any) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A path that is not UTF-8 holds surrogates; as \\udcNN they are valid JSON and read back as they were.
+    # A path that is not UTF-8 contains surrogates; written as \\udcNN they are valid JSON and are read back unchanged.
     path.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -1,1 +1,1 @@
-"""What is kept between runs: embeddings and scans, on disk."""
+"""The store: keeps embeddings and scans on disk between runs."""

@@ -1,4 +1,4 @@
-"""What is kept between runs: look at it, verify it, prune it. Jobs may go on using the store meanwhile."""
+"""Inspects, verifies and prunes the store. Jobs may use the store at the same time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _DAY_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the store holds for one key.
+    """The content of the store for one key.
 
     Attributes
     ----------
     kind : embeddings or scans
-    key : what all its rows were made with
-    n_damaged : shards that were set aside
+    key : the settings with which all its rows were made
+    n_damaged : number of shards that were set aside
     last_used : seconds since 1970
     """
 
@@ -42,7 +42,7 @@ class Recipe:
     last_used: float
 
     def as_json(self) -> dict[str, Any]:
-        """Return the recipe as JSON holds it."""
+        """Return the recipe as values that JSON can hold."""
         return {
             **asdict(self),
             "folder": printable(str(self.folder)),
@@ -56,7 +56,7 @@ def find_store(config: StoreConfig) -> Path:
     Raises
     ------
     StoreError
-        When there is none.
+        When there is no folder there.
     """
     root = config.cache or default_root()
     if not root.is_dir():
@@ -65,7 +65,7 @@ def find_store(config: StoreConfig) -> Path:
 
 
 def inspect(root: Path) -> list[Recipe]:
-    """Return what a store holds; only the ends of the shards are read."""
+    """Return what a store holds; of each shard only the metadata at its end is read."""
     found = []
     for kind in ("embeddings", "scans"):
         for folder in folders(root / kind):
@@ -87,14 +87,14 @@ def inspect(root: Path) -> list[Recipe]:
 
 
 def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
-    """Read every shard of a store against its checksum.
+    """Read every shard of a store, check it with its checksum, and set damaged ones aside.
 
     Returns
     -------
     n_shards
-        Shards that are as they were written.
+        Number of shards that are as they were written.
     damaged
-        Where the others were set aside.
+        Paths to which the damaged shards were moved.
     """
     n_shards, damaged = 0, []
     events = Recorder(observer)
@@ -110,7 +110,7 @@ def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
             aside = shards.folder / DAMAGED / name
             if shards.read(name) is not None:
                 n_shards += 1
-            # Otherwise another job has pruned it meanwhile.
+            # If it is in neither place, another job has pruned it in the meantime.
             elif aside.exists():
                 damaged.append(aside)
             events.progress("verify", done, len(looked_at))
@@ -120,15 +120,16 @@ def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
 def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
     key = read_key(folder)
     width = key.get("n_features")
-    # Without a key the checksum alone speaks.
+    # Without a key the columns are not known, and only the checksum is checked.
     schema = scan_schema() if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
     return Shards(folder, key, schema, observer)
 
 
 def prune(root: Path, *, unused_days: float | None, now: float | None = None) -> int:
-    """Remove what is of no use: shards set aside, what killed jobs left half written, scans of folders that are gone.
+    """Remove what no job can use: shards set aside, half-written files of killed jobs, scans of folders that are gone.
 
-    With `unused_days` also every recipe that no job has used for so long. Returns the bytes that were freed.
+    With `unused_days`, also remove every recipe that no job has used for so many days. Half-written files are removed
+    when they are older than a day. Returns the number of bytes that were freed.
     """
     now = time.time() if now is None else now
     freed = 0
@@ -137,7 +138,7 @@ def prune(root: Path, *, unused_days: float | None, now: float | None = None) ->
         if gone or (unused_days is not None and now - recipe.last_used > unused_days * _DAY_S):
             freed += sum(_remove(path) for path in (*_shards(recipe.folder), recipe.folder / KEY_FILE))
             with suppress(OSError):
-                # Only where nothing is left in it: what is not the store's stays.
+                # This succeeds only if the folder is empty: files that are not the store's stay.
                 recipe.folder.rmdir()
         leftovers = [*recipe.folder.glob(".shard-*.tmp"), *recipe.folder.glob(f".{KEY_FILE}.*.tmp")]
         freed += sum(_remove(path) for path in leftovers if _age(path, now) > _DAY_S)
@@ -157,7 +158,7 @@ def _age(path: Path, now: float) -> float:
 
 
 def _remove(path: Path) -> int:
-    """Remove a file, which another job may have done already; return the bytes that were freed."""
+    """Remove a file if it is still there; return the number of bytes that were freed."""
     try:
         size = path.stat().st_size
         path.unlink()

@@ -1,8 +1,8 @@
-"""Append-only Parquet shards in a folder: whole or not there, every change noticed on reading, no lock.
+"""Reads and writes append-only Parquet shards in a folder, without locks.
 
-A shard is written under a temporary name, flushed to the disk and renamed to the digest of its own bytes. So it is
-whole or not there, and jobs that write at the same time need no lock: their shards have different names, or are the
-same. Must not know what the rows are.
+A shard is written under a temporary name, flushed to the disk and renamed to the digest of its own bytes. It is
+therefore never half written, and any later change is noticed on reading. Jobs that write at the same time need no lock:
+their shards have different names or equal contents. Must not know what the rows are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SCHEMA = 1
 
 _PREFIX, _SUFFIX = "shard-", ".parquet"
-# Readers of a whole folder, as pandas and Arrow, pass over names that begin so.
+# Programs that read a whole folder, such as pandas and Arrow, skip names that begin with an underscore.
 DAMAGED = "_damaged"
 KEY_FILE = "_key.json"
 
@@ -41,12 +41,12 @@ class Shards:
         self._observer = observer
 
     def append(self, columns: Mapping[str, Any]) -> None:
-        """Write one shard; when this returns it is on the disk.
+        """Write one shard; it is on the disk when this returns.
 
         Raises
         ------
         StoreError
-            When it cannot be written; no part of it is left.
+            When it cannot be written; then no part of it is left.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -55,7 +55,7 @@ class Shards:
         schema = self.schema.with_metadata({"gpu_cluster": _as_json({"schema": _SCHEMA, **self._key})})
         table = pa.table(dict(columns), schema=schema)
         sink = pa.BufferOutputStream()
-        # Embeddings are noise to a compressor.
+        # Embeddings hardly compress.
         pq.write_table(table, sink, compression="none", use_dictionary=False)
         content = sink.getvalue()
         with explained(self.folder):
@@ -66,7 +66,7 @@ class Shards:
             write_whole(self.folder / f"{_PREFIX}{_digest(content)}{_SUFFIX}", content)
 
     def names(self) -> list[str]:
-        """Return the names of the shards, the newest first: what was written last counts."""
+        """Return the names of the shards, the newest first, because the newest row of a file or content is used."""
         try:
             with os.scandir(self.folder) as entries:
                 names = [entry.name for entry in entries if is_shard(entry.name)]
@@ -76,20 +76,20 @@ class Shards:
             raise _store_error(self.folder, error) from error
         shards = []
         for name in names:
-            # Not those that another job sets aside, or prunes, just now.
+            # Another job may set a shard aside or prune it at this moment; then it is left out.
             with suppress(FileNotFoundError):
                 shards.append(((self.folder / name).stat().st_mtime_ns, name))
         return [name for _, name in sorted(shards, reverse=True)]
 
     def read(self, name: str) -> pa.Table | None:
-        """Return a shard; None, and the shard set aside, where it is not as it was written."""
+        """Return a shard, or None if it is gone. A shard that is not as it was written is set aside; then None too."""
         import pyarrow as pa
 
         path = self.folder / name
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            # Another job set it aside, or pruned it.
+            # Another job has set it aside or pruned it.
             return None
         except OSError as error:
             raise _store_error(self.folder, error) from error
@@ -106,13 +106,13 @@ class Shards:
         return table
 
     def mark_as_used(self) -> None:
-        """Say that a job uses these shards, for what prunes the unused."""
+        """Record the time of use in the folder, so that pruning can tell which shards are unused."""
         with suppress(OSError):
             os.utime(self.folder)
 
     def _set_aside(self, path: Path, why: str) -> None:
         self._observer.notice(
-            f"A shard of the store is damaged and set aside ({why}): {printable(str(path))}; what it held is done again"
+            f"A shard of the store is damaged and set aside ({why}): {printable(str(path))}; it is computed again"
         )
         with explained(self.folder), suppress(FileNotFoundError):
             (self.folder / DAMAGED).mkdir(exist_ok=True)
@@ -122,7 +122,8 @@ class Shards:
 def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file without Arrow's threads.
 
-    One that is alive when the process ends aborts it now and then (apache/arrow#34314), after the work was done.
+    If one of these threads is alive when the process ends, it sometimes aborts the process (apache/arrow#34314), after
+    all work was done.
     """
     import pyarrow.parquet as pq
 
@@ -135,7 +136,7 @@ def folder_name(key: Mapping[str, Any]) -> str:
 
 
 def folders(parent: Path) -> list[Path]:
-    """Return the folders of one kind of shards: one a key."""
+    """Return the folders of one kind of shards, one for each key."""
     try:
         return sorted(path for path in parent.iterdir() if path.is_dir() and re.fullmatch("[0-9a-f]{16}", path.name))
     except FileNotFoundError:
@@ -145,7 +146,7 @@ def folders(parent: Path) -> list[Path]:
 
 
 def read_key(folder: Path) -> dict[str, Any]:
-    """Return the key of a folder; without the version of the schema, and empty where it cannot be read."""
+    """Return the key of a folder without the version of the schema; an empty one if it cannot be read."""
     try:
         key = json.loads((folder / KEY_FILE).read_bytes())
     except (OSError, ValueError):
@@ -154,7 +155,7 @@ def read_key(folder: Path) -> dict[str, Any]:
 
 
 def is_shard(name: str) -> bool:
-    """Tell a finished shard by its name."""
+    """Return whether a name is that of a finished shard."""
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
@@ -168,7 +169,7 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a StoreError that says what to do."""
+    """Turn an OSError in the block into a StoreError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What is kept between runs: embeddings by content hash, and what the scan found, in folders of shards.
+"""The store: keeps embeddings by content hash, and the results of scans, in folders of shards.
 
 docs/store.md describes the files. Must not know pictures, networks or devices.
 """
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """The folder of everything that is kept."""
+    """The folder that holds everything that is kept between runs."""
 
     def __init__(self, root: Path, observer: Observer) -> None:
-        """Open the store, and make it where it is not there yet.
+        """Open the store; create its folder if it does not exist yet.
 
         Raises
         ------
         StoreError
-            When it cannot be written.
+            When it cannot be read or written.
         """
         self.root = root
         self._observer = observer
@@ -42,11 +42,11 @@ class Store:
                     raise PermissionError(13, "Permission denied", str(root / kind))
 
     def embeddings(self, key: Mapping[str, Any]) -> EmbeddingShards:
-        """Return the embeddings made with one recipe: what the key says of network, weights and preprocessing."""
+        """Return the embeddings made with one recipe; `key` holds its network, weights and preprocessing."""
         return EmbeddingShards(self._folder("embeddings", key), key, self._observer)
 
     def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
-        """Return what earlier scans with this key found: of this folder, of folders in it and of those it lies in."""
+        """Return the results of earlier scans with this key: of this folder, of folders in it and of those above it."""
         own = {"root": str(root), **key}
         folder = self._folder("scans", own)
         related = [
@@ -61,31 +61,31 @@ class Store:
 
 
 def default_root() -> Path:
-    """Return the store's place in the user's cache folder, as the platform has it."""
+    """Return the default folder of the store, which lies in the platform's cache folder of the user."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("gpu-cluster", appauthor=False))
 
 
 def open_store(config: StoreConfig, observer: Observer) -> Store | None:
-    """Return the store that a job uses, None where it is to keep nothing.
+    """Return the store that a job uses, or None if the config switches it off.
 
     Raises
     ------
     StoreError
-        When it cannot be written.
+        When it cannot be read or written.
     """
     return None if config.no_cache else Store(config.cache or default_root(), observer)
 
 
 class EmbeddingShards(Shards):
-    """Embeddings of one recipe: `content_hash`, `embedding`, and for content that cannot be decoded its `reason`."""
+    """Embeddings of one recipe: `content_hash`, `embedding`, and `reason` for content that cannot be decoded."""
 
     def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer) -> None:
         super().__init__(folder, key, embedding_schema(int(key["n_features"])), observer)
 
     def find(self, wanted: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray, Sequence[str | None]]]:
-        """Yield what is kept of the hashes `wanted`, shard by shard, each hash once.
+        """Yield the embeddings and reasons that are kept for the hashes `wanted`, shard by shard, each hash once.
 
         Yields
         ------
@@ -94,7 +94,7 @@ class EmbeddingShards(Shards):
         x
             (s, d) float32, host; NaN where the content cannot be decoded.
         reasons
-            s reasons, None where there is an embedding.
+            s reasons; None for a row with an embedding.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -120,7 +120,7 @@ class EmbeddingShards(Shards):
             )
 
     def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> None:
-        """Write one shard: x (s, d) float32, host; a row with a reason has no embedding."""
+        """Write one shard of s rows: x (s, d) float32, host; of a row with a reason the embedding is not kept."""
         import pyarrow as pa
 
         if not len(hashes):
@@ -131,20 +131,23 @@ class EmbeddingShards(Shards):
         self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
 
     def _hashes(self, name: str) -> pa.ChunkedArray | None:
-        """Return one column of a shard, unchecked: the whole of it is only read where something in it is wanted."""
+        """Return the hashes of a shard without checking it; the whole shard is read only if it holds a wanted hash."""
         import pyarrow as pa
 
         try:
             with (self.folder / name).open("rb") as stream:
                 return read_parquet(stream, columns=["content_hash"])["content_hash"]
         except (pa.ArrowException, OSError, KeyError):
-            # Gone, or damaged: reading all of it finds out.
+            # The shard is gone or damaged; reading all of it finds out which.
             table = self.read(name)
             return None if table is None else table["content_hash"]
 
     @staticmethod
     def _new(found: Any, missing: np.ndarray) -> tuple[IntArray, np.ndarray]:
-        """Return index into the wanted of each row of a shard, and which rows are wanted and first seen here."""
+        """Return for each row of a shard its index in the wanted hashes (-1: not wanted), and whether it is to be used.
+
+        A row is used if its hash is wanted and missing, and no earlier row of the shard has the same hash.
+        """
         at = found.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
         _, first = np.unique(at, return_index=True)
         once = np.zeros(len(at), dtype=bool)
@@ -153,14 +156,14 @@ class EmbeddingShards(Shards):
 
 
 class ScanShards(Shards):
-    """What scans found: one row a file, by its absolute path."""
+    """The results of scans: one row for each file, by its absolute path."""
 
     def __init__(self, folder: Path, key: Mapping[str, Any], related: Sequence[Shards], observer: Observer) -> None:
         super().__init__(folder, key, scan_schema(), observer)
         self._related = related
 
     def known(self, paths: Sequence[Path]) -> KnownFiles:
-        """Return what is known of files, by their absolute paths."""
+        """Return the facts that are known about these files, which are given by their absolute paths."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -170,12 +173,12 @@ class ScanShards(Shards):
             return KnownFiles(None, np.full(len(paths), -1))
         table = pa.concat_tables(tables)
         wanted = pa.array([os.fsencode(path) for path in paths], pa.binary())
-        # The first of several rows of a path is taken, which is of the newest shard.
+        # If a path has several rows, this finds the first one, which is from the newest shard.
         at = pc.index_in(wanted, value_set=table["path"].combine_chunks())
         return KnownFiles(table, at.fill_null(-1).to_numpy(zero_copy_only=False))
 
     def keep(self, paths: Sequence[Path], facts: Sequence[FileFacts]) -> None:
-        """Write one shard: what was found of these files."""
+        """Write one shard with the facts about these files."""
         columns: dict[str, Any] = {"path": [os.fsencode(path) for path in paths]}
         for name in scan_schema().names[1:]:
             columns[name] = [getattr(one, name) for one in facts]
@@ -183,14 +186,14 @@ class ScanShards(Shards):
 
 
 class KnownFiles:
-    """What earlier scans found of the files of this one."""
+    """The facts that earlier scans found about the files of the current scan."""
 
     def __init__(self, table: pa.Table | None, at: IntArray) -> None:
         self._table = table
         self._at = at
 
     def slice(self, first: int, last: int) -> list[FileFacts | None]:
-        """Return what is known of files `first` to `last`, that one not included; None where nothing is."""
+        """Return the facts about files `first` to `last - 1`; None for a file about which nothing is known."""
         at = self._at[first:last]
         facts: list[FileFacts | None] = [None] * len(at)
         if self._table is not None and (at >= 0).any():
@@ -219,7 +222,7 @@ def scan_schema() -> pa.Schema:
 
     return pa.schema(
         [
-            # Bytes, as the file system gives them: not every path is UTF-8.
+            # Paths are bytes, as the file system gives them, because not every path is UTF-8.
             pa.field("path", pa.binary()),
             pa.field("size", pa.int64()),
             pa.field("mtime_ns", pa.int64()),
@@ -235,9 +238,9 @@ def scan_schema() -> pa.Schema:
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> FloatArray:
-    """Return a column of lists as (s, width) float32; NaN where there is no list."""
+    """Return a column of lists as (s, width) float32; NaN in a row without a list."""
     array = column.combine_chunks()
-    # `values`, not `flatten()`, which leaves out the rows without a list.
+    # `flatten()` would leave out the rows without a list, so `values` is used.
     x = array.values.to_numpy(zero_copy_only=False)[array.offset * width :][: len(array) * width].reshape(-1, width)
     return cast(FloatArray, np.where(array.is_valid().to_numpy(zero_copy_only=False)[:, None], x, np.float32("nan")))
 

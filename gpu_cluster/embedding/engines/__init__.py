@@ -1,4 +1,4 @@
-"""What runs a network: `base.Engine` is the seam, each other module one engine."""
+"""The engines that run the networks: `base.Engine` is their interface, and `tensorflow` is the only one so far."""
 
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import PixelsConfig

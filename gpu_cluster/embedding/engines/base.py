@@ -1,7 +1,7 @@
-"""The seam between embedding and what runs a network: pictures in, features out.
+"""The interface of an engine, which runs a network: pictures enter, features leave.
 
-An engine knows a device (its `Backend`) and an extractor; it knows no store, no manifest and no job. A second engine is
-one file beside `tensorflow.py`, and its line in `choose_engine`.
+An engine knows a device (its `Backend`) and an extractor; it must not know a store, a manifest or a job. To add a
+second engine, write one file beside `tensorflow.py` and choose it in `choose_engine`.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.images.source import Picture
 
-# Pictures (B, side, side, 3) float32, RGB, 0 to 255, in whatever form the engine reads them.
+# Pictures (B, side, side, 3) float32, RGB, 0 to 255, as an array or tensor type that the engine can read.
 Pixels: TypeAlias = Any
 
 
 class OutOfMemoryError(Exception):
-    """The device has no memory for a batch; a smaller one may fit."""
+    """The memory of the device is too small for a batch; a smaller batch may fit."""
 
 
 class Engine(ABC):
-    """Runs one extractor on one device. Made before work starts; loads its libraries only when it is built.
+    """Runs one extractor on one device. It is created before work starts and loads its libraries only in `build`.
 
     Attributes
     ----------
-    name : of the engine
-    batch_size : pictures that go through the network together; smaller after the memory ran out
+    name : name of the engine
+    batch_size : pictures that go through the network together; it is halved when the memory runs out
     """
 
     name: str
 
     def __init__(self, backend: Backend, extractor: Extractor, config: PixelsConfig) -> None:
-        """Take what the engine is to run, and where.
+        """Set the extractor that the engine runs and the device that it runs on.
 
         Raises
         ------
@@ -58,25 +58,25 @@ class Engine(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """All that tells the numbers of this engine from those of another: name, version, kind of device."""
+        """Text that differs between engines whose numbers may differ: name, version, kind of device."""
 
     @abstractmethod
     def versions(self) -> Mapping[str, str]:
-        """Return the versions of the libraries that the engine runs on; loads none of them."""
+        """Return the versions of the libraries that the engine runs on, without loading them."""
 
     @abstractmethod
     def build(self) -> None:
-        """Load the libraries, build the network and set `batch_size`; what is built already stays.
+        """Load the libraries, build the network and set `batch_size`; do nothing if the network is already built.
 
         Raises
         ------
         ConfigError
-            When the libraries are loaded already, in a way that cannot be used.
+            When the libraries are already loaded with settings that cannot be used.
         """
 
     @abstractmethod
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Pixels]]:
-        """Decode pictures in batches of `batch_size`, in their order.
+        """Decode pictures in their order, in batches of `batch_size`.
 
         Pictures that the engine cannot decode are left out: their positions do not appear.
 
@@ -90,9 +90,9 @@ class Engine(ABC):
 
     @abstractmethod
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Bring a picture (h, w, 3) uint8, RGB, that was decoded elsewhere to (side, side, 3) float32, host.
+        """Resize a picture (h, w, 3) uint8, RGB, that was decoded elsewhere, to (side, side, 3) float32, host.
 
-        `features` takes a stack of them too.
+        `features` also accepts a stack of such pictures.
         """
 
     @abstractmethod
@@ -102,5 +102,5 @@ class Engine(ABC):
         Raises
         ------
         OutOfMemoryError
-            When the device has no memory for a batch of this size.
+            When the memory of the device is too small for a batch of this size.
         """

@@ -1,4 +1,4 @@
-"""The engine TensorFlow: its tf.data input, Keras's networks, DLPack to the device's arrays."""
+"""The TensorFlow engine: reads pictures with tf.data, runs Keras's networks, and hands over arrays by DLPack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TensorFlowEngine(Engine):
-    """Runs what the extractors build with TensorFlow."""
+    """Runs the networks and the other features that the extractors build with TensorFlow."""
 
     name = "tensorflow"
     _network: Callable[[tf.Tensor], tf.Tensor] | None = None
@@ -54,7 +54,7 @@ class TensorFlowEngine(Engine):
 
         assert self._network is not None, "build comes first"
         try:
-            # Kept until the next batch: the array is a view of the tensor's memory.
+            # The tensor must live until the next batch, because the returned array is a view of its memory.
             self._found = self._network(pixels)
         except tf.errors.ResourceExhaustedError as error:
             raise OutOfMemoryError(str(error)) from error

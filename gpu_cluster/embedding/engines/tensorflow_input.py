@@ -1,8 +1,8 @@
-"""Pictures -> tf.data batches of their pixels.
+"""Reads pictures as tf.data batches of their pixels.
 
-Enters: pictures that the scan found usable. Leaves: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, on white
-where they are transparent; each with its position, so that a picture that fails never shifts the others. Must not know
-the network.
+Enters: pictures that the scan found usable. Leaves: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
+transparent parts on white. Each picture comes with its position, so that a picture that fails never shifts the others.
+Must not know the network.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _PILLOW, _JPEG, _PNG = range(3)
 
 
 def decoder_of(facts: FileFacts) -> int:
-    """Return which decoder gets a picture's colours right; where several do, TensorFlow's, which are faster."""
+    """Return a decoder that gives the right colours for a picture; TensorFlow's if possible, which are faster."""
     kind, mode = facts.format, facts.mode
     if kind in ("JPEG", "MPO") and mode in ("L", "RGB", "CMYK"):
         return _JPEG
-    # TensorFlow 2.21 leaves grey and palettes of 1, 2 and 4 bits a pixel unscaled.
+    # TensorFlow 2.21 does not scale grey and palette PNGs of 1, 2 and 4 bits a pixel to 0..255.
     return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else _PILLOW
 
 
 def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int) -> tf.data.Dataset:
     """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
 
-    All pictures are of one source. Those that cannot be decoded are left out: their positions do not appear.
+    All pictures must have the same source. Those that cannot be decoded are left out: their positions do not appear.
     """
     import tensorflow as tf
 
@@ -56,7 +56,7 @@ def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: in
     return decoded.ignore_errors().batch(batch_size).prefetch(2)
 
 
-# Traced once for all shards of a job.
+# With this cache, the function is traced only once for all shards of a job.
 @functools.lru_cache(maxsize=4)
 def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
@@ -64,7 +64,7 @@ def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable
     def content(name: tf.Tensor) -> Any:
         return tf.io.read_file(name) if is_local else tf.numpy_function(_read(source), [name], tf.string)
 
-    # Converted by autograph, it would leave files in the temporary folder when the process is killed.
+    # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def read(position: tf.Tensor, name: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor) -> tuple[Any, Any]:
         decoders = (
@@ -99,7 +99,7 @@ def _by_pillow(source: Source, name: tf.Tensor) -> tf.Tensor:
 def _jpeg(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
-    # The accurate transform is the one that Pillow uses: both decoders then give the same pixels.
+    # Pillow uses the accurate transform too, so both decoders give the same pixels.
     decoded = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
     return _upright(decoded, orientation)
 
@@ -118,7 +118,7 @@ def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turn a picture by its Exif orientation: 5 to 8 swap the axes first; then some are mirrored."""
+    """Turn a picture upright by its Exif orientation: 5 to 8 swap the axes first; then some are mirrored."""
     import tensorflow as tf
 
     def among(*orientations: int) -> tf.Tensor:
@@ -130,7 +130,7 @@ def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
-    """Bring a picture (h, w, 3) uint8 to (side, side, 3) float32."""
+    """Resize a picture (h, w, 3) uint8 to (side, side, 3) float32, as the config says."""
     import tensorflow as tf
 
     shape = tf.shape(picture)
@@ -156,10 +156,11 @@ def _nearest(length: tf.Tensor, side: int) -> tf.Tensor:
 
 
 def nearest_indices(length: int, side: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the source pixel of each of `side` pixels, as Pillow's nearest-neighbour resize takes it.
+    """Return the source pixel of each of `side` pixels, as in Pillow's nearest-neighbour resize.
 
-    Keras's `load_img` resizes with Pillow, which adds up its step in float64; where (i + 1/2) * length / side is a
-    whole number the rounding of that sum decides. `tf.image.resize` takes other pixels: at 128 -> 224, 19% of them.
+    Keras's `load_img` resizes with Pillow, which adds up its step in float64. If (i + 1/2) * length / side is a whole
+    number, the rounding of that sum decides. `tf.image.resize` chooses other pixels: 19% of them when it resizes 128 to
+    224.
     """
     steps = np.full(side, length / side)
     steps[0] /= 2

@@ -185,7 +185,7 @@
   }, { passive: false });
 
   const step = by => {
-    // With none chosen the first comes next, and the last before.
+    // If no picture is chosen, a step forwards goes to the first picture and a step backwards to the last.
     for (let tried = 0, i = current < 0 && by < 0 ? 0 : current; tried < n; tried++) {
       i = (i + by + n) % n;
       if (shown(i)) { show(i, true); return; }
