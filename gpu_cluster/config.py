@@ -57,7 +57,7 @@ def _as_text(ks: Any) -> Any:
     if not isinstance(ks, range):
         return ks
     if not ks or ks.step < 1:
-        raise ValueError(f"a range of k goes upwards and is not empty; found {ks}")
+        raise ValueError(f"a range of k must increase and must not be empty; found {ks}")
     return f"{ks[0]}:{ks[-1]}" + ("" if ks.step == 1 else f":{ks.step}")
 
 

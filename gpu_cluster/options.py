@@ -202,7 +202,7 @@ def _warn_of_missing(
         if name in held or name in told | INTERNAL or option.field.exclude:
             continue
         value = option.of(config)
-        log.warning("%r, of an earlier version, does not say %s: taken is %s", os.fspath(file), option.flag, value)
+        log.warning("%r, written by an earlier version, has no %s; %s is used", os.fspath(file), option.flag, value)
 
 
 def _is_record(file: str | os.PathLike[str] | None) -> bool:
@@ -235,7 +235,7 @@ def _unknown_key(where: list[str], model: type[JobConfig], source: str) -> str:
     theirs = [command for command, other in COMMANDS.items() if _has(other, where)]
     if theirs:
         mine = command_of(model)
-        return f"config key {where[-1]!r}{table}{source} is of {' and '.join(theirs)}; {mine} has no such option"
+        return f"config key {where[-1]!r}{table}{source} belongs to {' and '.join(theirs)}; {mine} has no such option"
     return f"unknown config key {where[-1]!r}{table}{source}; see the README for the keys there are"
 
 

@@ -301,7 +301,7 @@ def test_an_option_that_a_command_has_not_is_refused_from_python_and_from_a_file
     text = f"{name} = {json.dumps(value)}\n"
     file = written(tmp_path, text if section is None else f"[{section}]\n{text}")
     where = name if section in {None, *model.model_fields} else section
-    with pytest.raises(ConfigError, match=f"config key '{where}'.* is of .*; {command} has no such option"):
+    with pytest.raises(ConfigError, match=f"config key '{where}'.* belongs to .*; {command} has no such option"):
         build_config(model, file)
 
 
@@ -342,7 +342,9 @@ def test_python_takes_a_range_of_k_as_its_own(ks, text):
 
 @pytest.mark.parametrize("ks", [range(5, 5), range(9, 2, -1)])
 def test_a_range_that_is_empty_or_goes_downwards_is_refused(ks):
-    with pytest.raises(ConfigError, match=r"--k-range: a range of k goes upwards and is not empty; found range\("):
+    with pytest.raises(
+        ConfigError, match=r"--k-range: a range of k must increase and must not be empty; found range\("
+    ):
         build_config(RunConfig, k_range=ks)
 
 
@@ -374,11 +376,11 @@ def test_what_the_record_of_an_earlier_version_does_not_hold_is_told(tmp_path, c
     record = written(tmp_path, json.dumps({"config": content}), "run.json")
     build_config(RunConfig, record, pooling="max", labels=None)
     assert [entry.getMessage() for entry in caplog.records] == [
-        f"'{record}', of an earlier version, does not say --seed: taken is 0"
+        f"'{record}', written by an earlier version, has no --seed; 0 is used"
     ]
     caplog.clear()
     assert build_config(RunConfig, record, seed=1).embed.pooling == "gem-4-5"
-    assert "does not say --pooling: taken is gem-4-5" in caplog.text
+    assert "has no --pooling; gem-4-5 is used" in caplog.text
 
 
 def test_what_is_taken_in_place_of_it_is_what_the_preset_of_the_record_says(tmp_path, caplog):
@@ -386,8 +388,8 @@ def test_what_is_taken_in_place_of_it_is_what_the_preset_of_the_record_says(tmp_
     del content["sweep"]["sweep_space"], content["sweep"]["default_range"], content["score"]
     config = build_config(RunConfig, written(tmp_path, json.dumps({"config": content}), "run.json"))
     assert config.sweep.sweep_space == "scaled"
-    told = [entry.getMessage().split("does not say ")[1] for entry in caplog.records]
-    assert told == ["--sweep-space: taken is scaled", "--silhouette-sample: taken is 20000", "--holdout: taken is 0.2"]
+    told = [entry.getMessage().split("has no ")[1] for entry in caplog.records]
+    assert told == ["--sweep-space; scaled is used", "--silhouette-sample; 20000 is used", "--holdout; 0.2 is used"]
 
 
 def test_a_flag_goes_over_a_run_record(tmp_path):

@@ -333,7 +333,7 @@ def cache_verify(**options: Any) -> None:
     Exit codes: 0 all shards are as they were written; 1 some were damaged.
     """
     n_shards, damaged = verify(find_store(build_config(RunConfig, **options).store), TerminalObserver())
-    print_done(f"{n_shards:,} shards are as they were written, {len(damaged):,} damaged ones were set aside")
+    print_done(f"{n_shards:,} shards are unchanged, {len(damaged):,} damaged shards were set aside")
     raise typer.Exit(1 if damaged else 0)
 
 

@@ -214,7 +214,7 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
             f"    {', '.join(f'{name} {value}' for name, value in recipe.as_json()['key'].items())}", markup=False
         )
     if not recipes:
-        console.print("nothing is kept", markup=False)
+        console.print("the store is empty", markup=False)
 
 
 def print_verdict(verdict: Verdict) -> None:

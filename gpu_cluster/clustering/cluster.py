@@ -36,7 +36,7 @@ def cluster(
     found = backend.to_host(as_originals(partition.labels, originals, backend))
     order = _by_size(found, k)
     if len(order) < k:
-        observer.notice(f"{k} clusters asked for, {len(order)} hold images: there are no more distinct ones")
+        observer.notice(f"{k} clusters were asked for, but there are only {len(order)} distinct images")
     number = np.zeros(k, dtype=np.int64)
     number[order] = np.arange(len(order))
     labels = number[found]

@@ -34,7 +34,7 @@ def find_near_duplicates(
     rows = np.arange(n_rows) if originals is None else np.flatnonzero(originals == np.arange(n_rows))
     n = len(rows)
     if n > MOST_IMAGES:
-        observer.notice(f"Near duplicates are looked for among up to {MOST_IMAGES:,} pictures; there are {n:,}")
+        observer.notice(f"Near duplicates were not searched: there are {n:,} pictures, more than {MOST_IMAGES:,}")
         return ()
     x = xp.take(x, backend.from_host(rows), axis=0)
     x = x / kmeans.row_norms(x, backend)

@@ -97,7 +97,7 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     if last < n // _IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
         yield (
             f"{'Restarts agree most' if best_k == last else 'The silhouette is highest'} at {last}, the end of the "
-            f"range: there may be more groups than {best_k}; --k-range {first}:{2 * last} looks further"
+            f"range: there may be more groups than {best_k}; try --k-range {first}:{2 * last}"
         )
 
 
@@ -106,7 +106,9 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
     ks = parse_k_range(text)
     possible = tuple(k for k in ks if k <= n) or (n,)
     if possible != ks:
-        observer.notice(f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, as many as there are images")
+        observer.notice(
+            f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, because there are only {n} images"
+        )
     return possible
 
 

@@ -299,7 +299,7 @@ def _map_words(run: FinishedRun, n_thumbnails: int) -> str:
         "Pictures that look alike lie side by side. Hover, tap or step through them; click one to see its group alone."
     )
     if len(_shown(run)) < n:
-        words += f" Shown are {len(_shown(run)):,} of {n:,} pictures, drawn at random."
+        words += f" The map shows {len(_shown(run)):,} of {n:,} pictures, chosen at random."
     if n_thumbnails < len(_shown(run)):
         words += f" {n_thumbnails:,} of them have a thumbnail."
     sample = run.record["config"]["report"]["layout_sample"]

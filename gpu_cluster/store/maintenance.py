@@ -60,7 +60,7 @@ def find_store(config: StoreConfig) -> Path:
     """
     root = config.cache or default_root()
     if not root.is_dir():
-        raise StoreError(f"nothing is kept at {printable(str(root))!r}; name the folder with --cache DIR")
+        raise StoreError(f"there is no store at {printable(str(root))!r}; name the folder with --cache DIR")
     return root
 
 

@@ -120,4 +120,4 @@ def test_above_a_number_none_are_looked_for_and_that_is_said(tmp_path, monkeypat
     picture(0).save(tmp_path / "in" / "again.bmp")
     result = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run")
     assert similar_in(result.folder) == set()
-    assert "Near duplicates are looked for among up to 3 pictures; there are 5" in result.notices
+    assert "Near duplicates were not searched: there are 5 pictures, more than 3" in result.notices

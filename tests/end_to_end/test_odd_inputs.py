@@ -85,7 +85,7 @@ def test_few_images_cut_the_range_of_k_and_say_so(tmp_path, n):
     result = small_run(tmp_path / "in")
     assert_complete(result, n)
     assert pd.read_csv(result.folder / "sweep.csv")["k"].tolist() == list(range(2, n + 1))
-    assert f"Range of k cut from 2:15 to 2:{n}, as many as there are images" in result.notices
+    assert f"Range of k cut from 2:15 to 2:{n}, because there are only {n} images" in result.notices
 
 
 def test_one_cluster_has_null_where_scores_are_not_defined(tmp_path):
@@ -119,7 +119,7 @@ def test_images_that_are_all_equal_are_one_cluster_and_the_user_is_told(tmp_path
     assert_complete(result, 6, duplicates=5)
     metrics = strict_json(result.folder / "metrics.json")
     assert (metrics["k"], metrics["k_asked"], metrics["cluster_sizes"]) == (1, 3, [6])
-    assert "3 clusters asked for, 1 hold images: there are no more distinct ones" in result.notices
+    assert "3 clusters were asked for, but there are only 1 distinct images" in result.notices
 
 
 def test_fewer_distinct_images_than_clusters_leave_no_cluster_empty(tmp_path):

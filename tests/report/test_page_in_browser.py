@@ -320,7 +320,7 @@ def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, c
     run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
     chromium.open(run / "report.html")
     words = chromium.find("#map-section p").text
-    assert "Shown are 8 of 12 pictures, drawn at random. 5 of them have a thumbnail." in words
+    assert "The map shows 8 of 12 pictures, chosen at random. 5 of them have a thumbnail." in words
     assert chromium.n_shown() == 8
     thumbs = data(chromium)["thumb"]
     assert sorted(number for number in thumbs if number >= 0) == [0, 1, 2, 3, 4]

@@ -114,7 +114,7 @@ def test_info_counts_what_was_set_aside(tmp_path):
 
 def test_info_of_an_empty_store_says_so(tmp_path):
     Store(tmp_path / "store", Observer())
-    assert cache_command("info", tmp_path / "store").out.splitlines()[1:] == ["nothing is kept"]
+    assert cache_command("info", tmp_path / "store").out.splitlines()[1:] == ["the store is empty"]
     assert json.loads(cache_command("info", tmp_path / "store", "--json").out) == []
 
 
@@ -133,7 +133,7 @@ def test_verify_of_a_store_as_it_was_written_is_0(tmp_path):
     kept(tmp_path / "store")
     scanned(tmp_path / "in", tmp_path / "store")
     done = cache_command("verify", tmp_path / "store")
-    assert (done.code, done.out) == (0, "2 shards are as they were written, 0 damaged ones were set aside\n")
+    assert (done.code, done.out) == (0, "2 shards are unchanged, 0 damaged shards were set aside\n")
     assert re.fullmatch(r"verify: \d\.\d s\n", done.err)
 
 
@@ -145,10 +145,10 @@ def test_verify_sets_what_is_damaged_aside_with_1_and_is_0_from_then_on(tmp_path
     first = cache_command("verify", tmp_path / "store")
     assert first.code == 1
     assert str(path) in first.out
-    assert first.out.splitlines()[-1] == "1 shards are as they were written, 1 damaged ones were set aside"
+    assert first.out.splitlines()[-1] == "1 shards are unchanged, 1 damaged shards were set aside"
     assert (path.parent / DAMAGED / path.name).exists()
     second = cache_command("verify", tmp_path / "store")
-    assert (second.code, second.out) == (0, "1 shards are as they were written, 0 damaged ones were set aside\n")
+    assert (second.code, second.out) == (0, "1 shards are unchanged, 0 damaged shards were set aside\n")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"n_features": null}'], ids=["empty", "list", "bare", "null"])
@@ -263,7 +263,7 @@ def test_a_cache_that_is_not_there_is_one_line_with_1(tmp_path, name):
     done = cache_command(name, tmp_path / "absent")
     assert (done.code, done.out) == (1, "")
     where = tmp_path / "absent"
-    assert done.err == f"error: nothing is kept at {str(where)!r}; name the folder with --cache DIR\n"
+    assert done.err == f"error: there is no store at {str(where)!r}; name the folder with --cache DIR\n"
 
 
 @pytest.mark.parametrize("name", ["info", "verify", "prune"])
