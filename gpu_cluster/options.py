@@ -236,7 +236,9 @@ def _unknown_key(where: list[str], model: type[JobConfig], source: str) -> str:
     if theirs:
         mine = command_of(model)
         return f"config key {where[-1]!r}{table}{source} belongs to {' and '.join(theirs)}; {mine} has no such option"
-    return f"unknown config key {where[-1]!r}{table}{source}; see the README for the keys there are"
+    return (
+        f"unknown config key {where[-1]!r}{table}{source}; `gpu-cluster {command_of(model)} --help` lists the options"
+    )
 
 
 def _has(model: type[JobConfig], where: list[str]) -> bool:

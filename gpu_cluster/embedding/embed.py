@@ -68,7 +68,9 @@ def embed(
     if len(missing):
         engine.build()
         shard_size = store_config.shard_size or backend.shard_size
-        log.info("embedding in %s, %d images at once, %d a shard", engine.precision, engine.batch_size, shard_size)
+        log.info(
+            "embedding in %s, in batches of %d images and shards of %d", engine.precision, engine.batch_size, shard_size
+        )
         start = time.perf_counter()
         for shard in plan_shards(missing, shard_size):
             matrix.compute(shard, engine)
@@ -88,9 +90,8 @@ def embed(
 def plan_shards(missing: IntArray, shard_size: int) -> list[IntArray]:
     """Split the contents that the store lacks, in their order, into shards of one size.
 
-    After a kill, the store lacks exactly the contents after the last shard that was kept. The next run therefore
-    computes the same shards, with the same batches, as the killed run would have, and the numbers are equal to the last
-    bit.
+    After a kill, the store holds all shards up to some point. The next run goes on there with the same shards and
+    batches as the killed run would have had, so its numbers are the same to the last bit.
     """
     return [missing[first : first + shard_size] for first in range(0, len(missing), shard_size)]
 
@@ -138,7 +139,7 @@ def embed_shard(
         progress(len(positions))
     left_out = np.flatnonzero(~done)
     if len(left_out):
-        log.info("%d files that the engine cannot decode get a second look by Pillow", len(left_out))
+        log.info("%d files that the engine cannot decode are tried again with Pillow", len(left_out))
     for first in range(0, len(left_out), engine.batch_size):
         part = left_out[first : first + engine.batch_size]
         squares: dict[int, npt.NDArray[np.float32]] = {}
@@ -185,7 +186,7 @@ def _decoded(picture: Picture) -> npt.NDArray[np.uint8]:
 
 
 def _reason(picture: Picture, error: Exception) -> tuple[str, bool]:
-    """Return in plain words why a picture cannot be decoded, and whether its content is the reason."""
+    """Return in plain words why a picture cannot be decoded, and whether the file itself is at fault."""
     if isinstance(error, UnreadableError):
         return str(error), False
     try:
@@ -222,7 +223,7 @@ def _key(engine: Engine) -> dict[str, Any]:
 class _Matrix:
     """The matrix that is being filled: one row for each file that is not bad; each content is computed once.
 
-    Every index below numbers the distinct contents, in the order of their first files.
+    In this class, index i means the i-th distinct content, in the order of the first file that has it.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class _Matrix:
         self._backend = backend
         self._shards = shards
         self._observer = observer
-        # Index into the rows of x of each content's first file.
+        # For each content, the row of x of its first file.
         self._at = np.flatnonzero([row not in manifest.duplicates for row in rows])
         self._done = np.zeros(len(self._at), dtype=bool)
         self._n_done = 0
@@ -286,7 +287,7 @@ class _Matrix:
             raise self._interrupted()
 
     def finish(self) -> tuple[Array, IntArray, dict[int, str]]:
-        """Return the matrix, the manifest row of each of its rows, and the reason of each file that turned out bad."""
+        """Return the matrix, the manifest row for each row of it, and why files were bad, by manifest row."""
         first_row = self._rows[self._at]
         bad = {int(first_row[index]): why for index, why in self._bad.items()}
         copies = [row for row in self._rows if row in self._manifest.duplicates]
@@ -331,8 +332,11 @@ class _Matrix:
         return [facts.content_hash or "" for facts in files]
 
     def _interrupted(self) -> InterruptedJobError:
-        kept = "nothing was kept" if self._shards is None else f"they are kept in {str(self._shards.folder)!r}"
+        kept = (
+            "without a store nothing was kept: the same command begins again"
+            if self._shards is None
+            else f"they are kept in {str(self._shards.folder)!r}: run the same command again to go on"
+        )
         return InterruptedJobError(
-            f"interrupted with {self._n_done:,} of {self.n_contents:,} pictures embedded; {kept}: run the same command "
-            "again to go on"
+            f"interrupted with {self._n_done:,} of {self.n_contents:,} pictures embedded; {kept}"
         )

@@ -1,7 +1,8 @@
 """The places where pictures are: lists the pictures of a place, and opens them.
 
 Enters: a place. Leaves: the locations of its pictures, and each picture as a stream. `LocalFiles` is the file system;
-for another place (a tar file, an object store) add one more class. Must not know what is done with the pictures.
+another place (a tar file, an object store) is one more class here, and the words that name it are read in `discover`
+and the config. Must not know what is done with the pictures.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def _try_page(folder: Path, events: Recorder) -> None:
         # The messages of `gpu-cluster report` name the run folder, but this folder is about to be renamed.
         cause = error.__cause__ or error
         why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
-        events.notice(f"No report.html, which `gpu-cluster report` can write later: {why}")
+        events.notice(f"report.html could not be written, which `gpu-cluster report` can do later: {why}")
 
 
 @contextmanager
@@ -156,8 +156,8 @@ def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
         size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
         raise DeviceError(
             f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
-            f"{free:.2f} GB free: a smaller --silhouette-sample, --sweep-space projection or fewer --pca components "
-            "need less; or use a device with more memory"
+            f"{free:.2f} GB free: try a smaller --silhouette-sample, or --sweep-space projection, or a smaller --pca; "
+            "or use a device with more memory"
         ) from error
 
 

@@ -127,7 +127,7 @@ def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
     given = ("run", tmp_path / "in", "--image-size", "32", "--k", "3", "--no-cache")
     done = command(*given, out=tmp_path / "run", before=no_file_above_180_kib)
     assert done.code == 0, done.err
-    assert "No report.html, which `gpu-cluster report` can write later: File too large" in done.out
+    assert "report.html could not be written, which `gpu-cluster report` can do later: File too large" in done.out
     assert "report: " not in done.out
     assert len(done.table("assignments.csv")) == 60
     assert not any("report" in path.name for path in done.folder.iterdir())

@@ -1,7 +1,8 @@
 """The interface of an engine, which runs a network: pictures enter, features leave.
 
-An engine knows a device (its `Backend`) and an extractor; it must not know a store, a manifest or a job. To add a
-second engine, write one file beside `tensorflow.py` and choose it in `choose_engine`.
+An engine knows a device (its `Backend`) and an extractor; it must not know a store, a manifest or a job. A second
+engine is one file beside `tensorflow.py`, chosen in `choose_engine`. The extractors build TensorFlow networks: an
+engine that runs another kind of network builds it from the same weights.
 """
 
 from __future__ import annotations
