@@ -19,9 +19,9 @@ from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
-from gpu_cluster.images.discover import discover
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
+from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import open_store
 
@@ -66,7 +66,7 @@ def embedded(title: str, config: RunConfig, extractor: Callable[[EmbedConfig], E
     """Embed the pictures of a config through the store."""
     observer = Observer()
     store = open_store(config.store, observer)
-    manifest = discover(config.input, observer)
+    manifest = find_labelled(config.input, observer)
     source = open_source(manifest.root)
     manifest = scan(manifest, source, config.input, observer, store=store)
     given: dict[str, Any] = {"store": store, "store_config": config.store, "observer": observer}

@@ -23,23 +23,32 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("quality") / "store"
 
 
-def on_flowers(preset: str, store: Path) -> Quality:
-    config = build_config(
-        RunConfig, preset=preset, images=(photos("flowers12"),), labels_from_folders=True, cache=store
-    )
+def on_flowers(folder: Path, preset: str, store: Path) -> Quality:
+    config = build_config(RunConfig, preset=preset, images=(folder,), labels_from_folders=True, cache=store)
     return quality(embedded("flowers12", config), config, range(5))
+
+
+def thirds(folder: Path, place: Path) -> Path:
+    """Return a folder of links to every third photo of each species."""
+    for species in sorted(path for path in folder.iterdir() if path.is_dir()):
+        (place / species.name).mkdir(parents=True)
+        for file in sorted(species.iterdir())[::3]:
+            (place / species.name / file.name).symlink_to(file)
+    return place
 
 
 @pytest.mark.slow
 def test_default_preset_finds_the_species(store):
-    found = on_flowers("default", store)
+    found = on_flowers(photos("flowers12"), "default", store)
     assert np.mean(found.homogeneity) >= 0.90
     assert np.mean(found.adjusted_rand) >= 0.87
 
 
 @pytest.mark.slow
-def test_notebook_preset_is_as_good_as_the_notebook_was(store):
-    found = on_flowers("notebook", store)
+def test_notebook_preset_is_as_good_as_the_notebook_was(tmp_path, store):
+    # A third is about as many photos as the notebook had, and its recipe has features of its own to compute. Measured on
+    # the three thirds: homogeneity 0.36 to 0.38, ARI 0.14 to 0.15; on all photos 0.35 and 0.16.
+    found = on_flowers(thirds(photos("flowers12"), tmp_path / "some"), "notebook", store)
     assert 0.30 <= np.mean(found.homogeneity) <= 0.40
     assert 0.12 <= np.mean(found.adjusted_rand) <= 0.19
 
