@@ -46,8 +46,8 @@ def test_default_preset_finds_the_species(store):
 
 @pytest.mark.slow
 def test_notebook_preset_is_as_good_as_the_notebook_was(tmp_path, store):
-    # A third is about as many photos as the notebook had, and its recipe has features of its own to compute. Measured on
-    # the three thirds: homogeneity 0.36 to 0.38, ARI 0.14 to 0.15; on all photos 0.35 and 0.16.
+    # A third is about as many photos as the notebook had, and its recipe has features of its own to compute. Measured
+    # on the three thirds: homogeneity 0.36 to 0.38, ARI 0.14 to 0.15; on all photos 0.35 and 0.16.
     found = on_flowers(thirds(photos("flowers12"), tmp_path / "some"), "notebook", store)
     assert 0.30 <= np.mean(found.homogeneity) <= 0.40
     assert 0.12 <= np.mean(found.adjusted_rand) <= 0.19
