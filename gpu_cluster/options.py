@@ -97,16 +97,18 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r} of {command}; known are {', '.join(sorted(known))}")
-    told = {name: value for name, value in options.items() if value is not None}
+    # Nothing named is nothing given.
+    told = {name: value for name, value in options.items() if value is not None and value not in ((), [])}
     given: dict[str, Any] = {}
     for name, value in told.items():
         section = known[name].section
         (given if section is None else given.setdefault(section, {}))[name] = value
-    from_file = _read_file(Path(file), model) if file is not None else {}
+    content = _read_file(Path(file)) if file is not None else {}
+    from_file = dict(_of_record(content, model)) if _is_record(file) else content
     layers: list[Mapping[str, Any]] = [from_file, given]
     if "preset" in known:
         preset = given.get("preset", from_file.get("preset", RunConfig().preset))
-        if "preset" in given and _is_record(file) and from_file.get("preset") != given["preset"]:
+        if "preset" in given and _is_record(file) and from_file.get("preset", RunConfig().preset) != given["preset"]:
             raise ConfigError(
                 f"--preset {given['preset']}: {os.fspath(file or '')!r} is the record of a run and holds every option "
                 f"of its preset {from_file.get('preset')!r}; leave out --preset or --config"
@@ -120,7 +122,7 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     except ValidationError as error:
         raise ConfigError(_first_problem(error, model, file)) from error
     if file is not None and _is_record(file):
-        _warn_of_missing(from_file, file, config, set(told))
+        _warn_of_missing(content, file, config, set(told))
     return config
 
 
@@ -156,7 +158,7 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -169,7 +171,7 @@ def _read_file(path: Path, model: type[JobConfig]) -> dict[str, Any]:
         raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ConfigError(f"{str(path)!r} is no run.json: it has no 'config'; give a run.json or a TOML file")
-    return dict(_of_record(content["config"], model))
+    return dict(content["config"])
 
 
 def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tuple[str, Any]]:
@@ -196,10 +198,13 @@ def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tu
 def _warn_of_missing(
     record: Mapping[str, Any], file: str | os.PathLike[str], config: JobConfig, told: Set[str]
 ) -> None:
-    """Log each option whose value comes from neither the record of an earlier version nor the caller's options."""
+    """Log each option that the record of an earlier version lacks and that the caller did not give."""
+    # A record of another command has no options that only this one has.
+    marks = {"run": "preset", "compare": "compare"}
+    recorded = {name for command, mark in marks.items() if mark in record for name in options_of(COMMANDS[command])}
     for name, option in options_of(type(config)).items():
         held = record if option.section is None else record.get(option.section, {})
-        if name in held or name in told | INTERNAL or option.field.exclude:
+        if name in held or name in told | INTERNAL or name not in recorded or option.field.exclude:
             continue
         value = option.of(config)
         log.warning("%r, written by an earlier version, has no %s; %s is used", os.fspath(file), option.flag, value)

@@ -329,6 +329,24 @@ def test_the_record_of_an_earlier_version_gives_a_command_its_own_options(tmp_pa
     assert caplog.records == []
 
 
+@pytest.mark.parametrize(("of", "to"), [(RunConfig, CompareConfig), (CompareConfig, RunConfig)])
+def test_the_record_of_another_command_gives_what_both_have_without_a_word(tmp_path, caplog, of, to):
+    content = build_config(of, seed=7, image_size=64).model_dump(mode="json")
+    record = written(tmp_path, json.dumps({"config": content}), "run.json")
+    assert build_config(to, record) == build_config(to, seed=7, image_size=64)
+    assert caplog.records == []
+
+
+def test_the_record_of_a_comparison_can_be_given_with_the_default_preset(tmp_path):
+    record = written(tmp_path, json.dumps({"config": CompareConfig().model_dump(mode="json")}), "run.json")
+    assert build_config(RunConfig, record, preset="default") == RunConfig()
+
+
+def test_no_names_from_python_leave_those_of_a_file(tmp_path):
+    file = written(tmp_path, '[compare]\nfeatures = ["hog"]\n')
+    assert build_config(CompareConfig, file, features=(), algorithms=[]).compare.features == ("hog",)
+
+
 def test_a_record_with_a_key_of_no_command_is_refused(tmp_path):
     record = written(tmp_path, json.dumps({"config": earlier_record(embed={"polling": "max"})}), "run.json")
     with pytest.raises(ConfigError, match=r"unknown config key 'polling' in \[embed\]"):

@@ -145,10 +145,16 @@ def embed_shard(
         squares: dict[int, npt.NDArray[np.float32]] = {}
         for position in part:
             try:
-                squares[int(position)] = engine.square(_decoded(pictures[position]))
+                decoded = _decoded(pictures[position])
             # On a broken file Pillow's decoders can raise any type of error, and none of them may end the job.
             except Exception as error:  # noqa: BLE001
                 reasons[position], lasting[position] = _reason(pictures[position], error)
+                continue
+            try:
+                squares[int(position)] = engine.square(decoded)
+            except OutOfMemoryError:
+                # This says nothing about the file: with more memory it may be embedded.
+                reasons[position], lasting[position] = "no memory to bring it to the size of the network", False
         if squares:
             _run(engine, np.stack(list(squares.values())), np.fromiter(squares, dtype=np.int64), x)
         progress(len(part))
@@ -280,7 +286,8 @@ class _Matrix:
             )
         if self._shards is not None:
             kept = np.flatnonzero(found.lasting)
-            x = self._backend.xp.take(found.x, self._backend.from_host(kept), axis=0)
+            whole = len(kept) == len(shard)
+            x = found.x if whole else self._backend.xp.take(found.x, self._backend.from_host(kept), axis=0)
             self._shards.keep(self._hashes(shard[kept]), self._backend.to_host(x), [found.reasons[at] for at in kept])
         self._fill(shard, found.x, found.reasons)
         if self._observer.stopping():

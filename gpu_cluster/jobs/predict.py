@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend, FloatArray, IntArray
+from gpu_cluster.backend import Backend, FloatArray, IntArray, select
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.clustering.model import Model, load_model
@@ -83,15 +83,16 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: {error}") from error
     _check_out(out)
+    # Before any folder of pictures is searched, which can take long.
+    model = load_model(FinishedRun(run).model, select(config.device).backend)
 
-    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> tuple[Model, Engine]:
-        model = load_model(FinishedRun(run).model, backend)
+    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
         _check_model(run, model, weights)
         theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
-        return model, choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
+        return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
 
     with opened(config, events, lambda: discover(config.input, events), prepared) as job:
-        model, engine = job.tools
+        engine = job.tools
         with events.stage("embed"):
             embeddings = embed(
                 job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events

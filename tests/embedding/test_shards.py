@@ -176,3 +176,35 @@ def test_pictures_that_are_no_files_are_embedded_as_files_are(tmp_path, engine: 
     here, there = (embed_shard(some, engine()) for some in (pictures, elsewhere))
     assert there.reasons == [None] * 5
     np.testing.assert_array_equal(here.x, there.x)
+
+
+@pytest.mark.parametrize("features", [extractors.oriented_gradients(32), extractors.colour_histogram()])
+def test_what_tensorflow_refuses_and_pillow_reads_gets_features_of_every_kind(tmp_path, features):
+    pictures = scanned_pictures(write_pictures(tmp_path, 3, ".tif"))
+    # TensorFlow is sent to a TIFF as to a PNG, which it refuses.
+    taken_for_png = replace(pictures[1], facts=replace(pictures[1].facts, format="PNG", mode="RGB"))
+    engine = choose_engine(CpuBackend(), features, SMALL)
+    engine.build()
+    shard = [pictures[0], taken_for_png, pictures[2]]
+    assert [positions.tolist() for positions, _ in engine.batches(shard)] == [[0, 2]]
+    found, plain = embed_shard(shard, engine), embed_shard(pictures, engine)
+    assert (found.reasons, plain.reasons) == ([None] * 3, [None] * 3)
+    np.testing.assert_allclose(found.x, plain.x, atol=1e-6)
+
+
+class NoRoom(MeanColours):
+    """Has no memory to resize what it could not decode itself, which is everything."""
+
+    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+        return iter(())
+
+    def square(self, decoded: Any) -> Any:
+        raise OutOfMemoryError("no memory to resize")
+
+
+def test_no_memory_to_resize_a_picture_is_no_fault_of_the_picture_and_is_not_kept(tmp_path):
+    engine = NoRoom(CpuBackend(), Extractor({}, 3, lambda _precision: lambda pixels: pixels), SMALL)
+    engine.build()
+    found = embed_shard(scanned_pictures(write_pictures(tmp_path, 2)), engine)
+    assert found.reasons == ["no memory to bring it to the size of the network"] * 2
+    assert not found.lasting.any()

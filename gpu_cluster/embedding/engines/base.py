@@ -94,6 +94,11 @@ class Engine(ABC):
         """Resize a picture (h, w, 3) uint8, RGB, that was decoded elsewhere, to (side, side, 3) float32, host.
 
         `features` also accepts a stack of such pictures.
+
+        Raises
+        ------
+        OutOfMemoryError
+            When there is no memory for it.
         """
 
     @abstractmethod

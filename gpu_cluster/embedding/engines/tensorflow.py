@@ -47,7 +47,10 @@ class TensorFlowEngine(Engine):
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         import tensorflow as tf
 
-        return np.asarray(tensorflow_input.to_square(tf.constant(decoded), self.config))
+        try:
+            return np.asarray(tensorflow_input.to_square(tf.constant(decoded), self.config))
+        except tf.errors.ResourceExhaustedError as error:
+            raise OutOfMemoryError(str(error)) from error
 
     def features(self, pixels: Any) -> Array:
         import tensorflow as tf
@@ -55,7 +58,7 @@ class TensorFlowEngine(Engine):
         assert self._network is not None, "build comes first"
         try:
             # The tensor must live until the next batch, because the returned array is a view of its memory.
-            self._found = self._network(pixels)
+            self._found = self._network(tf.convert_to_tensor(pixels))
         except tf.errors.ResourceExhaustedError as error:
             raise OutOfMemoryError(str(error)) from error
         return self.backend.from_dlpack(tf.experimental.dlpack.to_dlpack(self._found))

@@ -45,7 +45,8 @@ def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: in
     paths = [source.local_path(picture.location) for picture in pictures]
     columns = (
         np.arange(len(pictures)),
-        [os.fsencode(path or picture.location) for path, picture in zip(paths, pictures, strict=True)],
+        [os.fsencode(picture.location) for picture in pictures],
+        [os.fsencode(path or "") for path in paths],
         np.array([picture.facts.orientation for picture in pictures], np.int32),
         np.array([decoder_of(picture.facts) for picture in pictures], np.int32),
     )
@@ -61,16 +62,18 @@ def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: in
 def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
-    def content(name: tf.Tensor) -> Any:
-        return tf.io.read_file(name) if is_local else tf.numpy_function(_read(source), [name], tf.string)
+    def content(location: tf.Tensor, path: tf.Tensor) -> Any:
+        return tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
 
     # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def read(position: tf.Tensor, name: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor) -> tuple[Any, Any]:
+    def read(
+        position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor
+    ) -> tuple[Any, Any]:
         decoders = (
-            lambda: _by_pillow(source, name),
-            lambda: _jpeg(content(name), orientation),
-            lambda: _png(content(name), orientation),
+            lambda: _by_pillow(source, location),
+            lambda: _jpeg(content(location, path), orientation),
+            lambda: _png(content(location, path), orientation),
         )
         return position, to_square(tf.switch_case(decoder, list(decoders)), config)
 
@@ -85,7 +88,7 @@ def _read(source: Source) -> Callable[[bytes], bytes]:
     return read
 
 
-def _by_pillow(source: Source, name: tf.Tensor) -> tf.Tensor:
+def _by_pillow(source: Source, location: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     def decoded(name: bytes) -> Any:
@@ -93,7 +96,7 @@ def _by_pillow(source: Source, name: tf.Tensor) -> tf.Tensor:
         with source.open(location)[0] as stream:
             return decode.decode(stream, os.path.splitext(location)[1])
 
-    return tf.ensure_shape(tf.numpy_function(decoded, [name], tf.uint8), (None, None, 3))
+    return tf.ensure_shape(tf.numpy_function(decoded, [location], tf.uint8), (None, None, 3))
 
 
 def _jpeg(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
