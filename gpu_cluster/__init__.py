@@ -1,18 +1,26 @@
 """gpu-cluster takes a folder of pictures and produces clusters, scores and plots.
 
-These are the packages and modules, from the top down. A package imports only from those below it:
+These are the packages and modules, from the top down. A package imports only from those below it; `embedding`,
+`clustering` and `report` are on one level and do not import each other:
 
-- `cli`: the command line, with its options, its terminal output, its signal handling and its exit codes;
+- `cli`: the command line: commands, terminal output, signal handling and exit codes;
   `api`: the same jobs as Python functions
-- `jobs`: one module for each command, such as `run`, `compare` and `predict`; `prepare` holds what they begin and end
-  with
+- `jobs`: one module for each job, such as `run`, `compare` and `predict`; `prepare` holds what they begin and end with
 - `embedding`: turns pictures into embeddings (n, d), from the store or through a network; `engines` run the networks
-- `clustering`: turns arrays into clusters: `reduce`, `sweep`, `cluster`, `score`, near duplicates, t-SNE
+- `clustering`: turns arrays into clusters: `reduce`, `sweep`, `cluster`, `score` (with its formulas in `metrics`), near
+  duplicates, t-SNE
 - `report`: turns results into tables, plots and the page `report.html`
-- `images`: finds picture files and reads their headers, labels and pixels; makes thumbnails
+- `images`: the pictures: where they are (`source`), which files are pictures (`discover`), their headers (`scan`),
+  labels, pixels (`decode`) and thumbnails
 - `store`: keeps embeddings and scans on disk between runs
-- the modules that all of these may use: `results` (the records that pass between packages), `run_folder`, `options`,
-  `config`, `events`, `files`, `errors`; and `backend`, the only place where the code differs by device
+- the modules that all of these may use: `results` (the records that pass between packages), `run_folder` (the files of
+  a run), `sampling`, `manifest` (the list of files), `backend` (the only place where the code differs by device),
+  `config` (where every option is declared), `options` (combines options, file, preset and defaults), `events`,
+  `files`, `errors`
+
+Where to add a thing: an option in `config`; a command in `jobs` and `cli.commands`; a network engine as a file in
+`embedding.engines`; a kind of place with pictures in `images.source`; a score in `clustering.metrics` and `.score`; a
+file of the run folder in `run_folder`, and what writes it in `report`.
 """
 
 from gpu_cluster.api import compare, embed, predict, run

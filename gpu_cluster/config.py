@@ -3,7 +3,7 @@
 Every section of options is a frozen model, and so is the config of every command, which consists of the sections that
 the command needs. Each option is declared only here, with its default and its description; the command line, the Python
 functions, TOML files and `run.json` use this declaration. A section may have fewer options in one command than in
-another, and a command refuses the options that it does not have. Must not know where options come from.
+another, and a command refuses the options that it does not have. This module must not know where options come from.
 """
 
 from __future__ import annotations

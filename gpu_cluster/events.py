@@ -1,7 +1,7 @@
 """The events that a running job reports to its observers: stages, progress and decisions.
 
-A job and its stages call an `Observer`; the command line shows the events, and `events.jsonl` records them. Must not
-know images or clusters.
+A job and its stages call an `Observer`; the command line shows the events, and `events.jsonl` records them. This module
+must not know images or clusters.
 """
 
 from __future__ import annotations

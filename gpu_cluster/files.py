@@ -1,4 +1,5 @@
-"""Writes files so that they are never half written, and turns paths into text. Must not know what is in the files."""
+"""Writes files so that they are never half written, and turns paths into text. This module must not know what is in the
+files."""
 
 from __future__ import annotations
 

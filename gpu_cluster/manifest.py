@@ -1,6 +1,6 @@
 """The manifest: the files that a job found, one row for each file, with the facts that the scan found and its label.
 
-A 'row' is the index of a file in the manifest, from 0. Must not know how files are found or read.
+A 'row' is the index of a file in the manifest, from 0. This module must not know how files are found or read.
 """
 
 from __future__ import annotations

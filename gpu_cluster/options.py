@@ -1,7 +1,7 @@
 """Builds the config of a command from options by name, and the command line from a config.
 
-Explicit options take precedence over a config file, the file over the preset, and the preset over the defaults. Must
-not know what the options mean to the stages.
+Explicit options take precedence over a config file, the file over the preset, and the preset over the defaults. This
+module must not know what the options mean to the stages.
 """
 
 from __future__ import annotations

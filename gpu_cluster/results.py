@@ -1,7 +1,7 @@
 """The frozen records that the stages pass to each other.
 
 n is the number of images that were embedded; a 'row' is the index of a file in the manifest, from 0. Arrays are on the
-device of the run unless marked host. Must not know how any of the values were computed.
+device of the run unless marked host. This module must not know how any of the values were computed.
 """
 
 from __future__ import annotations

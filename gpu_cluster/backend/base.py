@@ -1,7 +1,7 @@
 """The interface between the stages and the devices: what every device must be able to do.
 
 Stages call a `Backend` and never ask which one it is. Arrays that enter and leave are arrays of `Backend.xp` on its
-device, unless a docstring says host. Must not know files, configs or reports.
+device, unless a docstring says host. This module must not know files, configs or reports.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class KMeansFit:
 
 
 class Backend(ABC):
-    """A device and the engines that compute on it."""
+    """A device and the libraries that compute on it."""
 
     name: str
     #: Number formats in which the network can compute; the first is the default.

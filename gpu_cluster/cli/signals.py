@@ -1,4 +1,5 @@
-"""Handles Ctrl-C and SIGTERM, so that a job ends at a moment when nothing is lost. Must not know what the job does."""
+"""Handles Ctrl-C and SIGTERM, so that a job ends at a moment when nothing is lost. This module must not know what the
+job does."""
 
 from __future__ import annotations
 

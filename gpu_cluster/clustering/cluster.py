@@ -1,6 +1,6 @@
 """Turns a space and a number of clusters k into a Clustering.
 
-Must not know why this k was chosen.
+This module must not know why this k was chosen.
 """
 
 from __future__ import annotations

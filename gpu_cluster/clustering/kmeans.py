@@ -1,7 +1,7 @@
 """Draws the starts of k-means and restarts `Backend.fit_kmeans`; holds the arithmetic that all devices share.
 
-Enters: a matrix x (n, d) and k. Leaves: centres, labels and distances that agree on every device up to rounding. Must
-not know what the rows are.
+Input: a matrix x (n, d) and k. Output: centres, labels and distances that agree on every device up to rounding. This
+module must not know what the rows are.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def cluster_sizes(labels: Array, k: int, backend: Backend) -> Array:
 def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
     """Return the mean (k, d) of each cluster; an empty cluster keeps its centre.
 
-    The engines add up in the order in which their threads finish, so the last digits of their own centres differ from
+    The libraries add up in the order in which their threads finish, so the last digits of their own centres differ from
     run to run. Therefore the means are computed again here.
     """
     xp = backend.xp

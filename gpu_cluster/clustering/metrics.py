@@ -1,7 +1,7 @@
-"""Formulas of scores that not every engine has, written in the array API.
+"""Formulas of scores that not every device's library has, written in the array API.
 
-x is (n, d), labels (n,), centres (k, d), sizes (k,); k is from 2 to n - 1. Formulas on the host take NumPy arrays. Must
-not know an engine.
+x is (n, d), labels (n,), centres (k, d), sizes (k,); k is from 2 to n - 1. Formulas on the host take NumPy arrays. This
+module must not know a device.
 """
 
 from __future__ import annotations

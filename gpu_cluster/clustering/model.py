@@ -1,7 +1,7 @@
 """Writes and reads the model of a run, which `predict` needs: `model.json` and `arrays.npz`, without pickle.
 
 Everything that is read is checked: the checksum of the whole model, the name, shape and type of every array, and that
-all values are finite. Must not know where a clustering comes from or what is predicted.
+all values are finite. This module must not know where a clustering comes from or what is predicted.
 """
 
 from __future__ import annotations

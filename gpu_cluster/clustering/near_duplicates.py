@@ -1,6 +1,6 @@
 """Finds near duplicates: copies of a picture at another size or quality, cropped a little, or brightened.
 
-Enters: embeddings (n, d). Leaves: pairs of rows. Must not know clusters or labels.
+Input: embeddings (n, d). Output: pairs of rows. This module must not know clusters or labels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reduces embeddings to a Projection: scale, PCA, whiten, normalise.
 
-Enters: embeddings (n, d). Leaves: the space that is clustered, and two principal components to plot. Must not know
-what is found in that space.
+Input: embeddings (n, d). Output: the space that is clustered, and two principal components to plot. This module must
+not know what is found in that space.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
 
 
 def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
-    """Give every component the sign that makes its largest loading positive, because engines choose signs freely."""
+    """Give every component the sign that makes its largest loading positive, because libraries choose signs freely."""
     xp = backend.xp
     largest = xp.max(fit.components, axis=1, keepdims=True)
     smallest = xp.min(fit.components, axis=1, keepdims=True)

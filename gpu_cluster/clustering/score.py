@@ -1,7 +1,7 @@
 """Computes the scores of a Clustering.
 
-Enters: a space x (n, m), a Clustering of its rows, and labels if there are any. Leaves: Scores. Must not know how the
-clustering was found, or how the scores are shown.
+Input: a space x (n, m), a Clustering of its rows, and labels if there are any. Output: Scores. This module must not
+know how the clustering was found, or how the scores are shown.
 """
 
 from __future__ import annotations

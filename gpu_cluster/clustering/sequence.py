@@ -1,7 +1,7 @@
 """Runs the steps of every job that clusters, in their order.
 
-Enters: embeddings x (n, d). Leaves: a space, a number of clusters, clusters and scores. Must not know where the
-embeddings come from, or what becomes of the clusters.
+Input: embeddings x (n, d). Output: a space, a number of clusters, clusters and scores. This module must not know where
+the embeddings come from, or what becomes of the clusters.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Runs k-means in a space for each k of a range, and chooses one k: leaves a Sweep.
+"""Runs k-means in a space for each k of a range, chooses one k, and returns a `Sweep`.
 
-Must not know how the space was made, or what is done with the k.
+This module must not know how the space was made, or what is done with the k.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IMAGES_A_CLUSTER = 8
 
 
 def check_ks(config: SweepConfig, n: int) -> None:
-    """Refuse, before work starts, a k or a range of k that n images cannot be split into.
+    """Raise an error, before work starts, if k or the last k of the range is larger than the number of images n.
 
     Raises
     ------
@@ -35,12 +35,13 @@ def check_ks(config: SweepConfig, n: int) -> None:
     """
     if config.k is not None and config.k > n:
         raise ConfigError(
-            f"--k: {config.k} clusters (given, or by the preset) need as many images; found {n}; give a k up to {n}"
+            f"--k: {config.k} clusters (given, or by the preset) need at least {config.k} images; found {n}; "
+            f"give a k up to {n}"
         )
     last = parse_k_range(config.k_range)[-1] if config.k_range else 1
     if last > n:
         raise ConfigError(
-            f"--k-range: {config.k_range} reaches {last} clusters, which need at least as many images; found {n}; "
+            f"--k-range: {config.k_range} reaches {last} clusters, which need at least {last} images; found {n}; "
             f"give a range up to {n}"
         )
 
@@ -72,7 +73,7 @@ def sweep_k(
     observer.progress("sweep", len(ks), len(ks))
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
-        observer.notice(f"k cut from {config.k} to {best_k}, because no more files could be read")
+        observer.notice(f"k was reduced from {config.k} to {best_k}, because only {x.shape[0]} images could be read")
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:
@@ -85,13 +86,16 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     points, best_k = sweep.points, sweep.best_k
     first, last = points[0].k, points[-1].k
     if sweep.chosen_by == KChoice.CHORD:
-        yield f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest from its chord"
+        yield (
+            f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest below the "
+            "straight line between the curve's end points"
+        )
     if sweep.chosen_by != KChoice.AGREEMENT:
         return
     if (sweep.agreement or 0) < CLEAR_AGREEMENT:
         yield (
-            f"No clear number of groups, k {first} to {last}: at {best_k}, where restarts agree most, their adjusted "
-            f"Rand index is only {sweep.agreement or 0:.2f}"
+            f"No clear number of groups, k {first} to {last}: at {best_k}, where restarts agree most, their mean "
+            f"adjusted Rand index is only {sweep.agreement or 0:.2f}"
         )
     silhouette_ends = max(points, key=_silhouette).k == last
     if last < n // _IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
@@ -123,8 +127,8 @@ def choose(config: SweepConfig, points: Sequence[SweepPoint], n: int) -> tuple[i
         return max(points, key=_silhouette).k, KChoice.SILHOUETTE
     candidates = _candidates(points, n) if config.select == "agreement" else []
     if candidates:
-        # Groups that are far apart are found from any start, but so are fewer groups, when near ones are merged.
-        # Therefore the silhouette decides between equal agreements.
+        # Restarts agree on groups that are far apart. They can also agree on a smaller k, at which
+        # neighbouring groups are merged. Therefore the silhouette decides between equal agreements.
         return max(candidates, key=lambda point: (point.agreement or 0, _silhouette(point))).k, KChoice.AGREEMENT
     found = metrics.knee(ks, inertias)
     if found is not None:
@@ -143,6 +147,7 @@ def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
 def is_candidate(k: int, n: int) -> bool:
     """Return whether agreement between restarts means something for k clusters of n images.
 
-    In almost any data two clusters are found again by every restart, and so are many clusters of few images each.
+    In almost all data, the restarts agree for k = 2. They also agree when k is so large that each cluster holds few
+    images.
     """
     return 3 <= k <= max(3, n // _IMAGES_A_CLUSTER)

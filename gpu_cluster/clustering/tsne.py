@@ -1,7 +1,7 @@
 """Computes a position in the plane for every picture (t-SNE), so that similar pictures lie near each other in a plot.
 
-Enters: a space x (n, m). Leaves: positions (n, 2). Must not know clusters or labels, so that the groups seen in the
-plot are independent of them.
+Input: a space x (n, m). Output: positions (n, 2). This module must not know clusters or labels, so that the groups seen
+in the plot are independent of them.
 """
 
 from __future__ import annotations

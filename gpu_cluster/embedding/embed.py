@@ -2,7 +2,7 @@
 
 Embeddings that the store holds are read from there. Every other content goes through the engine once, shard by shard,
 and its embedding into the store. Pictures that the engine cannot decode are tried again with Pillow; those that neither
-can decode are reported with their reason. Must not know what becomes of the embeddings.
+can decode are reported with their reason. This module must not know what becomes of the embeddings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The features that describe a picture: VGG16 with several poolings, other networks, and features without a network.
 
-Enters: batches of pictures (B, side, side, 3) float32 RGB 0..255. Leaves: one row of numbers for each picture; only the
-networks marked `below_0` give numbers below 0. Must not know where pictures come from or what becomes of the numbers.
+Input: batches of pictures (B, side, side, 3) float32 RGB 0..255. Output: one row of numbers for each picture; only the
+networks marked `below_0` give numbers below 0. This module must not know where pictures come from or what becomes of
+the numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The network VGG16 without its top: its weights, its preprocessing and the poolings of its feature maps.
 
-Enters: a weights file, then batches of pictures. Leaves: 512 or more numbers for each picture. Must not know where
-pictures come from.
+Input: a weights file, then batches of pictures. Output: 512 or more numbers for each picture. This module must not know
+where pictures come from.
 """
 
 from __future__ import annotations

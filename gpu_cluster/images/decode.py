@@ -1,7 +1,7 @@
 """Reads the header of one file, or decodes its picture with Pillow.
 
-Enters: a file. Leaves: its format by content, or its picture (h, w, 3) uint8: RGB, upright, with transparent parts on
-white. Must not know TensorFlow, nor what is done with a picture.
+Input: a file. Output: its format by content, or its picture (h, w, 3) uint8: RGB, upright, with transparent parts on
+white. This module must not know TensorFlow, nor what is done with a picture.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Finds the picture files in the folders, files and lists that the user names, and sorts them by path.
 
-Must not know what is in a picture beyond its first bytes.
+This module must not know what is in a picture beyond its first bytes.
 """
 
 from __future__ import annotations

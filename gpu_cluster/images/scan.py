@@ -1,6 +1,6 @@
 """Looks at each file of a Manifest once: finds its format, size, orientation and content hash, or why it is unusable.
 
-Decodes no picture. Must not know what is done with the pictures.
+Decodes no picture. This module must not know what is done with the pictures.
 """
 
 from __future__ import annotations

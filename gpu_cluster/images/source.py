@@ -1,8 +1,8 @@
 """The places where pictures are: lists the pictures of a place, and opens them.
 
-Enters: a place. Leaves: the locations of its pictures, and each picture as a stream. `LocalFiles` is the file system;
+Input: a place. Output: the locations of its pictures, and each picture as a stream. `LocalFiles` is the file system;
 another place (a tar file, an object store) is one more class here, and the words that name it are read in `discover`
-and the config. Must not know what is done with the pictures.
+and the config. This module must not know what is done with the pictures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes small copies of pictures for a page: single ones or on sprite sheets, as data URIs.
 
-Must not know what the pictures are shown for.
+This module must not know what the pictures are shown for.
 """
 
 from __future__ import annotations

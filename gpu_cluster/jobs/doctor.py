@@ -1,6 +1,6 @@
 """Checks what a job needs on this machine: whether each thing is there, and what to do if it is not.
 
-Enters: a device, weights, an output folder and a store. Leaves: a list of `Check`s, which the command line shows. It
+Input: a device, weights, an output folder and a store. Output: a list of `Check`s, which the command line shows. It
 claims no memory of the device and writes nothing.
 """
 

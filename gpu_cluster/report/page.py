@@ -2,7 +2,7 @@
 
 File names and labels can contain any text and must not be trusted: Jinja escapes them, the page's script sets them only
 as text, and the page's Content-Security-Policy allows only this script and style, by their hashes, and nothing from any
-other place. Must not know devices.
+other place. This module must not know devices.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draws the plots of a run: elbow, scatter, silhouettes, and a contact sheet for each cluster.
 
 Every cluster has a number, a colour and a marker, because colours alone do not distinguish 30 clusters, and not
-everyone sees all colours. Must not know where the files go beyond the given folder.
+everyone sees all colours. This module must not know where the files go beyond the given folder.
 """
 
 from __future__ import annotations

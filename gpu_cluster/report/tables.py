@@ -1,6 +1,6 @@
 """Writes results into the files of the run folder: tables, scores, the record of the run, and plots.
 
-Must not compute results; it only formats them. docs/run-folder.md describes the formats.
+This module must not compute results; it only formats them. docs/run-folder.md describes the formats.
 """
 
 from __future__ import annotations

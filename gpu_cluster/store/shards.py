@@ -2,7 +2,7 @@
 
 A shard is written under a temporary name, flushed to the disk and renamed to the digest of its own bytes. It is
 therefore never half written, and any later change is noticed on reading. Jobs that write at the same time need no lock:
-their shards have different names or equal contents. Must not know what the rows are.
+their shards have different names or equal contents. This module must not know what the rows are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The store: keeps embeddings by content hash, and the results of scans, in folders of shards.
 
-docs/store.md describes the files. Must not know pictures, networks or devices.
+docs/store.md describes the files. This module must not know pictures, networks or devices.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Store:
                     raise PermissionError(13, "Permission denied", str(root / kind))
 
     def embeddings(self, key: Mapping[str, Any]) -> EmbeddingShards:
-        """Return the embeddings made with one recipe; `key` holds its network, weights and preprocessing."""
+        """Return the object that reads and writes the embeddings of one key: network, weights and preprocessing."""
         return EmbeddingShards(self._folder("embeddings", key), key, self._observer)
 
     def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
-        """Return the results of earlier scans with this key: of this folder, of folders in it and of those above it."""
+        """Return the object that reads and writes the scans of one key: of a folder, its subfolders and its parents."""
         own = {"root": str(root), **key}
         folder = self._folder("scans", own)
         related = [
@@ -79,13 +79,13 @@ def open_store(config: StoreConfig, observer: Observer) -> Store | None:
 
 
 class EmbeddingShards(Shards):
-    """Embeddings of one recipe: `content_hash`, `embedding`, and `reason` for content that cannot be decoded."""
+    """Embeddings of one key: `content_hash`, `embedding`, and `reason` for content that cannot be decoded."""
 
     def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer) -> None:
         super().__init__(folder, key, embedding_schema(int(key["n_features"])), observer)
 
     def find(self, wanted: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray, Sequence[str | None]]]:
-        """Yield the embeddings and reasons that are kept for the hashes `wanted`, shard by shard, each hash once.
+        """Yield the stored embeddings and reasons of the hashes `wanted`, one shard at a time, each hash only once.
 
         Yields
         ------
@@ -120,7 +120,7 @@ class EmbeddingShards(Shards):
             )
 
     def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> None:
-        """Write one shard of s rows: x (s, d) float32, host; of a row with a reason the embedding is not kept."""
+        """Write one shard of s rows: x (s, d) float32, host; a row that has a reason has no embedding there."""
         import pyarrow as pa
 
         if not len(hashes):
@@ -131,7 +131,7 @@ class EmbeddingShards(Shards):
         self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
 
     def _hashes(self, name: str) -> pa.ChunkedArray | None:
-        """Return the hashes of a shard without checking it; the whole shard is read only if it holds a wanted hash."""
+        """Return the hashes of a shard without verifying it; if they cannot be read, the shard is read and verified."""
         import pyarrow as pa
 
         try:

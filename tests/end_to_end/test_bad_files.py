@@ -99,5 +99,5 @@ def test_fewer_readable_files_than_k_cut_it_and_say_so(tmp_path):
     result = run(tmp_path / "in", image_size=32, k=5, n_init=2, out=tmp_path / "run")
     assert result.findings is not None
     assert result.findings.clustering.k == 4
-    assert any(notice.startswith("k cut from 5 to 4") for notice in result.notices)
+    assert any(notice.startswith("k was reduced from 5 to 4") for notice in result.notices)
     assert "junk.png" in (tmp_path / "run" / "bad_files.csv").read_text()

@@ -1,8 +1,8 @@
 """Reads pictures as tf.data batches of their pixels.
 
-Enters: pictures that the scan found usable. Leaves: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
+Input: pictures that the scan found usable. Output: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
 transparent parts on white. Each picture comes with its position, so that a picture that fails never shifts the others.
-Must not know the network.
+This module must not know the network.
 """
 
 from __future__ import annotations
