@@ -1,4 +1,4 @@
-"""Embedding that is stopped or killed after any batch: it goes on from there with the batches that it would have had."""
+"""Embedding that is stopped or killed after any batch: it goes on with the batches that it would have had."""
 
 from __future__ import annotations
 
@@ -218,5 +218,5 @@ def test_a_job_stopped_before_its_first_batch_names_no_folder_where_anything_is_
         def stopping(self) -> bool:
             return True
 
-    with pytest.raises(InterruptedJobError, match="^interrupted with 0 of 22 pictures embedded: run the same command"):
+    with pytest.raises(InterruptedJobError, match=r"^interrupted with 0 of 22 pictures embedded: run the same command"):
         embedded(files, root, Stopped())
