@@ -19,6 +19,9 @@ from gpu_cluster.errors import InterruptedJobError
 class Observer:
     """An observer that ignores every event; subclasses override the methods that they need."""
 
+    def job_started(self, go_on: str) -> None:
+        """The job begins; `go_on` says in words what to do if it is interrupted."""
+
     def stage_started(self, stage: str) -> None:
         """A stage of the job begins."""
 
@@ -72,6 +75,10 @@ class Observers(Observer):
     def __init__(self, *others: Observer) -> None:
         self._others = list(others)
 
+    def job_started(self, go_on: str) -> None:
+        for other in self._others:
+            other.job_started(go_on)
+
     def stage_started(self, stage: str) -> None:
         for other in self._others:
             other.stage_started(stage)
@@ -103,6 +110,11 @@ class Recorder(Observers):
         super().__init__(*others)
         self.stages_s: dict[str, float] = {}
         self.notices: list[str] = []
+        self._go_on = "run the same command again"
+
+    def job_started(self, go_on: str) -> None:
+        self._go_on = go_on
+        super().job_started(go_on)
 
     def add(self, other: Observer) -> None:
         """Pass events on to `other` too, beginning with the notices so far."""
@@ -120,7 +132,7 @@ class Recorder(Observers):
             When an observer asks to stop. This is needed if some library has caught the exception of a signal.
         """
         if self.stopping():
-            raise InterruptedJobError("interrupted; no results were written: run the same command again to go on")
+            raise InterruptedJobError(f"interrupted; no results were written: {self._go_on}")
         self.stage_started(stage)
         start = time.perf_counter()
         try:

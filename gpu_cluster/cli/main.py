@@ -78,5 +78,5 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 def _print_interrupted() -> int:
     """Print that the job was interrupted, and return the exit code of a process that was ended by a signal."""
-    print_error("interrupted; no results were written: run the same command again to go on")
+    print_error(f"interrupted; no results were written: {signals.go_on}")
     return 128 + (signals.number or signal.SIGINT)

@@ -16,10 +16,17 @@ class Terminated(BaseException):
 
 
 class Signals(Observer):
-    """Ends the job on Ctrl-C and SIGTERM: at once, or in the stage embed when the current shard is in the store."""
+    """Ends the job on Ctrl-C and SIGTERM: at once, or in the stage embed after the batch of pictures in work.
+
+    Attributes
+    ----------
+    number : the first signal that has arrived; None before
+    go_on : what to do after an interruption, in words
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.go_on = "run the same command again"
         self._stage: str | None = None
 
     def listen(self) -> None:
@@ -27,6 +34,9 @@ class Signals(Observer):
         signal.signal(signal.SIGTERM, self._handle)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._handle)
+
+    def job_started(self, go_on: str) -> None:
+        self.go_on = go_on
 
     def stage_started(self, stage: str) -> None:
         self._stage = stage
@@ -46,9 +56,9 @@ class Signals(Observer):
         # Schedulers may send SIGTERM several times, so later ones are ignored. A second Ctrl-C ends the job at once.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if first and self._stage == "embed":
-            # If the message cannot be written, the shard is still finished.
+            # If the message cannot be written, the batch is still finished.
             with suppress(OSError):
-                os.write(2, b"interrupted: finishing the current shard; Ctrl-C ends at once, and loses it\n")
+                os.write(2, b"interrupted: the job ends after the batch of pictures in work; Ctrl-C ends it at once\n")
             return
         # A further Ctrl-C must not interrupt the cleaning up.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,16 +1,16 @@
 """Turns the pictures of a manifest into Embeddings (n, d) on the device.
 
-Embeddings that the store holds are read from there. Every other content goes through the engine once, shard by shard,
-and its embedding into the store. Pictures that the engine cannot decode are tried again with Pillow; those that neither
-can decode are reported with their reason. This module must not know what becomes of the embeddings.
+Embeddings that the store holds are read from there. All remaining contents are computed by the engine, one shard at a
+time, and their embeddings are written to the store. A job that is asked to stop ends after the batch in work, and keeps
+the batches that are complete. Pictures that cannot be decoded are reported with their reason. This module must not know
+what becomes of the embeddings.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,15 @@ import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.config import StoreConfig
-from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, Pixels
-from gpu_cluster.errors import DeviceError, InterruptedJobError
+from gpu_cluster.embedding.engines import Engine
+from gpu_cluster.embedding.shards import embed_shard, plan_shards
+from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source, UnreadableError
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
-from gpu_cluster.store.store import EmbeddingShards, Store
+from gpu_cluster.store.store import EmbeddingShards, Store, how_to_go_on
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +42,15 @@ def embed(
 ) -> Embeddings:
     """Embed every file of a scanned manifest that is not bad; files with the same content are embedded once.
 
-    If `store` is None, every embedding is computed and none is kept.
+    If `store` is None, every embedding is computed and none is written to disk.
 
-    Memory: one (n, d) float32 matrix, a shard of it and a few batches of pixels; a second matrix only if a file whose
-    header was good turns out bad.
+    Memory: one (n, d) float32 matrix, a shard of it while it is written, and a few batches of pixels; a second matrix
+    only if a file whose header was good turns out bad.
 
     Raises
     ------
     InterruptedJobError
-        When the observer asked to stop; with a store, the current shard is finished first.
+        When the observer asked to stop; the batch in work is finished first, and the store keeps all complete batches.
     StoreError
         When the store cannot be read or written.
     """
@@ -58,153 +59,37 @@ def embed(
     backend.claim_device(len(rows) * n_features * np.dtype(np.float32).itemsize)
     x = backend.xp.empty((len(rows), n_features), dtype=backend.xp.float32)
     shards = None if store is None else store.embeddings(_key(engine))
-    matrix = _Matrix(manifest, source, rows, x, backend, shards, observer)
+    matrix = _Matrix(manifest, source, rows, x, backend, shards, observer, go_on=how_to_go_on(store_config))
     if not store_config.force:
         matrix.read_store()
     missing = matrix.missing()
-    if n_kept := matrix.n_contents - len(missing):
+    n_missing = int(missing.sum())
+    if n_kept := matrix.n_contents - n_missing:
         observer.notice(f"{n_kept:,} of {matrix.n_contents:,} pictures are in the store of embeddings already")
     images_per_s = None
-    if len(missing):
+    if n_missing:
         engine.build()
         shard_size = store_config.shard_size or backend.shard_size
         log.info(
             "embedding in %s, in batches of %d images and shards of %d", engine.precision, engine.batch_size, shard_size
         )
         start = time.perf_counter()
-        for shard in plan_shards(missing, shard_size):
-            matrix.compute(shard, engine)
-        images_per_s = len(missing) / (time.perf_counter() - start)
+        matrix.compute(plan_shards(missing, shard_size), engine, shard_size)
+        images_per_s = n_missing / (time.perf_counter() - start)
     filled, filled_rows, bad = matrix.finish()
     return Embeddings(
         x=filled,
         rows=filled_rows,
         bad=bad,
-        n_computed=len(missing),
+        n_computed=n_missing,
         images_per_s=images_per_s,
         precision=engine.precision,
-        batch_size=engine.batch_size if len(missing) else None,
+        batch_size=engine.batch_size if n_missing else None,
     )
 
 
-def plan_shards(missing: IntArray, shard_size: int) -> list[IntArray]:
-    """Split the contents that the store lacks, in their order, into shards of one size.
-
-    After a kill, the store holds all shards up to some point. The next run goes on there with the same shards and
-    batches as the killed run would have had, so its numbers are the same to the last bit.
-    """
-    return [missing[first : first + shard_size] for first in range(0, len(missing), shard_size)]
-
-
-@dataclass(frozen=True)
-class EmbeddedShard:
-    """The result of embedding one shard of s pictures.
-
-    Attributes
-    ----------
-    x : (s, d) float32, device; undefined in rows that have a reason
-    reasons : why a picture has no embedding, in plain words; None if it has one
-    lasting : (s,) bool, host; whether the result depends only on the content, so that the store may keep it
-    """
-
-    x: Array
-    reasons: list[str | None]
-    lasting: npt.NDArray[np.bool_]
-
-
-def _ignore(n: int) -> None:
-    """Do nothing with the progress."""
-
-
-def embed_shard(
-    pictures: Sequence[Picture], engine: Engine, progress: Callable[[int], None] = _ignore
-) -> EmbeddedShard:
-    """Embed some pictures.
-
-    The result depends only on the pictures and the engine, so shards can be embedded anywhere and in any order.
-    `progress` is called with the number of pictures done since its last call.
-
-    Raises
-    ------
-    DeviceError
-        When the memory of the device is too small even for one picture.
-    """
-    backend, n = engine.backend, len(pictures)
-    x = backend.xp.empty((n, engine.extractor.n_features), dtype=backend.xp.float32)
-    reasons: list[str | None] = [None] * n
-    lasting, done = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-    for positions, pixels in engine.batches(pictures):
-        _run(engine, pixels, positions, x)
-        done[positions] = True
-        progress(len(positions))
-    left_out = np.flatnonzero(~done)
-    if len(left_out):
-        log.info("%d files that the engine cannot decode are tried again with Pillow", len(left_out))
-    for first in range(0, len(left_out), engine.batch_size):
-        part = left_out[first : first + engine.batch_size]
-        squares: dict[int, npt.NDArray[np.float32]] = {}
-        for position in part:
-            try:
-                decoded = _decoded(pictures[position])
-            # On a broken file Pillow's decoders can raise any type of error, and none of them may end the job.
-            except Exception as error:  # noqa: BLE001
-                reasons[position], lasting[position] = _reason(pictures[position], error)
-                continue
-            try:
-                squares[int(position)] = engine.square(decoded)
-            except OutOfMemoryError:
-                # This says nothing about the file: with more memory it may be embedded.
-                reasons[position], lasting[position] = "no memory to bring it to the size of the network", False
-        if squares:
-            _run(engine, np.stack(list(squares.values())), np.fromiter(squares, dtype=np.int64), x)
-        progress(len(part))
-    for position in (position for position, picture in enumerate(pictures) if _changed(picture)):
-        reasons[position], lasting[position] = "it changed while the job ran", False
-    return EmbeddedShard(x, reasons, lasting)
-
-
-def _run(engine: Engine, pixels: Pixels, positions: IntArray, x: Array) -> None:
-    """Write the embeddings of pixels (B, side, side, 3) into the rows `positions` (B,) of x."""
-    backend = engine.backend
-    first = 0
-    while first < len(positions):
-        part = slice(first, first + engine.batch_size)
-        try:
-            features = engine.features(pixels[part])
-        except OutOfMemoryError as error:
-            if engine.batch_size == 1:
-                free = backend.free_bytes() / 1e9
-                raise DeviceError(
-                    f"out of memory on the {backend.name} for a single image; {free:.1f} GB are free; "
-                    "use a smaller --image-size, --precision float16, or another device"
-                ) from error
-            engine.batch_size //= 2
-            continue
-        x[backend.from_host(positions[part])] = features
-        # The features may be a view of memory that the engine reuses, so the copy must be finished before it goes on.
-        backend.synchronize()
-        first = part.stop
-
-
-def _decoded(picture: Picture) -> npt.NDArray[np.uint8]:
-    with picture.open() as stream:
-        return decode.decode(stream, picture.suffix)
-
-
-def _reason(picture: Picture, error: Exception) -> tuple[str, bool]:
-    """Return in plain words why a picture cannot be decoded, and whether the file itself is at fault."""
-    if isinstance(error, UnreadableError):
-        return str(error), False
-    try:
-        with picture.open() as stream:
-            head = stream.read(decode.HEAD_BYTES)
-    except (UnreadableError, OSError):
-        head = b""
-    return decode.reason(head, error), not decode.is_passing(error)
-
-
 def _changed(picture: Picture) -> bool:
-    """Return whether a file changed after the scan: then its embedding does not belong to its recorded hash."""
+    """Return whether a file changed after the scan. If it did, its embedding does not match the recorded hash."""
     try:
         stat = picture.source.stat(picture.location)
     except UnreadableError:
@@ -229,7 +114,7 @@ def _key(engine: Engine) -> dict[str, Any]:
 class _Matrix:
     """The matrix that is being filled: one row for each file that is not bad; each content is computed once.
 
-    In this class, index i means the i-th distinct content, in the order of the first file that has it.
+    In this class, index i is the i-th distinct content. Contents are ordered by the first file in which they occur.
     """
 
     def __init__(
@@ -241,6 +126,8 @@ class _Matrix:
         backend: Backend,
         shards: EmbeddingShards | None,
         observer: Observer,
+        *,
+        go_on: str,
     ) -> None:
         self._manifest = manifest
         self._source = source
@@ -249,20 +136,23 @@ class _Matrix:
         self._backend = backend
         self._shards = shards
         self._observer = observer
-        # For each content, the row of x of its first file.
+        self._go_on = go_on
+        # `_at[i]` is the row in x of the first file with content i.
         self._at = np.flatnonzero([row not in manifest.duplicates for row in rows])
         self._done = np.zeros(len(self._at), dtype=bool)
         self._n_done = 0
         self._bad: dict[int, str] = {}
+        # For each content that was embedded after the last write to the store, whether the store may keep its result.
+        self._unwritten: dict[int, bool] = {}
 
     @property
     def n_contents(self) -> int:
         """Number of distinct contents."""
         return len(self._at)
 
-    def missing(self) -> IntArray:
-        """Return the contents that have neither an embedding nor a reason."""
-        return np.flatnonzero(~self._done)
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """Return for each content whether it has neither an embedding nor a reason."""
+        return ~self._done
 
     def read_store(self) -> None:
         """Fill in the embeddings and reasons that the store holds."""
@@ -274,27 +164,53 @@ class _Matrix:
             if self._observer.stopping():
                 raise self._interrupted()
 
-    def compute(self, shard: IntArray, engine: Engine) -> None:
-        """Embed the contents of one shard; the store keeps the results that depend only on the content."""
+    def compute(self, shards: Sequence[IntArray], engine: Engine, shard_size: int) -> None:
+        """Embed the contents of all shards; the store keeps the results that depend only on the content."""
+        for shard in shards:
+            # Shards of which little is missing are written together. Otherwise there would be many small files.
+            if len(self._unwritten) + len(shard) > shard_size:
+                self._write()
+            try:
+                self._compute_shard(shard, engine)
+            # Ctrl-C in Python, or a second one on the command line.
+            except KeyboardInterrupt:
+                self._write()
+                raise
+            if self._observer.stopping():
+                self._write()
+                raise self._interrupted()
+        self._write()
+
+    def _compute_shard(self, shard: IntArray, engine: Engine) -> None:
+        """Embed the contents of a shard until the observer asks to stop."""
         if self._observer.stopping():
-            raise self._interrupted()
+            return
         limit = engine.batch_size
-        found = embed_shard([self._picture(index) for index in shard], engine, self._progress)
+        for batch in embed_shard([self._picture(index) for index in shard], engine):
+            indices = shard[batch.positions]
+            self._fill(indices, batch.x, batch.reasons)
+            self._unwritten |= zip(indices.tolist(), batch.lasting.tolist(), strict=True)
+            self._progress(len(indices))
+            if self._observer.stopping():
+                break
         if engine.batch_size < limit:
             self._observer.notice(
                 f"Out of memory on the {self._backend.name}: going on with batches of {engine.batch_size}"
             )
-        if self._shards is not None:
-            kept = np.flatnonzero(found.lasting)
-            whole = len(kept) == len(shard)
-            x = found.x if whole else self._backend.xp.take(found.x, self._backend.from_host(kept), axis=0)
-            self._shards.keep(self._hashes(shard[kept]), self._backend.to_host(x), [found.reasons[at] for at in kept])
-        self._fill(shard, found.x, found.reasons)
-        if self._observer.stopping():
-            raise self._interrupted()
+
+    def _write(self) -> None:
+        """Keep in the store, as one shard, what was embedded since the last call."""
+        for index in [index for index in self._unwritten if _changed(self._picture(index))]:
+            self._bad[index] = "it changed while the job ran"
+            self._unwritten[index] = False
+        kept = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
+        self._unwritten.clear()
+        if self._shards is not None and len(kept):
+            x = self._backend.xp.take(self._x, self._backend.from_host(self._at[kept]), axis=0)
+            self._shards.keep(self._hashes(kept), self._backend.to_host(x), [self._bad.get(int(at)) for at in kept])
 
     def finish(self) -> tuple[Array, IntArray, dict[int, str]]:
-        """Return the matrix, the manifest row for each row of it, and why files were bad, by manifest row."""
+        """Return the matrix, the manifest row of each of its rows, and the reasons by manifest row."""
         first_row = self._rows[self._at]
         bad = {int(first_row[index]): why for index, why in self._bad.items()}
         copies = [row for row in self._rows if row in self._manifest.duplicates]
@@ -326,9 +242,6 @@ class _Matrix:
     def _progress(self, n: int) -> None:
         self._n_done += n
         self._observer.progress("embed", self._n_done, self.n_contents)
-        # Without a store nothing is kept, so there is no reason to finish the shard.
-        if self._shards is None and self._observer.stopping():
-            raise self._interrupted()
 
     def _picture(self, index: int) -> Picture:
         row = int(self._rows[self._at[index]])
@@ -339,11 +252,9 @@ class _Matrix:
         return [facts.content_hash or "" for facts in files]
 
     def _interrupted(self) -> InterruptedJobError:
-        kept = (
-            "without a store nothing was kept: the same command begins again"
-            if self._shards is None
-            else f"they are kept in {str(self._shards.folder)!r}: run the same command again to go on"
-        )
+        kept = ""
+        if self._shards is not None and self._n_done:
+            kept = f"; they are kept in {str(self._shards.folder)!r}"
         return InterruptedJobError(
-            f"interrupted with {self._n_done:,} of {self.n_contents:,} pictures embedded; {kept}"
+            f"interrupted with {self._n_done:,} of {self.n_contents:,} pictures embedded{kept}: {self._go_on}"
         )

@@ -25,7 +25,7 @@ from gpu_cluster.images.labels import labelled
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Source, open_source
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.store.store import Store, open_store
+from gpu_cluster.store.store import Store, how_to_go_on, open_store
 
 C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
@@ -71,6 +71,7 @@ def opened(
     GpuClusterError
         For whatever is wrong (see `gpu_cluster.errors`); no results are written then.
     """
+    events.job_started(how_to_go_on(config.store))
     with events.stage("scan"):
         choice = select(config.device)
         manifest = find()

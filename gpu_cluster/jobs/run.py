@@ -45,7 +45,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     """Run the whole job and write its run folder.
 
     The options, the input and the output are checked before work starts. When a job is stopped, the store (if one is
-    used) has kept the shards that were finished, and the next run with the same pictures goes on from there.
+    used) has kept the batches that were complete, and the next run with the same pictures goes on from there.
 
     Raises
     ------

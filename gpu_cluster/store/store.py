@@ -78,6 +78,15 @@ def open_store(config: StoreConfig, observer: Observer) -> Store | None:
     return None if config.no_cache else Store(config.cache or default_root(), observer)
 
 
+def how_to_go_on(config: StoreConfig) -> str:
+    """Return in words what to do when a job with this config was interrupted."""
+    if config.no_cache:
+        return "with --no-cache nothing is kept, and the same command begins again"
+    if config.force:
+        return "leave out --force to go on; with --force the same command begins again"
+    return "run the same command again to go on"
+
+
 class EmbeddingShards(Shards):
     """Embeddings of one key: `content_hash`, `embedding`, and `reason` for content that cannot be decoded."""
 

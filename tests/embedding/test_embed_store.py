@@ -136,6 +136,20 @@ def test_a_picture_that_changes_while_the_job_runs_is_bad_and_not_kept(tmp_path,
     assert len(kept(root)) == 3
 
 
+def test_a_picture_that_is_gone_by_now_is_bad_and_no_reason_is_kept(tmp_path, root):
+    files = write_pictures(tmp_path / "in", 3)
+
+    class Removing(Observer):
+        def stopping(self) -> bool:
+            # This is asked when the scan is done, before the first batch is read.
+            files[1].unlink(missing_ok=True)
+            return False
+
+    found = embedded(files, root, Removing())
+    assert found.bad == {1: "it changed while the job ran"}
+    assert len(kept(root)) == 2
+
+
 def test_pictures_that_all_change_while_the_job_runs_leave_no_shard(tmp_path, root):
     files = age(write_pictures(tmp_path / "in", 2))
     embedded(files, root, Changing(files))

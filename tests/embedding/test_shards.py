@@ -1,10 +1,10 @@
-"""Shards: what the store lacks is parted into them, and each is embedded by itself, whatever engine and source."""
+"""Shards: the contents of a job are parted into them, and each is embedded by itself, whatever engine and source."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,56 +13,39 @@ import pytest
 
 from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig, StoreConfig
-from gpu_cluster.embedding import embed as embedding
-from gpu_cluster.embedding import extractors, vgg16
-from gpu_cluster.embedding.embed import embed, embed_shard, plan_shards
+from gpu_cluster.embedding import extractors, shards, vgg16
+from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, TensorFlowEngine, choose_engine
 from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.shards import embed_shard, plan_shards
 from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Recorder
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, UnreadableError
 from gpu_cluster.manifest import Manifest
+from tests.embedding.mean_colours import MeanColours, mean_colours
 from tests.helpers import scanned_pictures, write_pictures
 
 SMALL = EmbedConfig(image_size=32, batch_size=4)
 
 
-class MeanColours(Engine):
-    """A second engine, in one place: the mean colour of each picture, with memory for so many at once."""
+@dataclass(frozen=True)
+class Shard:
+    """The results of all batches of a shard, in the order of its pictures."""
 
-    name = "mean colours"
-    most = 1 << 30
-
-    @property
-    def identity(self) -> str:
-        return self.name
-
-    def versions(self) -> Mapping[str, str]:
-        return {}
-
-    def build(self) -> None:
-        self.batch_size = self.config.batch_size or 8
-
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
-        for first in range(0, len(pictures), self.batch_size):
-            part = range(first, min(first + self.batch_size, len(pictures)))
-            yield np.array(part), np.stack([self.square(embedding._decoded(pictures[at])) for at in part])
-
-    def square(self, decoded: Any) -> Any:
-        return np.full((4, 4, 3), decoded.mean(axis=(0, 1)), np.float32)
-
-    def features(self, pixels: Any) -> Any:
-        if len(pixels) > self.most:
-            raise OutOfMemoryError(f"no memory for {len(pixels)} pictures")
-        return pixels.mean(axis=(1, 2))
+    x: np.ndarray[Any, Any]
+    reasons: list[str | None]
+    lasting: np.ndarray[Any, Any]
 
 
-def mean_colours(most: int = 1 << 30) -> MeanColours:
-    extractor = Extractor({"features": "mean colours"}, 3, lambda _precision: lambda pixels: pixels)
-    engine = MeanColours(CpuBackend(), extractor, EmbedConfig(batch_size=16))
-    engine.most = most
-    engine.build()
-    return engine
+def embedded_shard(pictures: Sequence[Picture], engine: Engine) -> Shard:
+    batches = list(embed_shard(pictures, engine))
+    order = np.argsort(np.concatenate([batch.positions for batch in batches]))
+    reasons = [why for batch in batches for why in batch.reasons]
+    return Shard(
+        np.concatenate([batch.x for batch in batches])[order],
+        [reasons[at] for at in order],
+        np.concatenate([batch.lasting for batch in batches])[order],
+    )
 
 
 def vgg16_engine(config: EmbedConfig = SMALL) -> Engine:
@@ -75,19 +58,19 @@ def test_a_shard_is_embedded_the_same_whichever_came_before_it(tmp_path):
     pictures = scanned_pictures(write_pictures(tmp_path, 12))
     first, second = pictures[:6], pictures[6:]
     engine = vgg16_engine()
-    forwards = [embed_shard(shard, engine).x for shard in (first, second)]
-    backwards = [embed_shard(shard, engine).x for shard in (second, first)]
+    forwards = [embedded_shard(shard, engine).x for shard in (first, second)]
+    backwards = [embedded_shard(shard, engine).x for shard in (second, first)]
     np.testing.assert_array_equal(np.concatenate(forwards), np.concatenate(backwards[::-1]))
 
 
 def test_a_picture_that_cannot_be_decoded_has_a_reason_and_shifts_no_other(tmp_path):
     files = write_pictures(tmp_path, 5)
     pictures = scanned_pictures(files)
-    whole = embed_shard(pictures, vgg16_engine())
+    whole = embedded_shard(pictures, vgg16_engine())
     assert whole.reasons == [None] * 5
     content = files[2].read_bytes()
     files[2].write_bytes(content[:60] + bytes(len(content) - 60))
-    damaged = embed_shard(scanned_pictures(files), vgg16_engine())
+    damaged = embedded_shard(scanned_pictures(files), vgg16_engine())
     assert [why is None for why in damaged.reasons] == [True, True, False, True, True]
     assert damaged.lasting.all()
     # TensorFlow's embedding of a picture varies by 4e-8 with the batch it is in.
@@ -95,21 +78,24 @@ def test_a_picture_that_cannot_be_decoded_has_a_reason_and_shifts_no_other(tmp_p
     np.testing.assert_allclose(damaged.x[others], whole.x[others], atol=1e-6)
 
 
-def test_a_picture_that_is_gone_by_now_is_no_reason_to_keep(tmp_path):
-    files = write_pictures(tmp_path, 3)
-    pictures = scanned_pictures(files)
-    files[1].unlink()
-    found = embed_shard(pictures, vgg16_engine())
-    assert found.reasons == [None, "it changed while the job ran", None]
-    assert found.lasting.tolist() == [True, False, True]
-
-
 @pytest.mark.parametrize(("n", "sizes"), [(0, []), (5, [5]), (16, [16]), (40, [16, 16, 8])])
-def test_what_is_missing_is_parted_in_its_order_into_shards_of_one_size(n, sizes):
-    missing = np.arange(100, 100 + n)
-    shards = plan_shards(missing, 16)
-    assert [len(shard) for shard in shards] == sizes
-    np.testing.assert_array_equal(np.concatenate([missing[:0], *shards]), missing)
+def test_contents_are_parted_in_their_order_into_shards_of_one_size(n, sizes):
+    planned = plan_shards(np.ones(n, dtype=bool), 16)
+    assert [len(shard) for shard in planned] == sizes
+    np.testing.assert_array_equal(np.concatenate([np.arange(0), *planned]), np.arange(n))
+
+
+def test_a_shard_begins_and_ends_at_the_same_contents_whatever_is_missing():
+    missing = np.ones(40, dtype=bool)
+    # As after a stop in the second shard: the first is whole, and of the second two batches of four are there.
+    missing[: 16 + 8] = False
+    assert [shard.tolist() for shard in plan_shards(missing, 16)] == [list(range(24, 32)), list(range(32, 40))]
+
+
+def test_a_shard_that_lacks_nothing_is_left_out():
+    missing = np.zeros(40, dtype=bool)
+    missing[[3, 39]] = True
+    assert [shard.tolist() for shard in plan_shards(missing, 16)] == [[3], [39]]
 
 
 @pytest.mark.parametrize("most", [1, 3, 5])
@@ -120,7 +106,7 @@ def test_out_of_memory_halves_the_batch_goes_on_and_says_so(tmp_path, most):
     manifest = Manifest(Path("/"), tuple(map(str, files)), tuple(picture.facts for picture in pictures))
     given: dict[str, Any] = {"store": None, "store_config": StoreConfig(), "observer": events}
     found = embed(manifest, pictures[0].source, engine, **given)
-    expected = [embedding._decoded(picture).mean(axis=(0, 1)) for picture in pictures]
+    expected = [shards._decoded(picture).mean(axis=(0, 1)) for picture in pictures]
     np.testing.assert_allclose(found.x, expected, rtol=1e-5)
     assert engine.batch_size <= most
     assert events.notices == [f"Out of memory on the cpu: going on with batches of {engine.batch_size}"]
@@ -128,7 +114,7 @@ def test_out_of_memory_halves_the_batch_goes_on_and_says_so(tmp_path, most):
 
 def test_out_of_memory_for_a_single_picture_is_an_error_that_says_what_helps(tmp_path):
     with pytest.raises(DeviceError, match=r"for a single image; .* GB are free; use a smaller --image-size"):
-        embed_shard(scanned_pictures(write_pictures(tmp_path, 2)), mean_colours(most=0))
+        embedded_shard(scanned_pictures(write_pictures(tmp_path, 2)), mean_colours(most=0))
 
 
 def test_tensorflows_own_error_is_the_seams_out_of_memory():
@@ -173,7 +159,7 @@ def test_pictures_that_are_no_files_are_embedded_as_files_are(tmp_path, engine: 
     contents = {picture.location: Path(picture.location).read_bytes() for picture in pictures}
     source = InMemory(contents)
     elsewhere = [Picture(source, one.location, replace(one.facts, mtime_ns=1)) for one in pictures]
-    here, there = (embed_shard(some, engine()) for some in (pictures, elsewhere))
+    here, there = (embedded_shard(some, engine()) for some in (pictures, elsewhere))
     assert there.reasons == [None] * 5
     np.testing.assert_array_equal(here.x, there.x)
 
@@ -187,7 +173,7 @@ def test_what_tensorflow_refuses_and_pillow_reads_gets_features_of_every_kind(tm
     engine.build()
     shard = [pictures[0], taken_for_png, pictures[2]]
     assert [positions.tolist() for positions, _ in engine.batches(shard)] == [[0, 2]]
-    found, plain = embed_shard(shard, engine), embed_shard(pictures, engine)
+    found, plain = embedded_shard(shard, engine), embedded_shard(pictures, engine)
     assert (found.reasons, plain.reasons) == ([None] * 3, [None] * 3)
     np.testing.assert_allclose(found.x, plain.x, atol=1e-6)
 
@@ -205,6 +191,20 @@ class NoRoom(MeanColours):
 def test_no_memory_to_resize_a_picture_is_no_fault_of_the_picture_and_is_not_kept(tmp_path):
     engine = NoRoom(CpuBackend(), Extractor({}, 3, lambda _precision: lambda pixels: pixels), SMALL)
     engine.build()
-    found = embed_shard(scanned_pictures(write_pictures(tmp_path, 2)), engine)
-    assert found.reasons == ["no memory to bring it to the size of the network"] * 2
+    found = embedded_shard(scanned_pictures(write_pictures(tmp_path, 2)), engine)
+    assert found.reasons == ["there is not enough memory to resize it for the network"] * 2
     assert not found.lasting.any()
+
+
+def test_no_picture_of_the_second_look_is_lost_when_its_memory_runs_out(tmp_path):
+    class DecodesNothing(MeanColours):
+        def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+            return iter(())
+
+    engine = DecodesNothing(CpuBackend(), Extractor({}, 3, lambda _precision: lambda pixels: pixels), SMALL)
+    engine.build()
+    engine.most = 1
+    pictures = scanned_pictures(write_pictures(tmp_path, 6))
+    found = embedded_shard(pictures, engine)
+    assert found.reasons == [None] * 6
+    np.testing.assert_allclose(found.x, [shards._decoded(one).mean(axis=(0, 1)) for one in pictures], rtol=1e-5)

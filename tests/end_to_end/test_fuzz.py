@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from gpu_cluster.config import EmbedConfig, InputConfig
-from gpu_cluster.embedding.embed import _decoded, _reason
 from gpu_cluster.embedding.engines import tensorflow_input
+from gpu_cluster.embedding.shards import _decoded, _reason
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
 from gpu_cluster.images.discover import discover

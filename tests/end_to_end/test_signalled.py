@@ -1,4 +1,4 @@
-"""A job that is signalled: it finishes its shard, says how far it came, and goes on from there."""
+"""A job that is signalled: it finishes its batch, says how far it came, and goes on from there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from gpu_cluster import run
@@ -21,7 +20,6 @@ from tests.helpers import (
     EMBEDDED,
     FLOWERS,
     N_FLOWERS,
-    SHARD,
     SHARDED,
     TINY,
     TINY_OPTIONS,
@@ -37,9 +35,9 @@ from tests.helpers import (
     write_pictures,
 )
 
-
-def shard_sizes(store: Path) -> list[int]:
-    return [pq.read_metadata(file).num_rows for file in store.glob("embeddings/*/shard-*.parquet")]
+# One shard of everything, which would take seconds after the first batch.
+BATCH = 4
+ONE_SHARD = ("--image-size", "64", "--batch-size", str(BATCH), "--shard-size", "256")
 
 
 def stopped_while_embedding(out: Path, *arguments: str | Path, number: int = signal.SIGTERM) -> tuple[int, str]:
@@ -69,7 +67,7 @@ def _stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("stopped")
     (folder / "out").mkdir()
     number, expected = request.param
-    code, line = stopped_while_embedding(folder / "out" / "run", *SHARDED, "--cache", folder / "store", number=number)
+    code, line = stopped_while_embedding(folder / "out" / "run", *ONE_SHARD, "--cache", folder / "store", number=number)
     return Stopped(code, line, folder / "store", everything(folder / "out")), expected
 
 
@@ -88,11 +86,11 @@ def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
     assert job.line.endswith(": run the same command again to go on")
 
 
-def test_a_job_that_is_signalled_finishes_its_shard_and_begins_no_other(stopped):
+def test_a_job_that_is_signalled_keeps_its_whole_batches_and_does_not_finish_its_shard(stopped):
     job, _ = stopped
-    assert set(shard_sizes(job.store)) == {SHARD}
-    # The signal comes after the first batch of the first shard; two shards more are room for a slow sender.
-    assert len(shard_sizes(job.store)) <= 3
+    n_kept = len(kept(job.store))
+    assert 0 < n_kept < N_FLOWERS
+    assert n_kept % BATCH == 0
 
 
 def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
@@ -100,7 +98,7 @@ def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
     assert job.beside == []
 
 
-GOING_ON = (FLOWERS, *SHARDED, "--k", "8", "--k-range", "8:8")
+GOING_ON = (FLOWERS, *ONE_SHARD, "--k", "8", "--k-range", "8:8")
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +119,8 @@ def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once_and_loses_the_shard(tmp_path):
-    # One shard of everything, which takes many seconds: it would be kept if it were finished.
+def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
+    # One shard of everything, which takes many seconds.
     out = tmp_path / "run"
     whole = ("--image-size", "128", "--batch-size", "2", "--shard-size", str(N_FLOWERS))
     options = (*whole, "--cache", tmp_path / "store", "--out", out)
@@ -131,12 +129,13 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_the_shard(tmp_path):
         assert process.stderr is not None
         process.send_signal(signal.SIGINT)
         lines = iter(process.stderr.readline, "")
-        assert any(line.startswith("interrupted: finishing the current shard") for line in lines)
+        assert any(line.startswith("interrupted: the job ends after the batch") for line in lines)
         process.send_signal(signal.SIGINT)
         _, found = process.communicate(timeout=60)
     assert process.returncode == 130
     assert found.splitlines()[-1].startswith("error: interrupted")
-    assert kept(tmp_path / "store") == []
+    assert len(kept(tmp_path / "store")) < N_FLOWERS
+    assert len(kept(tmp_path / "store")) % 2 == 0
 
 
 @pytest.mark.slow
@@ -145,7 +144,7 @@ def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
     code, line = stopped_while_embedding(tmp_path / "run", *options)
     n_done = int(line.split()[3])
     assert code == 143
-    assert "nothing was kept" in line
+    assert line.endswith("pictures embedded: with --no-cache nothing is kept, and the same command begins again")
     # One batch when the signal comes, a second that is on its way; the log is read a moment late.
     assert n_done < N_FLOWERS / 2
     assert everything(tmp_path) == []
@@ -159,8 +158,17 @@ def write_files_slow_to_read(folder: Path, n: int) -> None:
             file.truncate(50 << 20)
 
 
-def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "go_on"),
+    [
+        ("seed = 1", "run the same command again to go on"),
+        ("store.no_cache = true", "with --no-cache nothing is kept, and the same command begins again"),
+        ("store.force = true", "leave out --force to go on; with --force the same command begins again"),
+    ],
+)
+def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_path, option, go_on):
     write_files_slow_to_read(tmp_path / "in", 400)
+    (tmp_path / "options.toml").write_text(option)
 
     def reads_a_file() -> bool:
         for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
@@ -170,13 +178,14 @@ def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_pa
                     return True
         return False
 
-    with started("run", tmp_path / "in", *SHARDED, "--out", tmp_path / "run") as process:
+    given = ("run", tmp_path / "in", *SHARDED, "--config", tmp_path / "options.toml", "--out", tmp_path / "run")
+    with started(*given) as process:
         wait_until(reads_a_file, process)
         process.send_signal(signal.SIGTERM)
         _, found = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert found.splitlines()[-1] == "error: interrupted; no results were written: run the same command again to go on"
-    assert everything(tmp_path) == ["in"]
+    assert found.splitlines()[-1] == f"error: interrupted; no results were written: {go_on}"
+    assert everything(tmp_path) == ["in", "options.toml"]
 
 
 @pytest.mark.slow
