@@ -15,7 +15,7 @@ from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend, Choice, select
 from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, RunConfig
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.embedding.engines import Engine
+from gpu_cluster.embedding.engines import Engine, check_installed
 from gpu_cluster.errors import NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.files import printable
@@ -73,6 +73,7 @@ def opened(
     """
     with events.stage("scan"):
         choice = select(config.device)
+        check_installed()
         manifest = find()
         weights = vgg16.find_weights(config.embed.weights)
         tools = make(weights, choice.backend, manifest)
