@@ -73,6 +73,7 @@ class _ClusteringOptions(PredictOptions, total=False):
     labels: PathLike | None
     file_col: str
     label_col: str
+    labels_encoding: str | None
     labels_from_folders: bool
     image_size: int
     resize: str

@@ -86,7 +86,18 @@ def _absolute(path: Path) -> Path:
         return path.absolute()
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise ValueError(
+            f"expected the name of an encoding, such as utf-8, cp1252, cp1251 or gb18030; found {name!r}"
+        ) from None
+    return name
+
+
 KRange = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked_range)]
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Device = Literal["auto", "cpu", "gpu"]
 Precision = Literal["float32", "tf32", "float16"]
@@ -134,6 +145,11 @@ class InputConfig(PicturesConfig):
     labels: AbsolutePath | None = Field(None, description="CSV of labels with one row for each file.")
     file_col: str = Field("file", description="Column of the labels CSV that names the file.")
     label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
+    labels_encoding: Encoding | None = Field(
+        None,
+        description="Encoding of the labels CSV, such as cp1251; by default UTF-8, or UTF-16 if the file begins with "
+        "its mark. Its separator (comma, semicolon, tab or |) is found out.",
+    )
     labels_from_folders: bool = Field(False, description="Use the name of a file's folder as its label.")
 
     def named(self) -> tuple[Path, ...]:

@@ -26,6 +26,7 @@ from gpu_cluster.images.source import Picture, Source, UnreadableError
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import EmbeddingShards, Store
+from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,13 @@ def embed(
     if not store_config.force:
         matrix.read_store()
     missing = matrix.missing()
-    if n_kept := matrix.n_contents - len(missing):
-        observer.notice(f"{n_kept:,} of {matrix.n_contents:,} pictures are in the store of embeddings already")
+    if n_known := matrix.count_good():
+        observer.notice(
+            f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
+            f"already; {len(missing):,} {'is' if len(missing) == 1 else 'are'} left to embed"
+            if len(missing)
+            else "The store holds the embeddings of all these pictures already"
+        )
     images_per_s = None
     if len(missing):
         engine.build()
@@ -80,7 +86,7 @@ def embed(
         x=filled,
         rows=filled_rows,
         bad=bad,
-        n_computed=len(missing),
+        n_computed=matrix.count_good(missing),
         images_per_s=images_per_s,
         precision=engine.precision,
         batch_size=engine.batch_size if len(missing) else None,
@@ -259,6 +265,11 @@ class _Matrix:
     def n_contents(self) -> int:
         """Number of distinct contents."""
         return len(self._at)
+
+    def count_good(self, contents: IntArray | None = None) -> int:
+        """Return how many contents, of those named or of all, have an embedding by now."""
+        done = np.flatnonzero(self._done) if contents is None else contents[self._done[contents]]
+        return sum(int(index) not in self._bad for index in done)
 
     def missing(self) -> IntArray:
         """Return the contents that have neither an embedding nor a reason."""

@@ -26,6 +26,7 @@ from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Source, open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store, open_store
+from gpu_cluster.words import count
 
 C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
@@ -129,6 +130,6 @@ def filled(folder: Path, events: Recorder) -> Iterator[run_folder.Staged]:
 def nothing_readable(manifest: Manifest, folder: Path) -> NothingReadableError:
     """Return the error for a job in which no file could be decoded."""
     return NothingReadableError(
-        f"none of the {len(manifest)} files found could be decoded; the reasons are in "
+        f"{count(len(manifest), 'file')} found, and none could be decoded; the reasons are in "
         f"{printable(str(folder / run_folder.BAD_FILES))!r}"
     )
