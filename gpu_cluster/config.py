@@ -54,8 +54,16 @@ def parse_k_range(text: str) -> tuple[int, ...]:
 
 def _as_text(ks: Any) -> Any:
     """Return Python's `range(2, 16)` as the `2:15` of the command line."""
-    if not isinstance(ks, range):
+    if isinstance(ks, str):
         return ks
+    if not isinstance(ks, range):
+        # Whoever gives a pair most likely means both ends.
+        pair = isinstance(ks, tuple | list) and len(ks) in (2, 3) and all(isinstance(k, int) for k in ks)
+        meant = f" (did you mean {':'.join(map(str, ks))!r}?)" if pair else ""
+        raise ValueError(
+            f"a range of k is A:B or A:B:STEP in whole numbers, for example 2:15, or Python's range(2, 16); found {ks!r}"
+            f"{meant}"
+        )
     if not ks or ks.step < 1:
         raise ValueError(f"a range of k must increase and must not be empty; found {ks}")
     return f"{ks[0]}:{ks[-1]}" + ("" if ks.step == 1 else f":{ks.step}")

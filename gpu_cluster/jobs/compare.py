@@ -49,7 +49,7 @@ from gpu_cluster.jobs.prepare import (
     opened,
 )
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import build_config, command_line
+from gpu_cluster.options import build_config, command_line, did_you_mean
 from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
 from gpu_cluster.results import Compared, Comparison, Embeddings, JobRecord, Projection, encode_labels
 from gpu_cluster.sampling import sorted_sample
@@ -246,7 +246,7 @@ def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str
     """Return the names without repetitions, in their order, after checking that each is known."""
     for name in named:
         if name not in known:
-            raise ConfigError(f"{option}: unknown {name!r}; known are {', '.join(known)}")
+            raise ConfigError(f"{option}: unknown {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}")
     return tuple(dict.fromkeys(named))
 
 
