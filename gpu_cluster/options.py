@@ -101,7 +101,8 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     known, command = options_of(model), command_of(model)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        meant = did_you_mean(unknown[0], known)
+        # An option of another command is no mistake in writing.
+        meant = "" if any(unknown[0] in options_of(other) for other in COMMANDS.values()) else did_you_mean(unknown[0], known)
         raise ConfigError(f"unknown option {unknown[0]!r} of {command}{meant}; known are {', '.join(sorted(known))}")
     # Nothing named is nothing given.
     told = {name: value for name, value in options.items() if value is not None and value not in ((), [])}
@@ -134,7 +135,7 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """Return ` (did you mean 'k_range'?)` for the known word that is most like this one, or '' if none is like it."""
-    found = get_close_matches(str(word).lower().replace("-", "_"), list(known), n=1)
+    found = get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.7)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 

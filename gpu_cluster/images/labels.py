@@ -79,10 +79,10 @@ def _by_table(manifest: Manifest, path: Path, config: InputConfig, observer: Obs
     if config.labels is None:
         observer.notice(f"Labels found in {source}")
     if matched.n_without_file:
-        rows = "1 row names" if matched.n_without_file == 1 else f"{matched.n_without_file:,} rows name"
-        observer.notice(f"{rows} a file that was not found, in {source}")
+        verb = "names" if matched.n_without_file == 1 else "name"
+        observer.notice(f"{count(matched.n_without_file, 'row')} of {source} {verb} a file that was not found")
     if matched.ambiguous:
-        observer.notice(f"{_ambiguity(manifest, matched)}, in {source}")
+        observer.notice(_ambiguity(manifest, matched, source))
     # The table is used, so it is not among the files that are passed over, which it can lie beside.
     own = os.path.normpath(path)
     return replace(
@@ -165,21 +165,20 @@ def _why_no_label(manifest: Manifest, matched: _Matched, source: str, config: In
     if matched.n_named:
         return f"{source!r} {matched.summary()}; expected labels in its column {config.label_col!r}"
     if matched.ambiguous:
-        return f"{_ambiguity(manifest, matched)}, in {source!r}"
+        return _ambiguity(manifest, matched, repr(source))
     expected = (
         f"expected names relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
     )
     return f"column {config.file_col!r} of {source!r} names none of the pictures found ({len(manifest):,}); {expected}"
 
 
-def _ambiguity(manifest: Manifest, matched: _Matched) -> str:
+def _ambiguity(manifest: Manifest, matched: _Matched, source: str) -> str:
     name, rows = matched.ambiguous[0]
-    one, other = (printable(manifest.paths[row]) for row in rows[:2])
-    n = len(matched.ambiguous)
-    which = f"name {printable(name)!r}, which is" if n == 1 else f"names such as {printable(name)!r}, which are"
+    files = [printable(manifest.paths[row]) for row in rows]
+    n, more = len(matched.ambiguous), f" and {len(files) - 2:,} more" if len(files) > 2 else ""
     return (
-        f"{count(n, 'label')} cannot be used: {'its row has only the' if n == 1 else 'their rows have only'} {which} in "
-        f"several folders ({one} and {other}{' and others' if len(rows) > 2 else ''}); write the folder too, as in {one}"
+        f"{count(n, 'row')} of {source} {'gives' if n == 1 else 'give'} no label, because several files have the name: "
+        f"{printable(name)!r} can be {', '.join(files[:2])}{more}; write the folder too, as in {files[0]}"
     )
 
 
