@@ -102,7 +102,11 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     unknown = sorted(set(options) - set(known))
     if unknown:
         # An option of another command is no mistake in writing.
-        meant = "" if any(unknown[0] in options_of(other) for other in COMMANDS.values()) else did_you_mean(unknown[0], known)
+        meant = (
+            ""
+            if any(unknown[0] in options_of(other) for other in COMMANDS.values())
+            else did_you_mean(unknown[0], known)
+        )
         raise ConfigError(f"unknown option {unknown[0]!r} of {command}{meant}; known are {', '.join(sorted(known))}")
     # Nothing named is nothing given.
     told = {name: value for name, value in options.items() if value is not None and value not in ((), [])}

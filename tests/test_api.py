@@ -35,7 +35,12 @@ WRONG: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], str]
         {"pca": "non"},
         "--pca: expected a whole number, 'auto' or 'none'; found 'non' (did you mean 'none'?)",
     ),
-    "option mistyped": (api.run, ("in",), {"krange": "2:5"}, "unknown option 'krange' of run (did you mean 'k_range'?)"),
+    "option mistyped": (
+        api.run,
+        ("in",),
+        {"krange": "2:5"},
+        "unknown option 'krange' of run (did you mean 'k_range'?)",
+    ),
     "value mistyped": (
         api.run,
         ("in",),

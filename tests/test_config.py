@@ -122,7 +122,7 @@ def test_every_section_can_be_a_table_of_a_file(tmp_path):
         ("[cluster]\nk = 5\n", r"config key 'k' in \[cluster\] .* it belongs in the table \[sweep\]"),
         ("[sweep]\nseed = 5\n", r"config key 'seed' in \[sweep\] .* it belongs above all tables"),
         ('[sweep]\nkrange = "2:5"\n', r"unknown config key 'krange' in \[sweep\] .*\(did you mean 'k_range'\?\)"),
-        ('[sweeep]\nk = 5\n', r"unknown config key 'sweeep' .*\(did you mean 'sweep'\?\)"),
+        ("[sweeep]\nk = 5\n", r"unknown config key 'sweeep' .*\(did you mean 'sweep'\?\)"),
         ('preset = "notebok"\n', r"--preset: .*found 'notebok' \(did you mean 'notebook'\?\)"),
         ("[sweep]\nk_range = 5\n", r"--k-range: .*A:B.*found 5"),
         ("sweep = 5\n", r"sweep: expected a table of options; found 5"),

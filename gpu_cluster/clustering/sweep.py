@@ -75,7 +75,9 @@ def sweep_k(
     if config.k is not None and best_k < config.k:
         observer.notice(f"k cut from {config.k} to {best_k}, because no more files could be read")
     elif config.k is not None and ks != (config.k,):
-        observer.notice(f"k is {config.k}, as --k (or the preset) says; the range {ks[0]}:{ks[-1]} is tried and shown too")
+        observer.notice(
+            f"k is {config.k}, as --k (or the preset) says; the range {ks[0]}:{ks[-1]} is tried and shown too"
+        )
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:
@@ -90,7 +92,7 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     if n == 1:
         yield "There is only one picture, so there is only one group, and no score is defined"
     elif best_k == n:
-        yield f"Every picture is a group of its own, because k is the number of pictures, {n}: try a smaller --k"
+        yield f"k is {n}, and there are {n} pictures: each can be a group of its own, which tells nothing; try a smaller k"
     if sweep.chosen_by == KChoice.CHORD:
         yield f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest from its chord"
     if sweep.chosen_by != KChoice.AGREEMENT:

@@ -166,9 +166,7 @@ def _why_no_label(manifest: Manifest, matched: _Matched, source: str, config: In
         return f"{source!r} {matched.summary()}; expected labels in its column {config.label_col!r}"
     if matched.ambiguous:
         return _ambiguity(manifest, matched, repr(source))
-    expected = (
-        f"expected names relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
-    )
+    expected = f"expected names relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
     return f"column {config.file_col!r} of {source!r} names none of the pictures found ({len(manifest):,}); {expected}"
 
 

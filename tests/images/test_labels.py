@@ -85,7 +85,9 @@ def test_a_bare_name_that_two_files_have_labels_neither(tmp_path):
 def test_a_table_of_nothing_but_names_that_several_files_have_is_an_error_that_says_so(tmp_path):
     touch(tmp_path / "in", "1/a.png", "2/a.png", "3/a.png", "1/b.png", "2/b.png")
     labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "b.png,y")
-    with pytest.raises(DataError, match=r"^2 rows of '.*' give no label, .* 'a\.png' can be 1/a\.png, 2/a\.png and 1 more"):
+    with pytest.raises(
+        DataError, match=r"^2 rows of '.*' give no label, .* 'a\.png' can be 1/a\.png, 2/a\.png and 1 more"
+    ):
         find(tmp_path / "in", labels=labels)
 
 
@@ -260,7 +262,9 @@ def test_an_empty_table_is_an_error(tmp_path):
 def test_a_table_given_that_names_none_of_the_images_is_an_error_that_shows_what_is_expected(tmp_path):
     touch(tmp_path / "in", "deep/a.png")
     labels = table(tmp_path / "l.csv", "file,label", "z.png,x")
-    with pytest.raises(DataError, match=r"'file' of .*l\.csv' names none of the pictures found \(1\); .*such as 'deep/a\.png'"):
+    with pytest.raises(
+        DataError, match=r"'file' of .*l\.csv' names none of the pictures found \(1\); .*such as 'deep/a\.png'"
+    ):
         find(tmp_path / "in", labels=labels)
 
 
@@ -293,7 +297,9 @@ def test_the_separator_is_found_out(tmp_path, separator):
 def test_a_table_of_semicolons_without_a_column_is_an_error_that_names_its_columns_and_the_semicolon(tmp_path):
     touch(tmp_path / "in", "a.png")
     labels = table(tmp_path / "l.csv", "Datei;Art", "a.png;x")
-    with pytest.raises(DataError, match=r"has no column 'file'; it has 'Datei', 'Art' \(separated by ';'\); .*--file-col"):
+    with pytest.raises(
+        DataError, match=r"has no column 'file'; it has 'Datei', 'Art' \(separated by ';'\); .*--file-col"
+    ):
         find(tmp_path / "in", labels=labels)
 
 

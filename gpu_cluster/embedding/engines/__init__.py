@@ -30,7 +30,9 @@ def check_installed() -> None:
     """
     tensorflow = find_tensorflow()
     if tensorflow.remedy:
-        raise DeviceError(f"TensorFlow, which runs the network, cannot be used: {tensorflow.found}; {tensorflow.remedy}")
+        raise DeviceError(
+            f"TensorFlow, which runs the network, cannot be used: {tensorflow.found}; {tensorflow.remedy}"
+        )
 
 
 def choose_engine(backend: Backend, extractor: Extractor, config: PixelsConfig) -> Engine:
