@@ -61,8 +61,8 @@ def _as_text(ks: Any) -> Any:
         pair = isinstance(ks, tuple | list) and len(ks) in (2, 3) and all(isinstance(k, int) for k in ks)
         meant = f" (did you mean {':'.join(map(str, ks))!r}?)" if pair else ""
         raise ValueError(
-            f"a range of k is A:B or A:B:STEP in whole numbers, for example 2:15, or Python's range(2, 16); found {ks!r}"
-            f"{meant}"
+            "a range of k is A:B or A:B:STEP in whole numbers, for example 2:15, or Python's range(2, 16); "
+            f"found {ks!r}{meant}"
         )
     if not ks or ks.step < 1:
         raise ValueError(f"a range of k must increase and must not be empty; found {ks}")

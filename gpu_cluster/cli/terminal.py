@@ -212,7 +212,8 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")
         damaged = f", {recipe.n_damaged} damaged set aside" if recipe.n_damaged else ""
-        size = f"{count(recipe.n_rows, 'row')} in {count(recipe.n_shards, 'shard')}, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
+        rows = f"{count(recipe.n_rows, 'row')} in {count(recipe.n_shards, 'shard')}"
+        size = f"{rows}, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
         console.print(f"{recipe.kind} {recipe.folder.name}: {size}, last used {used}", markup=False)
         console.print(
             f"    {', '.join(f'{name} {value}' for name, value in recipe.as_json()['key'].items())}", markup=False
@@ -278,16 +279,15 @@ def _scores(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
         "adjusted_rand": "1: the clusters are the labels; 0: no more alike than by chance",
         "homogeneity": "1: no cluster mixes labels; 0: every cluster has the same mixture",
     }
-    found = dict(scores.internal)
+    values = dict(scores.internal)
     if scores.external is not None:
-        source = result.manifest.label_source
         share = f"for {scores.n_labelled:,} of {count(n, 'clustered picture')}"
-        yield "labels", f"from {source}, {share}; percentages are of these"
-        found |= scores.external
+        yield "labels", f"from {result.manifest.label_source}, {share}; percentages are of these"
+        values |= scores.external
     for name, meaning in meanings.items():
-        if found.get(name) is not None:
+        if values.get(name) is not None:
             words = name.replace("adjusted_rand", "adjusted Rand index")
-            yield words, f"{_number(found[name])}{sampled if name == 'silhouette' else ''} ({meaning})"
+            yield words, f"{_number(values[name])}{sampled if name == 'silhouette' else ''} ({meaning})"
     if scores.holdout is not None:
         holdout = scores.holdout
         found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"

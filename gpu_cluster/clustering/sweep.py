@@ -92,7 +92,9 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     if n == 1:
         yield "There is only one picture, so there is only one group, and no score is defined"
     elif best_k == n:
-        yield f"k is {n}, and there are {n} pictures: each can be a group of its own, which tells nothing; try a smaller k"
+        yield (
+            f"k is {n}, and there are {n} pictures: each can be a group of its own, which tells nothing; try a smaller k"
+        )
     if sweep.chosen_by == KChoice.CHORD:
         yield f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest from its chord"
     if sweep.chosen_by != KChoice.AGREEMENT:
@@ -115,9 +117,8 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
     ks = parse_k_range(text)
     possible = tuple(k for k in ks if k <= n) or (n,)
     if possible != ks:
-        observer.notice(
-            f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, because there {'is' if n == 1 else 'are'} only {count(n, 'picture')}"
-        )
+        why = f"there {'is' if n == 1 else 'are'} only {count(n, 'picture')}"
+        observer.notice(f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, because {why}")
     return possible
 
 

@@ -40,7 +40,7 @@ class Stat:
 
 @dataclass
 class Listing:
-    """The content of a place: locations of pictures, unreadable folders with their reasons, files that are no pictures."""
+    """The content of a place: pictures, folders that cannot be read with their reasons, and other files."""
 
     locations: set[str] = field(default_factory=set)
     bad: dict[str, str] = field(default_factory=dict)

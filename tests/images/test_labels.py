@@ -305,17 +305,17 @@ def test_a_table_of_semicolons_without_a_column_is_an_error_that_names_its_colum
 
 def test_unicode_text_as_excel_writes_it_is_read(tmp_path):
     touch(tmp_path / "in", "a.png", "写真.png")
-    labels = table(tmp_path / "l.txt", "file\tlabel\r", "a.png\tПлатье\r", "写真.png\t帽子\r", encoding="utf-16")
+    labels = table(tmp_path / "l.txt", "file\tlabel\r", "a.png\tПлатье\r", "写真.png\t帽子\r", encoding="utf-16")  # noqa: RUF001
     assert find(tmp_path / "in", labels=labels)[0].labels == ("Платье", "帽子")
 
 
 # The words that a table has in each encoding that Windows uses by default somewhere.
 IN_CODE_PAGES = {
     "cp1251": ("Платье", "Шляпа", "Обувь"),
-    "cp1252": ("Robe d’été", "Manteau à capuche"),
+    "cp1252": ("Robe d’été", "Manteau à capuche"),  # noqa: RUF001
     "cp1250": ("Spódnica", "Płaszcz"),
     "cp1253": ("Φόρεμα", "Πουκάμισο"),
-    "cp1254": ("Gömlek", "Ayakkabı", "Şapka"),
+    "cp1254": ("Gömlek", "Ayakkabı", "Şapka"),  # noqa: RUF001
     "cp932": ("ドレス", "シャツ", "帽子"),
     "gb18030": ("连衣裙", "衬衫", "帽子"),
     "cp949": ("드레스", "셔츠", "모자"),
