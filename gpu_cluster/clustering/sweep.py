@@ -93,7 +93,7 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
         yield "There is only one picture, so there is only one group, and no score is defined"
     elif best_k == n:
         yield (
-            f"k is {n}, and there are {n} pictures: each can be a group of its own, which tells nothing; try a smaller k"
+            f"k is {n}, and there are {n} pictures: each can be a group of its own, which tells nothing: try a lower k"
         )
     if sweep.chosen_by == KChoice.CHORD:
         yield f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest from its chord"
