@@ -282,7 +282,7 @@ def _scores(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
     values = dict(scores.internal)
     if scores.external is not None:
         share = f"for {scores.n_labelled:,} of {count(n, 'clustered picture')}"
-        yield "labels", f"from {result.manifest.label_source}, {share}; percentages are of these"
+        yield "labels", f"from {result.manifest.label_source}, {share}"
         values |= scores.external
     for name, meaning in meanings.items():
         if values.get(name) is not None:
@@ -298,7 +298,7 @@ def _scores(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
 def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:
     table = findings.scores.contingency
     for cluster, size in enumerate(findings.clustering.sizes):
-        yield str(cluster), count(size, "image"), "" if table is None else table.in_words(cluster)
+        yield str(cluster), count(size, "image"), "" if table is None else table.in_words(cluster, int(size))
 
 
 def _cluster_table(findings: Findings) -> Table:
@@ -306,7 +306,7 @@ def _cluster_table(findings: Findings) -> Table:
     table.add_column("cluster", justify="right")
     table.add_column("size", justify="right")
     if findings.scores.contingency is not None:
-        table.add_column("labels (share of its labelled pictures)")
+        table.add_column("label")
     for row in _cluster_rows(findings):
         table.add_row(*map(Text, row[: len(table.columns)]))
     return table
