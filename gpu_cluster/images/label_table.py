@@ -136,10 +136,10 @@ class LabelTable:
         with self.path.open("rb") as stream:
             mark = stream.read(3)
         marked = next((encoding for start, encoding in _MARKS.items() if mark.startswith(start)), None)
-        encoding = self._config.labels_encoding or marked
-        if encoding is None:
+        encoding = self._config.labels_encoding or marked or "utf-8"
+        if self._config.labels_encoding is None and marked != "utf-16":
             # Surrogate escapes keep file names that are not UTF-8.
-            return self.path.open(encoding="utf-8", errors="surrogateescape", newline="")
+            errors = "surrogateescape"
         return self.path.open(encoding=encoding, errors=errors, newline="")
 
 

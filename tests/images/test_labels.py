@@ -335,6 +335,14 @@ def test_labels_that_are_not_utf8_are_never_guessed_but_shown_as_they_read(tmp_p
     assert find(tmp_path / "in", labels=labels, labels_encoding=encoding)[0].labels == words
 
 
+def test_a_mark_of_utf8_before_labels_that_are_not_utf8_hides_nothing(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = tmp_path / "l.csv"
+    labels.write_bytes(b"\xef\xbb\xbffile,label\na.png," + "Röcke".encode("cp1252"))
+    with pytest.raises(DataError, match=r"l\.csv' are not UTF-8.*gives 'Röcke'"):
+        find(tmp_path / "in", labels=labels)
+
+
 def test_file_names_of_another_encoding_that_are_not_found_are_not_passed_over_as_files_that_are_gone(tmp_path):
     touch(tmp_path / "in", "Hüte.png", "b.png")
     labels = table(tmp_path / "l.csv", "file,label", "Hüte.png,x", "b.png,y", encoding="cp1252")
