@@ -27,6 +27,7 @@ from gpu_cluster.config import (
     PredictConfig,
     RunConfig,
 )
+from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.jobs.compare import compare as compare_job
 from gpu_cluster.jobs.embed import embed as embed_job
@@ -73,6 +74,7 @@ class _ClusteringOptions(PredictOptions, total=False):
     labels: PathLike | None
     file_col: str
     label_col: str
+    labels_encoding: str | None
     labels_from_folders: bool
     image_size: int
     resize: str
@@ -231,7 +233,7 @@ def predict(
         See `gpu_cluster.errors`.
     """
     config = build_config(PredictConfig, images=_paths(images), **options)
-    return predict_job(Path(run), config, Path(out), observer)
+    return predict_job(_path("run", run), config, _path("out", out), observer)
 
 
 @_lists_options_of(EmbedJobConfig)
@@ -266,4 +268,16 @@ def embed(
 
 
 def _paths(named: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:
-    return (named,) if isinstance(named, str | os.PathLike) else tuple(named)
+    try:
+        paths = (named,) if isinstance(named, str | os.PathLike) else tuple(named)
+    except TypeError:
+        paths = None
+    if paths is None or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise ConfigError(f"expected a folder of images, an image file, or several of them; found {named!r}")
+    return paths
+
+
+def _path(name: str, given: PathLike) -> Path:
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{name}: expected a path; found {given!r}")
+    return Path(given)

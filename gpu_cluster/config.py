@@ -54,8 +54,16 @@ def parse_k_range(text: str) -> tuple[int, ...]:
 
 def _as_text(ks: Any) -> Any:
     """Return Python's `range(2, 16)` as the `2:15` of the command line."""
-    if not isinstance(ks, range):
+    if isinstance(ks, str):
         return ks
+    if not isinstance(ks, range):
+        # Whoever gives a pair most likely means both ends.
+        pair = isinstance(ks, tuple | list) and len(ks) in (2, 3) and all(isinstance(k, int) for k in ks)
+        meant = f" (did you mean {':'.join(map(str, ks))!r}?)" if pair else ""
+        raise ValueError(
+            "a range of k is A:B or A:B:STEP in whole numbers, for example 2:15, or Python's range(2, 16); "
+            f"found {ks!r}{meant}"
+        )
     if not ks or ks.step < 1:
         raise ValueError(f"a range of k must increase and must not be empty; found {ks}")
     return f"{ks[0]}:{ks[-1]}" + ("" if ks.step == 1 else f":{ks.step}")
@@ -86,7 +94,18 @@ def _absolute(path: Path) -> Path:
         return path.absolute()
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise ValueError(
+            f"expected the name of an encoding, such as utf-8, cp1252, cp1251 or gb18030; found {name!r}"
+        ) from None
+    return name
+
+
 KRange = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked_range)]
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Device = Literal["auto", "cpu", "gpu"]
 Precision = Literal["float32", "tf32", "float16"]
@@ -134,6 +153,11 @@ class InputConfig(PicturesConfig):
     labels: AbsolutePath | None = Field(None, description="CSV of labels with one row for each file.")
     file_col: str = Field("file", description="Column of the labels CSV that names the file.")
     label_col: str = Field("label", description="Column of the labels CSV that holds the label.")
+    labels_encoding: Encoding | None = Field(
+        None,
+        description="Encoding of the labels CSV, such as cp1251; by default UTF-8, or UTF-16 if the file begins with "
+        "its mark. Its separator (comma, semicolon, tab or |) is found out.",
+    )
     labels_from_folders: bool = Field(False, description="Use the name of a file's folder as its label.")
 
     def named(self) -> tuple[Path, ...]:

@@ -15,6 +15,9 @@ import numpy as np
 from gpu_cluster.backend import IntArray
 from gpu_cluster.files import printable
 
+# Bad files, and files passed over, that a sentence names.
+_MOST_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
@@ -54,8 +57,10 @@ class Manifest:
     labels : one for each file, None for a file without one; None instead of the tuple if there is no source of labels
     label_source : where the labels came from, in words
     n_labels_without_file : number of rows of the labels CSV whose file was not found
+    n_ambiguous_labels : number of rows of the labels CSV that have only a file name that is in several folders
     bad : maps a row to the reason why its file cannot be used
     duplicates : maps the row of a copy to the first row with the same content
+    passed_over : paths of files found in folders that are no pictures by their content and none by their name, sorted
     """
 
     root: Path
@@ -64,8 +69,10 @@ class Manifest:
     labels: tuple[str | None, ...] | None = None
     label_source: str | None = None
     n_labels_without_file: int = 0
+    n_ambiguous_labels: int = 0
     bad: Mapping[int, str] = field(default_factory=dict)
     duplicates: Mapping[int, int] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -97,9 +104,14 @@ class Manifest:
         return "ok", None
 
     def counts(self) -> dict[str, int]:
-        """Return how many files were found, and how many of them are ok, bad and duplicates."""
+        """Return how many files were found, and how many of them are ok, bad, duplicates and passed over."""
         kinds = Counter(self.status(row)[0] for row in range(len(self)))
-        return {"found": len(self), **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")}}
+        n_passed_over = len(self.passed_over)
+        return {
+            "found": len(self) + n_passed_over,
+            **{kind: kinds[kind] for kind in ("ok", "bad", "duplicate")},
+            "passed_over": n_passed_over,
+        }
 
     def too_many_bad(self, max_bad_fraction: float) -> bool:
         """Return whether the share of bad files is larger than `max_bad_fraction`."""
@@ -109,3 +121,43 @@ class Manifest:
     def n_files_without_label(self) -> int:
         """Number of files without a label; 0 if there is no source of labels."""
         return 0 if self.labels is None else sum(label is None for label in self.labels)
+
+    def sum_in_words(self, done: str, bad_table: str) -> str:
+        """Return the sum of the files as `sum_in_words` does; it names the first bad files, and the table of all."""
+        bad = [f"{printable(self.paths[row])}: {why}" for row, why in sorted(self.bad.items())[:_MOST_NAMED]]
+        more = f"; and {len(self.bad) - len(bad):,} more" if len(self.bad) > len(bad) else ""
+        others = [printable(path) for path in self.passed_over[:_MOST_NAMED]]
+        if len(others) < len(self.passed_over):
+            others.append("...")
+        return sum_in_words(
+            self.counts(),
+            done,
+            bad=f"{'; '.join(bad)}{more}; {'it is' if len(self.bad) == 1 else 'all are'} in {bad_table}",
+            passed_over=", ".join(others),
+        )
+
+
+def sum_in_words(counts: Mapping[str, int], done: str, *, bad: str = "", passed_over: str = "") -> str:
+    """Return what became of the files found; the numbers add up to theirs: `3 clustered, 1 bad, 1 passed over ...`.
+
+    Parameters
+    ----------
+    counts
+        As `Manifest.counts` returns them and `run.json` records them.
+    done
+        What was done with the good files: clustered, assigned.
+    bad, passed_over
+        More words about the bad files, and about those passed over.
+    """
+    # The record of an earlier version does not count the files that are passed over, neither here nor among the found.
+    n_good, n_copies, n_others = counts["ok"] + counts["duplicate"], counts["duplicate"], counts.get("passed_over", 0)
+    parts = [f"{n_good:,} {done}"]
+    if n_copies:
+        what = "a copy of another file" if n_copies == 1 else "copies of other files"
+        parts[0] += f" ({n_copies:,} of them {what})"
+    if counts["bad"]:
+        parts.append(f"{counts['bad']:,} bad" + (f" ({bad})" if bad else ""))
+    if n_others:
+        why = "it is no picture" if n_others == 1 else "they are no pictures"
+        parts.append(f"{n_others:,} passed over because {why}" + (f" ({passed_over})" if passed_over else ""))
+    return ", ".join(parts)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from gpu_cluster.config import COMMANDS, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
@@ -93,10 +96,18 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
         For an option that the command does not have, an unknown key, a value that is not allowed, or a file that cannot
         be read.
     """
+    if file is not None and not isinstance(file, str | os.PathLike):
+        raise ConfigError(f"config: expected the path of a TOML file or a run.json; found {file!r}")
     known, command = options_of(model), command_of(model)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r} of {command}; known are {', '.join(sorted(known))}")
+        # An option of another command is no mistake in writing.
+        meant = (
+            ""
+            if any(unknown[0] in options_of(other) for other in COMMANDS.values())
+            else did_you_mean(unknown[0], known)
+        )
+        raise ConfigError(f"unknown option {unknown[0]!r} of {command}{meant}; known are {', '.join(sorted(known))}")
     # Nothing named is nothing given.
     told = {name: value for name, value in options.items() if value is not None and value not in ((), [])}
     given: dict[str, Any] = {}
@@ -124,6 +135,12 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     if file is not None and _is_record(file):
         _warn_of_missing(content, file, config, set(told))
     return config
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'k_range'?)` for the known word that is most like this one, or '' if none is like it."""
+    found = get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.7)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 # Options that only presets set: they have no flag and no parameter.
@@ -215,35 +232,80 @@ def _is_record(file: str | os.PathLike[str] | None) -> bool:
     return file is not None and os.fspath(file).lower().endswith(".json")
 
 
+# What a value should have been, by the type of pydantic's error; its own words name its classes.
+_EXPECTED = {
+    "path_type": "a path",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "several values, in a list",
+    "model_type": "a table of options",
+}
+
+
 def _first_problem(error: ValidationError, model: type[JobConfig], file: str | os.PathLike[str] | None) -> str:
-    problem = error.errors()[0]
+    problems = error.errors()
+    problem = problems[0]
     where = [str(part) for part in problem["loc"]]
     source = f" (config {os.fspath(file)!r})" if file is not None else ""
     if problem["type"] == "extra_forbidden":
         return _unknown_key(where, model, source)
-    message = problem["msg"].removeprefix("Value error, ")
-    is_ours = problem["type"] == "value_error"
     # For a union, pydantic appends the branch to the field's name; the user typed only the field.
     known = options_of(model)
     name = next((part for part in reversed(where) if part in known), ".".join(where))
-    if is_ours and name not in known:
-        # The problem concerns several options of a section, and the message names them itself.
-        return f"{message}{source}"
+    if problem["type"] == "value_error":
+        # Messages of this project already say what was found; those about several options name them too.
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{known[name].flag}: {message}{source}" if name in known else f"{message}{source}"
     subject = known[name].flag if name in known else name
-    # Messages of this project already say what was found.
-    found = "" if is_ours else f"; found {problem['input']!r}"
-    return f"{subject}: {message}{found}{source}"
+    # There is a problem for each branch of a union.
+    of_field = [other for other in problems if name in map(str, other["loc"])]
+    return f"{subject}: {_expected(of_field)}; found {problem['input']!r}{_meant(of_field)}{source}"
+
+
+def _expected(problems: Sequence[ErrorDetails]) -> str:
+    """Return what one field should have been, from the problem of each branch of its type."""
+    possible: list[str] = []
+    for problem in problems:
+        if problem["type"] == "literal_error":
+            possible += map(repr, _choices(problem))
+        elif problem["type"] in _EXPECTED:
+            possible.append(_EXPECTED[problem["type"]])
+        else:
+            # About a number that is too small or too large.
+            return problem["msg"].replace("Input should be", "expected a value", 1)
+    *others, last = dict.fromkeys(possible)
+    return f"expected {', '.join(others)}{' or ' if others else ''}{last}"
+
+
+def _choices(problem: ErrorDetails) -> list[str]:
+    return re.findall("'(.*?)'", problem["ctx"]["expected"])
+
+
+def _meant(problems: Sequence[ErrorDetails]) -> str:
+    choices = [choice for problem in problems if problem["type"] == "literal_error" for choice in _choices(problem)]
+    return did_you_mean(problems[0]["input"], choices)
 
 
 def _unknown_key(where: list[str], model: type[JobConfig], source: str) -> str:
-    table = f" in [{'.'.join(where[:-1])}]" if where[:-1] else ""
+    *tables, key = where
+    table = f" in [{'.'.join(tables)}]" if tables else ""
+    mine, known = command_of(model), options_of(model)
     theirs = [command for command, other in COMMANDS.items() if _has(other, where)]
     if theirs:
-        mine = command_of(model)
-        return f"config key {where[-1]!r}{table}{source} belongs to {' and '.join(theirs)}; {mine} has no such option"
-    return (
-        f"unknown config key {where[-1]!r}{table}{source}; `gpu-cluster {command_of(model)} --help` lists the options"
-    )
+        return f"config key {key!r}{table}{source} belongs to {' and '.join(theirs)}; {mine} has no such option"
+    if key in known:
+        section = known[key].section
+        belongs = f"in the table [{section}]" if section else "above all tables"
+        return f"config key {key!r}{table}{source} is in the wrong place; it belongs {belongs}"
+    sections = {option.section for option in known.values() if option.section}
+    meant = did_you_mean(key, known if tables else (*known, *sections))
+    return f"unknown config key {key!r}{table}{source}{meant}; `gpu-cluster {mine} --help` lists the options"
 
 
 def _has(model: type[JobConfig], where: list[str]) -> bool:

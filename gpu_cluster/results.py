@@ -28,7 +28,7 @@ class Embeddings:
     x : (n, d) float32
     rows : (n,) host; manifest row of each embedding, ascending
     bad : maps a manifest row to the reason why its file could not be decoded
-    n_computed : pictures that went through the network; the others were in the store, or are duplicates
+    n_computed : pictures that were embedded now; the others were in the store, or are duplicates
     images_per_s : speed of decoding and network together, without loading TensorFlow; None if nothing was computed
     precision : number format in which the network computes
     batch_size : number of images in a batch at the end of the job; None if nothing was computed
@@ -180,6 +180,26 @@ class Contingency:
         counts = self.counts[:, cluster]
         order = np.argsort(-counts, kind="stable")[:most]
         return [(self.classes[row], int(counts[row])) for row in order if counts[row]]
+
+    def n_labelled(self, cluster: int) -> int:
+        """Return how many pictures of a cluster have a label."""
+        return int(self.counts[:, cluster].sum())
+
+    def share(self, cluster: int, n: int) -> float:
+        """Return what share of the labelled pictures of a cluster are n of them: every percentage shown is this one."""
+        return n / max(1, self.n_labelled(cluster))
+
+    def in_words(self, cluster: int, size: int) -> str:
+        """Return the most frequent label of a cluster of `size` pictures, and its share; '' if none has a label.
+
+        It is `mostly` this label from 50% on, and `most often` below.
+        """
+        for label, n in self.most_frequent(cluster):
+            percent, n_labelled = f"{self.share(cluster, n):.0%}", self.n_labelled(cluster)
+            of_these = "" if n_labelled == size else f" of the {n_labelled:,} labelled"
+            # The number that is shown decides, so that the word fits it.
+            return f"{'mostly' if int(percent[:-1]) >= 50 else 'most often'} {label} ({percent}{of_these})"
+        return ""
 
 
 @dataclass(frozen=True)

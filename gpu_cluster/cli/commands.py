@@ -39,6 +39,7 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import INTERNAL, Option, build_config, options_of
 from gpu_cluster.store.maintenance import find_store, prune, verify
 from gpu_cluster.store.maintenance import inspect as inspect_store
+from gpu_cluster.words import count
 
 # Every command is stopped by these signals; the exit code of a stopped command depends on the signal.
 signals = Signals()
@@ -333,7 +334,7 @@ def cache_verify(**options: Any) -> None:
     Exit codes: 0 all shards are as they were written; 1 some were damaged.
     """
     n_shards, damaged = verify(find_store(build_config(RunConfig, **options).store), TerminalObserver())
-    print_done(f"{n_shards:,} shards are unchanged, {len(damaged):,} damaged shards were set aside")
+    print_done(f"{count(n_shards, 'shard')} unchanged, {count(len(damaged), 'damaged shard')} set aside")
     raise typer.Exit(1 if damaged else 0)
 
 

@@ -29,15 +29,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gpu_cluster.clustering.sweep import CLEAR_AGREEMENT, is_candidate
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.selftest import Verdict
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.tables import comparison_lines
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
-from gpu_cluster.run_folder import PAGE
+from gpu_cluster.run_folder import BAD_FILES, METRICS, PAGE
 from gpu_cluster.store.maintenance import Recipe
+from gpu_cluster.words import count
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
 _PLAIN_EVERY_S = 5.0
@@ -161,12 +164,13 @@ def print_summary(result: RunResult) -> None:
         for name, value in lines:
             console.print(f"{name}: {value}", markup=False)
         for row in _cluster_rows(findings):
-            console.print(f"cluster {': '.join(row[:2])} images{', mostly ' + row[2] if row[2] else ''}", markup=False)
+            console.print(f"cluster {row[0]}: {', '.join(filter(None, row[1:]))}", markup=False)
 
 
 def print_comparison(found: Comparison) -> None:
     """Print the table of a comparison as Markdown, and where it is."""
     console = _console(soft_wrap=True)
+    console.print(f"files: {_files(found.manifest, 'compared', BAD_FILES)}", markup=False)
     for line in comparison_lines(found):
         console.print(line, markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
@@ -175,11 +179,11 @@ def print_comparison(found: Comparison) -> None:
 def print_prediction(found: Prediction) -> None:
     """Print how many pictures were assigned to each cluster, and where the table is."""
     console = _console(soft_wrap=True)
-    n_bad = len(found.manifest.bad)
-    console.print(f"files: {len(found.manifest)} found: {len(found.rows)} assigned, {n_bad} bad", markup=False)
-    for cluster, count in enumerate(np.bincount(found.labels)):
-        if count:
-            console.print(f"cluster {cluster}: {count} images", markup=False)
+    bad_table = "" if found.bad_files is None else printable(found.bad_files.name)
+    console.print(f"files: {_files(found.manifest, 'assigned', bad_table)}", markup=False)
+    for cluster, size in enumerate(np.bincount(found.labels)):
+        if size:
+            console.print(f"cluster {cluster}: {count(size, 'image')}", markup=False)
     console.print(f"far from the centre of their cluster: {int(found.far.sum())}", markup=False)
     if found.bad_files is not None:
         console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
@@ -208,7 +212,8 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")
         damaged = f", {recipe.n_damaged} damaged set aside" if recipe.n_damaged else ""
-        size = f"{recipe.n_rows:,} rows in {recipe.n_shards:,} shards, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
+        rows = f"{count(recipe.n_rows, 'row')} in {count(recipe.n_shards, 'shard')}"
+        size = f"{rows}, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
         console.print(f"{recipe.kind} {recipe.folder.name}: {size}, last used {used}", markup=False)
         console.print(
             f"    {', '.join(f'{name} {value}' for name, value in recipe.as_json()['key'].items())}", markup=False
@@ -235,28 +240,20 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
-    manifest, clustering, scores = result.manifest, findings.clustering, findings.scores
-    counts = manifest.counts()
-    yield "files", "{found:,} found: {ok:,} ok, {bad:,} bad, {duplicate:,} duplicates".format(**counts)
+    yield "files", _files(result.manifest, "clustered", BAD_FILES)
     words = {
-        KChoice.AGREEMENT: "where restarts agree most",
+        KChoice.AGREEMENT: "where restarts of k-means agree most",
         KChoice.CHORD: "no clear knee; the k farthest from the chord",
     }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
-    sure = findings.sweep.agreement
-    yield "clusters", f"{clustering.k} ({why})" + ("" if sure is None else f"; agreement of restarts {sure:.2f}")
-    yield "space", findings.projection.space
-    for name, value in scores.internal.items():
-        sampled = name == "silhouette" and 0 < scores.n_silhouette < len(findings.embeddings.rows)
-        yield name, _number(value) + (f" (on a sample of {scores.n_silhouette:,})" if sampled else "")
-    if scores.external is not None:
-        yield "labels", f"{scores.n_labelled:,} images labelled by {manifest.label_source}"
-        for name, value in scores.external.items():
-            yield name, _number(value)
-    if scores.holdout is not None:
-        holdout = scores.holdout
-        found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"
-        yield "holdout", f"on {holdout['n']:.0f} images: {found}"
+    yield "clusters", f"{findings.clustering.k} ({why})"
+    agreement, n = findings.sweep.agreement, len(findings.embeddings.rows)
+    # With very few or very many groups, the agreement is high in any data.
+    if agreement is not None and is_candidate(findings.sweep.best_k, n):
+        clear = "clear groups" if agreement >= CLEAR_AGREEMENT else "no clear groups"
+        scale = f"1: every restart finds the same groups; below {CLEAR_AGREEMENT}: no clear groups"
+        yield "agreement of restarts", f"{agreement:.2f}, {clear} ({scale})"
+    yield from _scores(result, findings)
     embeddings = findings.embeddings
     speed = f"{embeddings.n_computed:,} embedded"
     if embeddings.images_per_s is not None:
@@ -269,25 +266,51 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         yield "report", printable(page.as_uri())
 
 
+def _files(manifest: Manifest, done: str, bad_table: str) -> str:
+    return f"{manifest.counts()['found']:,} found: {manifest.sum_in_words(done, bad_table)}"
+
+
+def _scores(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
+    """Yield the scores that say most, each with what its number means."""
+    scores, n = findings.scores, len(findings.embeddings.rows)
+    sampled = f" on a sample of {count(scores.n_silhouette, 'picture')}" if 0 < scores.n_silhouette < n else ""
+    meanings = {
+        "silhouette": "1: groups far apart; 0: groups that touch; below 0: pictures nearer to another group",
+        "adjusted_rand": "1: the clusters are the labels; 0: no more alike than by chance",
+        "homogeneity": "1: no cluster mixes labels; 0: every cluster has the same mixture",
+    }
+    values = dict(scores.internal)
+    if scores.external is not None:
+        share = f"for {scores.n_labelled:,} of {count(n, 'clustered picture')}"
+        yield "labels", f"from {result.manifest.label_source}, {share}"
+        values |= scores.external
+    for name, meaning in meanings.items():
+        if values.get(name) is not None:
+            words = name.replace("adjusted_rand", "adjusted Rand index")
+            yield words, f"{_number(values[name])}{sampled if name == 'silhouette' else ''} ({meaning})"
+    if scores.holdout is not None:
+        holdout = scores.holdout
+        found = f"silhouette {_number(holdout['silhouette'])}, homogeneity {_number(holdout['homogeneity'])}"
+        yield "holdout", f"on {count(int(holdout['n'] or 0), 'image')}: {found}"
+    yield "more scores", f"in {METRICS}"
+
+
 def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:
     table = findings.scores.contingency
     for cluster, size in enumerate(findings.clustering.sizes):
-        mostly = ""
-        for label, count in [] if table is None else table.most_frequent(cluster):
-            mostly = f"{label} ({count / size:.0%})"
-        yield str(cluster), f"{size:,}", mostly
+        yield str(cluster), count(size, "image"), "" if table is None else table.in_words(cluster, int(size))
 
 
 def _cluster_table(findings: Findings) -> Table:
     table = Table(pad_edge=False)
     table.add_column("cluster", justify="right")
-    table.add_column("images", justify="right")
+    table.add_column("size", justify="right")
     if findings.scores.contingency is not None:
-        table.add_column("mostly")
+        table.add_column("label")
     for row in _cluster_rows(findings):
         table.add_row(*map(Text, row[: len(table.columns)]))
     return table
 
 
 def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.4g}"
+    return "not defined" if value is None else f"{value:.2f}"

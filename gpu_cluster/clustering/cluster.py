@@ -13,6 +13,7 @@ from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Clustering
+from gpu_cluster.words import count
 
 
 def cluster(
@@ -36,7 +37,8 @@ def cluster(
     found = backend.to_host(as_originals(partition.labels, originals, backend))
     order = _by_size(found, k)
     if len(order) < k:
-        observer.notice(f"{k} clusters were asked for, but there are only {len(order)} distinct images")
+        apart = count(len(order), "group")
+        observer.notice(f"{k} clusters were asked for, but the pictures that differ can form only {apart}")
     number = np.zeros(k, dtype=np.int64)
     number[order] = np.arange(len(order))
     labels = number[found]

@@ -17,6 +17,7 @@ from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import KChoice, Sweep, SweepPoint
+from gpu_cluster.words import count
 
 # If the restarts agree less than this, the groups depend on the start: they are not clear.
 CLEAR_AGREEMENT = 0.65
@@ -74,6 +75,10 @@ def sweep_k(
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
         observer.notice(f"k was reduced from {config.k} to {best_k}, because only {x.shape[0]} images could be read")
+    elif config.k is not None and ks != (config.k,):
+        observer.notice(
+            f"k is {config.k}, as --k (or the preset) says; the range {ks[0]}:{ks[-1]} is tried and shown too"
+        )
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:
@@ -85,6 +90,12 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
     """Yield the reasons to doubt the chosen k, in words."""
     points, best_k = sweep.points, sweep.best_k
     first, last = points[0].k, points[-1].k
+    if n == 1:
+        yield "There is only one picture, so there is only one group, and no score is defined"
+    elif best_k == n:
+        yield (
+            f"k is {n}, and there are {n} pictures: each can be a group of its own, which tells nothing: try a lower k"
+        )
     if sweep.chosen_by == KChoice.CHORD:
         yield (
             f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest below the "
@@ -110,9 +121,8 @@ def _ks_to_try(config: SweepConfig, n: int, observer: Observer) -> tuple[int, ..
     ks = parse_k_range(text)
     possible = tuple(k for k in ks if k <= n) or (n,)
     if possible != ks:
-        observer.notice(
-            f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, because there are only {n} images"
-        )
+        why = f"there {'is' if n == 1 else 'are'} only {count(n, 'picture')}"
+        observer.notice(f"Range of k cut from {text} to {possible[0]}:{possible[-1]}, because {why}")
     return possible
 
 

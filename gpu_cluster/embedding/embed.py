@@ -27,6 +27,7 @@ from gpu_cluster.images.source import Picture, Source, UnreadableError
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import EmbeddingShards, Store, how_to_go_on
+from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,13 @@ def embed(
         matrix.read_store()
     missing = matrix.missing()
     n_missing = int(missing.sum())
-    if n_kept := matrix.n_contents - n_missing:
-        observer.notice(f"{n_kept:,} of {matrix.n_contents:,} pictures are in the store of embeddings already")
+    if n_known := matrix.count_good():
+        observer.notice(
+            f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
+            f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
+            if n_missing
+            else "The store holds the embeddings of all these pictures already"
+        )
     images_per_s = None
     if n_missing:
         engine.build()
@@ -81,7 +87,7 @@ def embed(
         x=filled,
         rows=filled_rows,
         bad=bad,
-        n_computed=n_missing,
+        n_computed=matrix.count_good(missing),
         images_per_s=images_per_s,
         precision=engine.precision,
         batch_size=engine.batch_size if n_missing else None,
@@ -149,6 +155,11 @@ class _Matrix:
     def n_contents(self) -> int:
         """Number of distinct contents."""
         return len(self._at)
+
+    def count_good(self, contents: npt.NDArray[np.bool_] | None = None) -> int:
+        """Return how many contents, of those in a mask (or of all), have an embedding by now."""
+        done = self._done if contents is None else self._done & contents
+        return sum(int(index) not in self._bad for index in np.flatnonzero(done))
 
     def missing(self) -> npt.NDArray[np.bool_]:
         """Return for each content whether it has neither an embedding nor a reason."""

@@ -5,7 +5,6 @@ This module must not know what is in a picture beyond its first bytes.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,6 @@ from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.images.source import LocalFiles
 from gpu_cluster.manifest import Manifest
-
-log = logging.getLogger(__name__)
 
 
 def discover(config: PicturesConfig, observer: Observer) -> Manifest:
@@ -46,20 +43,20 @@ def sample_set() -> Path:
 def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     files: set[str] = set()
     bad_files: dict[str, str] = {}
-    n_skipped = 0
+    passed_over: set[str] = set()
     for path in named:
         if _is_folder(path):
             listing = LocalFiles(path).list()
             files |= listing.locations
             bad_files |= listing.bad
-            n_skipped += listing.n_skipped
+            passed_over |= listing.passed_over
         else:
             files.add(str(path))
     if input_list is not None:
         files.update(_read_list(input_list))
-    if n_skipped:
-        log.info("skipped %d files that are no pictures by their content and none by their name", n_skipped)
     files |= bad_files.keys()
+    # A file that is named by itself is read, whatever a folder that holds it too would make of it.
+    passed_over -= files
     if not files:
         where = ", ".join(repr(printable(str(path))) for path in (*named, *([input_list] if input_list else [])))
         raise DataError(
@@ -73,8 +70,9 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     # Sorted by bytes and not by locale or surrogates, so that the order is the same on every machine.
     file_of = {os.path.relpath(file, root): file for file in files}
     paths = sorted(file_of, key=os.fsencode)
+    others = tuple(sorted((os.path.relpath(file, root) for file in passed_over), key=os.fsencode))
     bad = {row: bad_files[file_of[path]] for row, path in enumerate(paths) if file_of[path] in bad_files}
-    return Manifest(root=Path(root), paths=tuple(paths), bad=bad)
+    return Manifest(root=Path(root), paths=tuple(paths), bad=bad, passed_over=others)
 
 
 def _read_list(input_list: Path) -> Iterator[str]:

@@ -6,18 +6,18 @@ folders. They take no part in any decision; they are only compared with the clus
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
+from gpu_cluster.images.label_table import LabelTable, is_not_utf8
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.words import count
 
 
 def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Manifest:
@@ -29,19 +29,20 @@ def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Man
         When the labels do not fit the files, or more than one CSV in the named folders could hold them.
     """
     if config.labels_from_folders:
-        return _by_folder(manifest, observer)
+        return _by_folder(manifest)
     table = config.labels or _find_table(manifest, config)
     return manifest if table is None else _by_table(manifest, table, config, observer)
 
 
-def _by_folder(manifest: Manifest, observer: Observer) -> Manifest:
+def _by_folder(manifest: Manifest) -> Manifest:
     folders = [os.path.basename(os.path.dirname(path)) for path in manifest.paths]
     if not any(folders):
         raise DataError(
             f"--labels-from-folders expects images in folders named after their label; "
             f"all lie directly in {printable(str(manifest.root))!r}"
         )
-    return _with_labels(manifest, [printable(folder) or None for folder in folders], "folder names", 0, observer)
+    labels = tuple(printable(folder) or None for folder in folders)
+    return replace(manifest, labels=labels, label_source="folder names")
 
 
 def _find_table(manifest: Manifest, config: InputConfig) -> Path | None:
@@ -52,8 +53,14 @@ def _find_table(manifest: Manifest, config: InputConfig) -> Path | None:
     for folder in (path for path in named if path.is_dir()):
         for table in sorted(folder.iterdir()):
             if table.suffix.lower() == ".csv" and table.is_file():
-                header = _read_header(table)
-                if config.file_col in header and config.label_col in header:
+                try:
+                    fits = LabelTable(table, config).fits()
+                except OSError as error:
+                    raise DataError(
+                        f"cannot read {printable(str(table))!r}, which may hold labels: {error.strerror}; name one "
+                        "with --labels"
+                    ) from error
+                if fits:
                     found.append(table)
     if len(found) > 1:
         names = ", ".join(repr(printable(str(table))) for table in found)
@@ -61,92 +68,120 @@ def _find_table(manifest: Manifest, config: InputConfig) -> Path | None:
     return found[0] if found else None
 
 
-def _read_header(table: Path) -> list[str]:
-    try:
-        with _open_table(table) as stream:
-            return next(csv.reader(stream), [])
-    except csv.Error:
-        return []
-    except OSError as error:
-        raise DataError(
-            f"cannot read {printable(str(table))!r}, which may hold labels: {error.strerror}; name one with --labels"
-        ) from error
-
-
-def _open_table(table: Path):  # type: ignore[no-untyped-def]
-    # utf-8-sig drops a byte-order mark; surrogate escapes keep file names that are not UTF-8.
-    return table.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _by_table(manifest: Manifest, table: Path, config: InputConfig, observer: Observer) -> Manifest:
-    rows_of_file = _Rows(manifest, table)
-    labels: list[str | None] = [None] * len(manifest)
-    n_named = n_without_file = 0
-    for name, label in _read_table(table, config):
-        row = rows_of_file.find(name)
-        if row is None:
-            n_without_file += 1
-            continue
-        n_named += 1
-        if None not in (labels[row], label) and labels[row] != label:
-            raise DataError(
-                f"{printable(str(table))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
-                "expected one label for each file"
-            )
-        else:
-            labels[row] = labels[row] or label
-    source = printable(str(table))
-    if not any(labels):
-        found = f"names {n_named} of the images but gives none a label" if n_named else "names none of the images"
-        if config.labels is None:
-            observer.notice(f"{source} {found}; going on without labels")
-            return manifest
-        if n_named:
-            raise DataError(f"{source!r} {found}; expected labels in its column {config.label_col!r}")
-        raise DataError(
-            f"column {config.file_col!r} of {source!r} names none of the {len(manifest)} images; expected names "
-            f"relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
-        )
+def _by_table(manifest: Manifest, path: Path, config: InputConfig, observer: Observer) -> Manifest:
+    table, source = LabelTable(path, config), printable(str(path))
+    matched = _match(manifest, table)
+    if not any(matched.labels):
+        if config.labels is not None:
+            raise DataError(_why_no_label(manifest, matched, source, config))
+        observer.notice(f"{source} {matched.summary()}; going on without labels")
+        return manifest
     if config.labels is None:
         observer.notice(f"Labels found in {source}")
-    return _with_labels(manifest, labels, source, n_without_file, observer)
+    if matched.n_without_file:
+        verb = "names" if matched.n_without_file == 1 else "name"
+        observer.notice(f"{count(matched.n_without_file, 'row')} of {source} {verb} a file that was not found")
+    if matched.ambiguous:
+        observer.notice(_ambiguity(manifest, matched, source))
+    # The table is used, so it is not among the files that are passed over, which it can lie beside.
+    own = os.path.normpath(path)
+    return replace(
+        manifest,
+        labels=tuple(matched.labels),
+        label_source=source,
+        n_labels_without_file=matched.n_without_file,
+        n_ambiguous_labels=len(matched.ambiguous),
+        passed_over=tuple(other for other in manifest.passed_over if os.path.normpath(manifest.root / other) != own),
+    )
 
 
-def _read_table(table: Path, config: InputConfig) -> Iterator[tuple[str, str | None]]:
-    source = printable(str(table))
-    try:
-        with _open_table(table) as stream:
-            reader = csv.DictReader(stream)
-            header = reader.fieldnames or []
-            for column, option in ((config.file_col, "--file-col"), (config.label_col, "--label-col")):
-                if column not in header:
-                    has = ", ".join(map(repr, header)) or "no header"
-                    raise DataError(f"{source!r} has no column {column!r}; it has {has}; name it with {option}")
-            for record in reader:
-                name, label = record[config.file_col], record[config.label_col]
-                if name:
-                    yield name, printable(label.strip()) or None if label else None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read the labels {source!r}: {getattr(error, 'strerror', None) or error}") from error
+@dataclass
+class _Matched:
+    """What a table says of the files: their labels, and the rows that name none or several of them.
+
+    Attributes
+    ----------
+    labels : one for each row of the manifest
+    n_named : rows of the table that name one file
+    n_without_file : rows of the table that name no file
+    ambiguous : name, and the rows of the manifest, for each row of the table whose name several files have
+    """
+
+    labels: list[str | None]
+    n_named: int = 0
+    n_without_file: int = 0
+    ambiguous: list[tuple[str, list[int]]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        if self.n_named:
+            return f"names {count(self.n_named, 'picture')} but gives none a label"
+        if self.ambiguous:
+            return "names only pictures whose name is in several folders"
+        return "names none of the pictures"
 
 
-def _with_labels(
-    manifest: Manifest,
-    labels: Sequence[str | None],
-    source: str,
-    n_without_file: int,
-    observer: Observer,
-) -> Manifest:
-    labelled = replace(manifest, labels=tuple(labels), label_source=source, n_labels_without_file=n_without_file)
-    if n_without_file:
-        observer.notice(f"{n_without_file} rows of {source} name a file that was not found")
-    if labelled.n_files_without_label:
-        observer.notice(f"{labelled.n_files_without_label} files have no label in {source}")
-    return labelled
+def _match(manifest: Manifest, table: LabelTable) -> _Matched:
+    """Find the file of each row of the table.
+
+    Raises
+    ------
+    DataError
+        When the table cannot be read, gives a file two labels, or is in an encoding that is not known.
+    """
+    rows_of_file, matched = _Rows(manifest, table.path), _Matched([None] * len(manifest))
+    n_odd_found = n_odd_lost = 0
+    for name, label in table.rows():
+        rows = rows_of_file.find(name)
+        n_odd_found += bool(rows) and is_not_utf8(name)
+        n_odd_lost += not rows and is_not_utf8(name)
+        if not rows:
+            matched.n_without_file += 1
+        elif len(rows) > 1:
+            matched.ambiguous.append((name, rows))
+        else:
+            matched.n_named += 1
+            _give(matched.labels, rows[0], label, name, table)
+    # If other names that are not UTF-8 were found, byte by byte, then these are those of files that are gone.
+    if n_odd_lost and not n_odd_found:
+        raise table.unreadable()
+    return matched
+
+
+def _give(labels: list[str | None], row: int, label: str | None, name: str, table: LabelTable) -> None:
+    if label is None:
+        return
+    if is_not_utf8(label):
+        raise table.unreadable()
+    label = printable(label)
+    if labels[row] not in (None, label):
+        raise DataError(
+            f"{printable(str(table.path))!r} gives {printable(name)!r} two labels, {labels[row]!r} and {label!r}; "
+            "expected one label for each file"
+        )
+    labels[row] = label
+
+
+def _why_no_label(manifest: Manifest, matched: _Matched, source: str, config: InputConfig) -> str:
+    if matched.n_named:
+        return f"{source!r} {matched.summary()}; expected labels in its column {config.label_col!r}"
+    if matched.ambiguous:
+        return _ambiguity(manifest, matched, repr(source))
+    expected = f"expected names relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
+    return f"column {config.file_col!r} of {source!r} names none of the pictures found ({len(manifest):,}); {expected}"
+
+
+def _ambiguity(manifest: Manifest, matched: _Matched, source: str) -> str:
+    name, rows = matched.ambiguous[0]
+    files = [printable(manifest.paths[row]) for row in rows]
+    n, more = len(matched.ambiguous), f" and {len(files) - 2:,} more" if len(files) > 2 else ""
+    return (
+        f"{count(n, 'row')} of {source} {'gives' if n == 1 else 'give'} no label, because several files have the name: "
+        f"{printable(name)!r} can be {', '.join(files[:2])}{more}; write the folder too, as in {files[0]}"
+    )
 
 
 class _Rows:
-    """Finds the manifest row for a name in a labels CSV."""
+    """Finds the manifest rows for a name in a labels CSV."""
 
     def __init__(self, manifest: Manifest, table: Path) -> None:
         self._bases = (manifest.root, table.absolute().parent)
@@ -155,14 +190,13 @@ class _Rows:
         for row, path in enumerate(manifest.paths):
             self._by_name[os.path.basename(path)].append(row)
 
-    def find(self, name: str) -> int | None:
-        """Return the row for an absolute path, a path relative to the root or the CSV, or an unambiguous file name."""
+    def find(self, name: str) -> list[int]:
+        """Return the row for an absolute path or a path relative to the root or the CSV; or all for a file name."""
         for candidate in (name, name.strip()):
             for base in self._bases:
                 row = self._by_path.get(os.path.normpath(base / candidate))
                 if row is not None:
-                    return row
-            rows = self._by_name.get(candidate, [])
-            if len(rows) == 1:
-                return rows[0]
-        return None
+                    return [row]
+            if candidate in self._by_name:
+                return self._by_name[candidate]
+        return []

@@ -40,11 +40,11 @@ class Stat:
 
 @dataclass
 class Listing:
-    """The content of a place: locations of pictures, unreadable folders with their reasons, number of files skipped."""
+    """The content of a place: pictures, folders that cannot be read with their reasons, and other files."""
 
     locations: set[str] = field(default_factory=set)
     bad: dict[str, str] = field(default_factory=dict)
-    n_skipped: int = 0
+    passed_over: set[str] = field(default_factory=set)
 
 
 class Source(ABC):
@@ -95,7 +95,7 @@ class LocalFiles(Source):
         """Find the pictures below the root; symbolic links are followed, but no folder is read twice.
 
         Hidden files and folders, earlier run folders, pipes, sockets and devices are skipped silently. Files that are
-        no picture by their content and none by their name are skipped and counted.
+        no picture by their content and none by their name are passed over and listed.
         """
         return _walk(self.root)
 
@@ -202,8 +202,8 @@ def _walk(root: Path) -> Listing:
                 unsure.append(path)
     with reading_threads() as pool:
         begin_as_pictures = list(pool.map(_begins_as_a_picture, unsure))
-    found.locations.update(path for path, is_picture in zip(unsure, begin_as_pictures, strict=True) if is_picture)
-    found.n_skipped = len(unsure) - sum(begin_as_pictures)
+    for path, is_picture in zip(unsure, begin_as_pictures, strict=True):
+        (found.locations if is_picture else found.passed_over).add(path)
     return found
 
 

@@ -49,10 +49,11 @@ from gpu_cluster.jobs.prepare import (
     opened,
 )
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import build_config, command_line
+from gpu_cluster.options import build_config, command_line, did_you_mean
 from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
 from gpu_cluster.results import Compared, Comparison, Embeddings, JobRecord, Projection, encode_labels
 from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.words import count
 
 # For more images than this only k-means runs: at this number Ward's n (n - 1) / 2 distances take 1.6 GB, and the other
 # algorithms also compare every image with every other.
@@ -245,7 +246,7 @@ def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str
     """Return the names without repetitions, in their order, after checking that each is known."""
     for name in named:
         if name not in known:
-            raise ConfigError(f"{option}: unknown {name!r}; known are {', '.join(known)}")
+            raise ConfigError(f"{option}: unknown {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}")
     return tuple(dict.fromkeys(named))
 
 
@@ -289,7 +290,7 @@ def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
     if algorithm != "kmeans" and n > MOST_IMAGES:
         return replace(row, reason=f"left out: {n:,} images are more than {MOST_IMAGES:,}")
     if n < 3:
-        return replace(row, reason=f"left out: {n} images are too few")
+        return replace(row, reason=f"left out: {count(n, 'image')} {'is' if n == 1 else 'are'} too few")
     group = _grouper(algorithm, config, backend)
     start = time.perf_counter()
     try:

@@ -19,6 +19,7 @@ from gpu_cluster import run_folder
 from gpu_cluster.backend import describe_gpus, look_for_gpu
 from gpu_cluster.config import Device
 from gpu_cluster.embedding import vgg16
+from gpu_cluster.embedding.engines import find_tensorflow
 from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.store.store import default_root
 
@@ -72,13 +73,8 @@ def _python() -> Check:
 
 
 def _tensorflow() -> Check:
-    found = _versions("tensorflow", "tensorflow-cpu")
-    if not found:
-        return Check("TensorFlow", "missing", "not installed", "pip install 'gpu-cluster[cpu]' (or [gpu])")
-    if len(found) > 1:
-        remedy = "they install the same module: remove both, then install one extra, cpu or gpu"
-        return Check("TensorFlow", "missing", _words(found), remedy)
-    return Check("TensorFlow", "ok", _words(found))
+    tensorflow = find_tensorflow()
+    return Check("TensorFlow", "missing" if tensorflow.remedy else "ok", tensorflow.found, tensorflow.remedy)
 
 
 def _threads() -> Check:

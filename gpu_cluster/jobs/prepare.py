@@ -15,7 +15,7 @@ from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend, Choice, select
 from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, RunConfig
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.embedding.engines import Engine
+from gpu_cluster.embedding.engines import Engine, check_installed
 from gpu_cluster.errors import NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.files import printable
@@ -26,6 +26,7 @@ from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Source, open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store, how_to_go_on, open_store
+from gpu_cluster.words import count
 
 C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
@@ -74,6 +75,7 @@ def opened(
     events.job_started(how_to_go_on(config.store))
     with events.stage("scan"):
         choice = select(config.device)
+        check_installed()
         manifest = find()
         weights = vgg16.find_weights(config.embed.weights)
         tools = make(weights, choice.backend, manifest)
@@ -129,6 +131,6 @@ def filled(folder: Path, events: Recorder) -> Iterator[run_folder.Staged]:
 def nothing_readable(manifest: Manifest, folder: Path) -> NothingReadableError:
     """Return the error for a job in which no file could be decoded."""
     return NothingReadableError(
-        f"none of the {len(manifest)} files found could be decoded; the reasons are in "
+        f"{count(len(manifest), 'file')} found, and none could be decoded; the reasons are in "
         f"{printable(str(folder / run_folder.BAD_FILES))!r}"
     )

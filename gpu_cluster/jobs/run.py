@@ -185,7 +185,7 @@ def _model(findings: Findings, engine: Engine, config: EmbedConfig, backend: Bac
 
 
 def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
-    """Check that no file was lost on the way: every file found is ok, bad or a duplicate.
+    """Check that no file was lost on the way: every file found is ok, bad, a duplicate or passed over.
 
     Raises
     ------
@@ -194,5 +194,7 @@ def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
     """
     counts = manifest.counts()
     n = counts["ok"] + counts["duplicate"]
-    if counts["found"] != n + counts["bad"] or not n == len(embeddings.rows) == len(embeddings.x):
+    if counts["found"] != n + counts["bad"] + counts["passed_over"] or not n == len(embeddings.rows) == len(
+        embeddings.x
+    ):
         raise JobError(f"the files do not add up: {counts}, {len(embeddings.rows)} embeddings; please report it")

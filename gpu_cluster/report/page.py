@@ -23,9 +23,11 @@ from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import COLUMNS, TILE, Thumbnails
+from gpu_cluster.manifest import sum_in_words
 from gpu_cluster.results import Contingency, KChoice
 from gpu_cluster.run_folder import PAGE, FinishedRun
 from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.words import count
 
 # Largest number of pictures on the map (of more pictures it shows a random sample, always the same), and of thumbnails
 # on the map.
@@ -242,7 +244,7 @@ def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
             strips.append({"title": "farthest from the centre", "rows": farthest.tolist()})
         yield {
             "number": number,
-            "size": _count(len(members), "picture"),
+            "size": count(len(members), "picture"),
             "silhouette": f"{known.mean():.2f}" if len(known) else "not computed",
             "labels": [] if table is None else _most_frequent(table, number),
             "strips": strips,
@@ -251,17 +253,17 @@ def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
 
 def _most_frequent(table: Contingency, cluster: int) -> list[dict[str, Any]]:
     """Return the four most frequent labels of a cluster, with their share of its labelled pictures."""
-    n = max(1, int(table.counts[:, cluster].sum()))
     return [
-        {"name": visible(label), "count": count, "share": round(count / n, 3), "percent": f"{count / n:.0%}"}
-        for label, count in table.most_frequent(cluster, most=4)
+        {"name": visible(label), "count": n, "share": round(share, 3), "percent": f"{share:.0%}"}
+        for label, n in table.most_frequent(cluster, most=4)
+        for share in [table.share(cluster, n)]
     ]
 
 
 def _answer(run: FinishedRun) -> str:
     metrics = run.metrics
     n, k = metrics["n_images"], metrics["k"]
-    words = [f"{_count(n, 'picture')} in {_count(k, 'group')}."]
+    words = [f"{count(n, 'picture')} in {count(k, 'group')}."]
     agreement = metrics["k_agreement"]
     how = {
         KChoice.GIVEN: "The number of groups was given",
@@ -288,9 +290,8 @@ def _answer(run: FinishedRun) -> str:
 def _facts(run: FinishedRun) -> str:
     record, files = run.record, run.record["files"]
     seconds = sum(record["stages_s"].values())
-    counts = f"{files['ok']:,} ok, {files['bad']:,} bad, {_count(files['duplicate'], 'duplicate')}"
     where = f"On the {record['device']} ({record['processor']}), {seconds:.1f} s."
-    return f"{_count(files['found'], 'file')} found: {counts}. {where}"
+    return f"{count(files['found'], 'file')} found: {sum_in_words(files, 'clustered')}. {where}"
 
 
 def _map_words(run: FinishedRun, n_thumbnails: int) -> str:
@@ -317,7 +318,7 @@ def _label_words(run: FinishedRun) -> str:
     labels = run.metrics["labels"]
     if labels is None:
         return ""
-    return f"{_count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
+    return f"{count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
 
 
 def _crosstab(run: FinishedRun) -> dict[str, Any] | None:
@@ -345,10 +346,6 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     yield from record["versions"].items()
     for stage, seconds in record["stages_s"].items():
         yield f"{stage}, s", f"{seconds:.1f}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _number(value: float, form: str) -> str:

@@ -22,6 +22,7 @@ from gpu_cluster.images.thumbnails import GREY, small
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Clustering, Comparison, Findings, KChoice, Projection, Scores, Sweep
 from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.words import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,7 +229,7 @@ def _short(label: str) -> str:
 
 
 def _sheet_title(cluster: int, n_members: int, n_shown: int, scores: Scores) -> str:
-    shown = f"{n_members:,} images" if n_shown == n_members else f"{n_shown} of {n_members:,} images"
+    shown = count(n_members, "image") if n_shown == n_members else f"{n_shown} of {count(n_members, 'image')}"
     title = f"Cluster {cluster}: {shown}, nearest to the centre first"
     if scores.contingency is None:
         return title

@@ -238,6 +238,7 @@ def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
         "n_labelled_images": scores.n_labelled,
         "n_files_without_label": manifest.n_files_without_label,
         "n_labels_without_file": manifest.n_labels_without_file,
+        "n_ambiguous_labels": manifest.n_ambiguous_labels,
     }
 
 

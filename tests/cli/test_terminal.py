@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,7 +19,9 @@ from gpu_cluster.config import shipped_data
 from tests.helpers import (
     COMMAND,
     EMBEDDED,
+    called,
     logged,
+    picture,
     wait_until,
     write_pictures,
 )
@@ -134,3 +137,62 @@ def test_names_that_the_terminal_cannot_encode_are_shown_with_escapes(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert rb"Bl\xfcte" in done.stdout
+
+
+# What a run prints of its result, in a log
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The lines of a run on a folder in which much is wrong."""
+    place = tmp_path_factory.mktemp("place")
+    for folder in ("rose", "tulip"):
+        write_pictures(place / "in" / folder, 4)
+    for number, file in enumerate(sorted((place / "in" / "tulip").iterdir())):
+        picture(10 + number).save(file)
+    whole = (place / "in" / "rose" / "000.png").read_bytes()
+    (place / "in" / "copy.png").write_bytes(whole)
+    (place / "in" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("b.png", "c.png", "d.png"):
+        (place / "in" / name).touch()
+    for name in ("notes.txt", "film.mp4"):
+        (place / "in" / name).write_text("no picture")
+    labels = ["file,label", *(f"rose/00{n}.png,rose" for n in range(4)), "tulip/000.png,tulip", "cut.png,rose"]
+    (place / "in" / "labels.csv").write_text("\n".join(labels))
+    options = ("--image-size", "32", "--k", "2", "--k-range", "2:4", "--n-init", "2", "--no-cache")
+    done = called("run", place / "in", *options, "--out", place / "run")
+    assert done.code == 0, done.err
+    return done.out.splitlines()
+
+
+def test_the_files_add_up_in_one_line_that_names_those_that_are_bad_or_passed_over(printed):
+    (line,) = [line for line in printed if line.startswith("files: ")]
+    assert re.fullmatch(
+        r"files: 15 found: 9 clustered \(1 of them a copy of another file\), 4 bad \(b\.png: empty file; c\.png: empty "
+        r"file; cut\.png: .+; and 1 more; all are in bad_files\.csv\), 2 passed over because they are no pictures "
+        r"\(film\.mp4, notes\.txt\)",
+        line,
+    )
+
+
+def test_no_other_line_has_another_number_of_files(printed):
+    (device,) = [line for line in printed if line.startswith("device: ")]
+    # One of the nine is a copy, and a file that is cut short is not embedded.
+    assert ", 8 embedded at " in device
+    (labels,) = [line for line in printed if line.startswith("labels: ")]
+    assert "for 5 of 9 clustered pictures" in labels
+    sizes = [int(size) for size in re.findall(r"^cluster \d: (\d+) image", "\n".join(printed), re.MULTILINE)]
+    assert sum(sizes) == 9
+
+
+def test_a_k_that_is_given_beside_a_range_is_said_to_count(printed):
+    assert "k is 2, as --k (or the preset) says; the range 2:4 is tried and shown too" in printed
+
+
+def test_the_scores_that_are_shown_say_what_they_mean_and_where_the_others_are(printed):
+    names = [line.split(":")[0] for line in printed]
+    shown = [name for name in names if name in ("silhouette", "adjusted Rand index", "homogeneity", "more scores")]
+    assert shown == ["silhouette", "adjusted Rand index", "homogeneity", "more scores"]
+    (line,) = [line for line in printed if line.startswith("adjusted Rand index: ")]
+    assert re.search(r": -?\d\.\d\d \(1: the clusters are the labels; 0: no more alike than by chance\)$", line)
+    assert "more scores: in metrics.json" in printed

@@ -44,7 +44,7 @@ def test_bad_files_are_listed_with_their_reasons(with_bad_files):
 
 
 def test_the_record_of_a_run_counts_the_bad_files(with_bad_files):
-    counts = {"found": 7, "ok": 4, "bad": 3, "duplicate": 0}
+    counts = {"found": 7, "ok": 4, "bad": 3, "duplicate": 0, "passed_over": 0}
     assert with_bad_files.json("run.json")["files"] == counts
     assert with_bad_files.json("metrics.json")["files"] == counts
 
@@ -87,9 +87,9 @@ def test_nothing_but_bad_files_ends_with_code_3_and_their_reasons_written(tmp_pa
     done = gpu_cluster("run", tmp_path / "pictures", *TINY_OPTIONS, out=tmp_path / "run")
     assert done.code == 3
     (line,) = done.err.splitlines()
-    assert re.match(r"error: none of the 2 files found could be decoded; .*bad_files\.csv'$", line)
+    assert re.match(r"error: 2 files found, and none could be decoded; .*bad_files\.csv'$", line)
     assert done.table("bad_files.csv")["path"].tolist() == ["a.png", "b.jpg"]
-    assert done.json("run.json")["files"] == {"found": 2, "ok": 0, "bad": 2, "duplicate": 0}
+    assert done.json("run.json")["files"] == {"found": 2, "ok": 0, "bad": 2, "duplicate": 0, "passed_over": 0}
     assert not (done.folder / "assignments.csv").exists()
 
 

@@ -50,7 +50,7 @@ def assert_complete(result: RunResult, n: int, bad: int = 0, duplicates: int = 0
     parquet = pd.read_parquet(folder / "assignments.parquet")
     manifest = pd.read_parquet(folder / "manifest.parquet")
     metrics, record = strict_json(folder / "metrics.json"), strict_json(folder / "run.json")
-    counts = {"found": n, "ok": n - bad - duplicates, "bad": bad, "duplicate": duplicates}
+    counts = {"found": n, "ok": n - bad - duplicates, "bad": bad, "duplicate": duplicates, "passed_over": 0}
     assert metrics["files"] == record["files"] == counts
     assert (len(manifest), len(csv), len(parquet)) == (n, n - bad, n - bad)
     assert len(pd.read_csv(folder / "bad_files.csv")) == bad
@@ -77,6 +77,8 @@ def test_one_image_is_one_cluster_and_its_scores_are_null(tmp_path):
     metrics = strict_json(result.folder / "metrics.json")
     assert (metrics["k"], metrics["cluster_sizes"], metrics["k_chosen_by"]) == (1, [1], "only k tried")
     assert metrics["internal"] == {"silhouette": None, "davies_bouldin": None, "calinski_harabasz": None, "inertia": 0}
+    assert "Range of k cut from 2:15 to 1:1, because there is only 1 picture" in result.notices
+    assert metrics["k_doubts"] == ["There is only one picture, so there is only one group, and no score is defined"]
 
 
 @pytest.mark.parametrize("n", [2, 7])
@@ -85,7 +87,7 @@ def test_few_images_cut_the_range_of_k_and_say_so(tmp_path, n):
     result = small_run(tmp_path / "in")
     assert_complete(result, n)
     assert pd.read_csv(result.folder / "sweep.csv")["k"].tolist() == list(range(2, n + 1))
-    assert f"Range of k cut from 2:15 to 2:{n}, because there are only {n} images" in result.notices
+    assert f"Range of k cut from 2:15 to 2:{n}, because there are only {n} pictures" in result.notices
 
 
 def test_one_cluster_has_null_where_scores_are_not_defined(tmp_path):
@@ -105,6 +107,8 @@ def test_as_many_clusters_as_images_have_null_where_scores_are_not_defined(tmp_p
     assert_complete(result, 5)
     metrics = strict_json(result.folder / "metrics.json")
     assert metrics["cluster_sizes"] == [1] * 5
+    (doubt,) = metrics["k_doubts"]
+    assert doubt.startswith("k is 5, and there are 5 pictures: each can be a group of its own")
     assert [metrics["internal"][name] for name in ("silhouette", "davies_bouldin", "calinski_harabasz")] == [None] * 3
     # Each centre is the one row it holds, of unit length: what is left is float32 rounding.
     assert metrics["internal"]["inertia"] < 1e-10
@@ -119,7 +123,7 @@ def test_images_that_are_all_equal_are_one_cluster_and_the_user_is_told(tmp_path
     assert_complete(result, 6, duplicates=5)
     metrics = strict_json(result.folder / "metrics.json")
     assert (metrics["k"], metrics["k_asked"], metrics["cluster_sizes"]) == (1, 3, [6])
-    assert "3 clusters were asked for, but there are only 1 distinct images" in result.notices
+    assert "3 clusters were asked for, but the pictures that differ can form only 1 group" in result.notices
 
 
 def test_fewer_distinct_images_than_clusters_leave_no_cluster_empty(tmp_path):
@@ -188,6 +192,7 @@ def test_labels_that_few_images_have_are_scored_on_these(tmp_path):
     assert counts["n_labelled_images"] == 2
     assert counts["n_files_without_label"] == 3
     assert counts["n_labels_without_file"] == 1
+    assert counts["n_ambiguous_labels"] == 0
     labels = pd.read_csv(result.folder / "assignments.csv")["label"]
     assert labels.isna().tolist() == [False, True, False, True, True]
 

@@ -203,7 +203,7 @@ def test_duplicates_are_marked_in_the_manifest_with_what_they_are_copies_of(with
 
 def test_the_record_of_a_run_counts_what_was_found_good_bad_and_twice(with_a_copy):
     record = json.loads((with_a_copy.folder / "run.json").read_text())
-    assert record["files"] == {"found": 6, "ok": 4, "bad": 1, "duplicate": 1}
+    assert record["files"] == {"found": 6, "ok": 4, "bad": 1, "duplicate": 1, "passed_over": 0}
 
 
 def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp_path):

@@ -141,7 +141,7 @@ def test_a_broken_exif_block_is_survived(tmp_path):
     ):
         picture(number, (48, 48)).save(tmp_path / f"{number}.jpg", exif=block)
     manifest = scanned(tmp_path)
-    assert manifest.counts() == {"found": 3, "ok": 3, "bad": 0, "duplicate": 0}
+    assert manifest.counts() == {"found": 3, "ok": 3, "bad": 0, "duplicate": 0, "passed_over": 0}
     assert [facts.orientation for facts in manifest.files] == [1, 1, 1]
 
 
@@ -263,7 +263,7 @@ def test_files_cut_short_are_bad_and_said_to_be(tmp_path):
             (folder / f"{percent} percent{suffix}").write_bytes(content[: max(8, len(content) * percent // 100)])
     done = gpu_cluster("run", folder, "--image-size", "32", "--k", "2", "--quiet", out=tmp_path / "run")
     bad = done.table("bad_files.csv")
-    assert done.json("run.json")["files"] == {"found": 17, "ok": 2, "bad": 15, "duplicate": 0}
+    assert done.json("run.json")["files"] == {"found": 17, "ok": 2, "bad": 15, "duplicate": 0, "passed_over": 0}
     # Of a WebP of eight bytes the word WEBP is missing: nothing tells it from any other RIFF file.
     said = bad["reason"].str.contains("damaged or cut short|not an image")
     assert said.all(), bad[~said]

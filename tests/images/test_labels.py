@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,22 @@ def test_a_table_may_name_files_without_their_folder_where_only_one_has_the_name
 def test_a_bare_name_that_two_files_have_labels_neither(tmp_path):
     touch(tmp_path / "in", "one/a.png", "two/a.png", "two/b.png")
     labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "b.png,y")
-    manifest, _ = find(tmp_path / "in", labels=labels)
+    manifest, notices = find(tmp_path / "in", labels=labels)
     assert manifest.labels == (None, None, "y")
-    assert manifest.n_labels_without_file == 1
+    assert (manifest.n_ambiguous_labels, manifest.n_labels_without_file) == (1, 0)
+    assert notices == [
+        f"1 row of {labels} gives no label, because several files have the name: 'a.png' can be one/a.png, two/a.png; "
+        "write the folder too, as in one/a.png"
+    ]
+
+
+def test_a_table_of_nothing_but_names_that_several_files_have_is_an_error_that_says_so(tmp_path):
+    touch(tmp_path / "in", "1/a.png", "2/a.png", "3/a.png", "1/b.png", "2/b.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x", "b.png,y")
+    with pytest.raises(
+        DataError, match=r"^2 rows of '.*' give no label, .* 'a\.png' can be 1/a\.png, 2/a\.png and 1 more"
+    ):
+        find(tmp_path / "in", labels=labels)
 
 
 def test_the_file_right_in_the_folder_is_meant_before_others_of_its_name(tmp_path):
@@ -159,7 +173,7 @@ def test_a_table_found_that_names_none_of_the_images_is_passed_over_and_the_user
     table(tmp_path / "other.csv", "file,label", "z.png,x")
     manifest, notices = find(tmp_path)
     assert manifest.labels is None
-    assert notices == [f"{tmp_path / 'other.csv'} names none of the images; going on without labels"]
+    assert notices == [f"{tmp_path / 'other.csv'} names none of the pictures; going on without labels"]
 
 
 def test_two_tables_that_could_hold_the_labels_are_an_error_that_names_both(tmp_path):
@@ -186,7 +200,8 @@ def test_the_names_of_folders_can_be_the_labels(tmp_path):
         "tulip/red/c.png": "red",
         "d.png": None,
     }
-    assert notices == ["1 files have no label in folder names"]
+    assert notices == []
+    assert manifest.n_files_without_label == 1
 
 
 def test_the_names_of_the_folders_given_can_be_the_labels(tmp_path):
@@ -208,10 +223,7 @@ def test_labels_without_a_file_and_files_without_a_label_are_counted(tmp_path):
     assert manifest.labels == ("x", None, None, None)
     assert manifest.n_labels_without_file == 3
     assert manifest.n_files_without_label == 3
-    assert notices == [
-        f"3 rows of {labels} name a file that was not found",
-        f"3 files have no label in {labels}",
-    ]
+    assert notices == [f"3 rows of {labels} name a file that was not found"]
 
 
 def test_two_labels_of_a_file_are_an_error_that_shows_them(tmp_path):
@@ -230,7 +242,7 @@ def test_a_file_named_twice_with_one_label_has_that_label(tmp_path, rows):
 
 @pytest.mark.parametrize(
     ("header", "missing", "option"),
-    [("name,label", "file", "--file-col"), ("file,species", "label", "--label-col"), ("file;label", "file", "--file")],
+    [("name,label", "file", "--file-col"), ("file,species", "label", "--label-col")],
 )
 def test_a_table_without_a_column_is_an_error_that_says_which_there_are(tmp_path, header, missing, option):
     touch(tmp_path / "in", "a.png")
@@ -250,14 +262,16 @@ def test_an_empty_table_is_an_error(tmp_path):
 def test_a_table_given_that_names_none_of_the_images_is_an_error_that_shows_what_is_expected(tmp_path):
     touch(tmp_path / "in", "deep/a.png")
     labels = table(tmp_path / "l.csv", "file,label", "z.png,x")
-    with pytest.raises(DataError, match=r"'file' of .*l\.csv' names none of the 1 images; .*such as 'deep/a\.png'"):
+    with pytest.raises(
+        DataError, match=r"'file' of .*l\.csv' names none of the pictures found \(1\); .*such as 'deep/a\.png'"
+    ):
         find(tmp_path / "in", labels=labels)
 
 
 def test_a_table_given_that_names_images_but_no_label_is_said_to(tmp_path):
     touch(tmp_path / "in", "a.png")
     labels = table(tmp_path / "l.csv", "file,label", "a.png,", "z.png,x")
-    with pytest.raises(DataError, match=r"names 1 of the images but gives none a label; .* in its column 'label'"):
+    with pytest.raises(DataError, match=r"names 1 picture but gives none a label; .* in its column 'label'"):
         find(tmp_path / "in", labels=labels)
 
 
@@ -266,3 +280,94 @@ def test_a_table_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
     touch(tmp_path / "in", "a.png")
     with pytest.raises(DataError, match=rf"cannot read the labels .*{name}"):
         find(tmp_path / "in", labels=tmp_path / name)
+
+
+# Tables as spreadsheets write them
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"], ids=ascii)
+def test_the_separator_is_found_out(tmp_path, separator):
+    touch(tmp_path, "a.png", "b, c.png")
+    lines = [separator.join(row) for row in (("n", "label", "file"), ("1", "x, y", "a.png"), ("2", "z", "b, c.png"))]
+    table(tmp_path / "l.csv", *lines)
+    # It is found in the folder too, where only the header is looked at.
+    assert find(tmp_path)[0].labels == ("x, y", "z")
+
+
+def test_a_table_of_semicolons_without_a_column_is_an_error_that_names_its_columns_and_the_semicolon(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "Datei;Art", "a.png;x")
+    with pytest.raises(
+        DataError, match=r"has no column 'file'; it has 'Datei', 'Art' \(separated by ';'\); .*--file-col"
+    ):
+        find(tmp_path / "in", labels=labels)
+
+
+def test_unicode_text_as_excel_writes_it_is_read(tmp_path):
+    touch(tmp_path / "in", "a.png", "写真.png")
+    labels = table(tmp_path / "l.txt", "file\tlabel\r", "a.png\tПлатье\r", "写真.png\t帽子\r", encoding="utf-16")  # noqa: RUF001
+    assert find(tmp_path / "in", labels=labels)[0].labels == ("Платье", "帽子")
+
+
+# The words that a table has in each encoding that Windows uses by default somewhere.
+IN_CODE_PAGES = {
+    "cp1251": ("Платье", "Шляпа", "Обувь"),
+    "cp1252": ("Robe d’été", "Manteau à capuche"),  # noqa: RUF001
+    "cp1250": ("Spódnica", "Płaszcz"),
+    "cp1253": ("Φόρεμα", "Πουκάμισο"),
+    "cp1254": ("Gömlek", "Ayakkabı", "Şapka"),  # noqa: RUF001
+    "cp932": ("ドレス", "シャツ", "帽子"),
+    "gb18030": ("连衣裙", "衬衫", "帽子"),
+    "cp949": ("드레스", "셔츠", "모자"),
+}
+
+
+@pytest.mark.parametrize(("encoding", "words"), IN_CODE_PAGES.items(), ids=IN_CODE_PAGES)
+def test_labels_that_are_not_utf8_are_never_guessed_but_shown_as_they_read(tmp_path, encoding, words):
+    names = [f"{number}.png" for number in range(len(words))]
+    touch(tmp_path / "in", *names)
+    rows = [f"{name};{word}" for name, word in zip(names, words, strict=True)]
+    labels = table(tmp_path / "l.csv", "file;label", *rows, encoding=encoding)
+    with pytest.raises(DataError, match=r"l\.csv' are not UTF-8.*--labels-encoding") as caught:
+        find(tmp_path / "in", labels=labels)
+    # One of the readings is the right one, and the user sees which.
+    assert f"gives {', '.join(map(repr, words))}" in str(caught.value)
+    assert find(tmp_path / "in", labels=labels, labels_encoding=encoding)[0].labels == words
+
+
+def test_a_mark_of_utf8_before_labels_that_are_not_utf8_hides_nothing(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = tmp_path / "l.csv"
+    labels.write_bytes(b"\xef\xbb\xbffile,label\na.png," + "Röcke".encode("cp1252"))
+    with pytest.raises(DataError, match=r"l\.csv' are not UTF-8.*gives 'Röcke'"):
+        find(tmp_path / "in", labels=labels)
+
+
+def test_file_names_of_another_encoding_that_are_not_found_are_not_passed_over_as_files_that_are_gone(tmp_path):
+    touch(tmp_path / "in", "Hüte.png", "b.png")
+    labels = table(tmp_path / "l.csv", "file,label", "Hüte.png,x", "b.png,y", encoding="cp1252")
+    with pytest.raises(DataError, match=r"are not UTF-8.*'Hüte\.png'"):
+        find(tmp_path / "in", labels=labels)
+    assert find(tmp_path / "in", labels=labels, labels_encoding="cp1252")[0].labels == ("x", "y")
+
+
+def test_an_encoding_that_is_not_that_of_the_table_is_an_error(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,röd", encoding="cp1252")
+    with pytest.raises(DataError, match=r"l\.csv' are not utf-8: .* --labels-encoding"):
+        find(tmp_path / "in", labels=labels, labels_encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["labels.xlsx", "labels.csv"])
+def test_a_workbook_is_an_error_that_says_how_to_save_it(tmp_path, name):
+    touch(tmp_path / "in", "a.png")
+    with zipfile.ZipFile(tmp_path / name, "w") as workbook:
+        workbook.writestr("xl/workbook.xml", "<workbook/>")
+    with pytest.raises(DataError, match=r"is a spreadsheet .*, not a CSV; save it in Excel with .*'CSV UTF-8'"):
+        find(tmp_path / "in", labels=tmp_path / name)
+
+
+def test_the_table_that_is_used_is_not_among_the_files_that_are_passed_over(tmp_path):
+    touch(tmp_path, "a.png", "notes.txt", "deep/more.txt")
+    table(tmp_path / "l.csv", "file,label", "a.png,x")
+    assert find(tmp_path)[0].passed_over == ("deep/more.txt", "notes.txt")

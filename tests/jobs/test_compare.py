@@ -77,7 +77,7 @@ def test_features_are_computed_once(tmp_path):
         found = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / folder)
     events = [json.loads(line) for line in (found.folder / "events.jsonl").read_text().splitlines()]
     assert found.rows[0].features_s is None
-    assert "12 of 12 pictures are in the store of embeddings already" in [one.get("message") for one in events]
+    assert "The store holds the embeddings of all these pictures already" in [one.get("message") for one in events]
 
 
 def test_k_is_chosen_once_in_the_first_space(tmp_path):
@@ -137,7 +137,7 @@ def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
     (tmp_path / "in" / "a.png").write_text("no picture")
     done = command("compare", tmp_path / "in", "--features", "colours,hog", out=tmp_path / "run")
     assert done.code == 3
-    assert "none of the 1 files found could be decoded; the reasons are in" in done.err
+    assert "1 file found, and none could be decoded; the reasons are in" in done.err
     assert done.table("bad_files.csv")["path"].tolist() == ["a.png"]
     assert not (done.folder / "compare.csv").exists()
 

@@ -81,8 +81,8 @@ def test_a_picture_alone_gets_what_it_gets_among_others(trained, sample_images):
 def test_only_what_the_store_lacks_is_embedded(tmp_path, trained, sample_images):
     first = command("predict", trained, *sample_images[:5], "--out", tmp_path / "p.csv")
     again = command("predict", trained, *sample_images[:7], "--out", tmp_path / "p.csv")
-    assert "in the store" not in first.out
-    assert "5 of 7 pictures are in the store of embeddings already" in again.out
+    assert "The store holds" not in first.out
+    assert "The store holds the embeddings of 5 pictures already; 2 are left to embed" in again.out
 
 
 def test_pictures_unlike_those_that_were_clustered_are_far_more_often(sample_run, of_the_sample, tmp_path):

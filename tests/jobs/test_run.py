@@ -101,7 +101,7 @@ def test_run_record_names_device_weights_versions_and_times(sample_run):
     record = sample_run.json("run.json")
     assert record["device"] == "cpu"
     assert record["weights"]["sha256"].startswith("fb89143d")
-    assert record["files"] == {"found": 210, "ok": 210, "bad": 0, "duplicate": 0}
+    assert record["files"] == {"found": 210, "ok": 210, "bad": 0, "duplicate": 0, "passed_over": 0}
     assert record["images_per_s"] > 0
     stages = ["scan", "embed", "reduce", "sweep", "cluster", "score", "near_duplicates", "tsne", "report"]
     assert list(record["stages_s"]) == stages
@@ -119,7 +119,7 @@ def test_events_tell_the_job_from_start_to_end(sample_run):
 
 
 def test_summary_gives_files_k_scores_and_the_folder(sample_run):
-    for expected in ("files: 210 found: 210 ok, 0 bad, 0 duplicates", "clusters: ", "silhouette: ", "adjusted_rand: "):
+    for expected in ("files: 210 found: 210 clustered\n", "clusters: ", "silhouette: ", "adjusted Rand index: "):
         assert expected in sample_run.out
     assert f"results: {sample_run.folder}" in sample_run.out
 

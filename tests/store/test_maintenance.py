@@ -76,7 +76,7 @@ def test_info_says_of_each_recipe_what_is_kept(tmp_path):
     assert place == str(tmp_path / "store")
     size = shard(shards).stat().st_size / 1e6
     assert re.fullmatch(
-        rf"embeddings {shards.folder.name}: 5 rows in 1 shards, {size:.1f} MB, last used \d{{4}}-\d\d-\d\d", line
+        rf"embeddings {shards.folder.name}: 5 rows in 1 shard, {size:.1f} MB, last used \d{{4}}-\d\d-\d\d", line
     )
     assert key.strip() == "backbone none, n_features 512"
 
@@ -123,7 +123,7 @@ def test_info_of_a_store_whose_name_is_not_utf8(tmp_path):
     kept(root)
     done = cache_command("info", root)
     assert done.code == 0, done.err
-    assert "5 rows in 1 shards" in done.out
+    assert "5 rows in 1 shard" in done.out
 
 
 # verify
@@ -133,7 +133,7 @@ def test_verify_of_a_store_as_it_was_written_is_0(tmp_path):
     kept(tmp_path / "store")
     scanned(tmp_path / "in", tmp_path / "store")
     done = cache_command("verify", tmp_path / "store")
-    assert (done.code, done.out) == (0, "2 shards are unchanged, 0 damaged shards were set aside\n")
+    assert (done.code, done.out) == (0, "2 shards unchanged, 0 damaged shards set aside\n")
     assert re.fullmatch(r"verify: \d\.\d s\n", done.err)
 
 
@@ -145,10 +145,10 @@ def test_verify_sets_what_is_damaged_aside_with_1_and_is_0_from_then_on(tmp_path
     first = cache_command("verify", tmp_path / "store")
     assert first.code == 1
     assert str(path) in first.out
-    assert first.out.splitlines()[-1] == "1 shards are unchanged, 1 damaged shards were set aside"
+    assert first.out.splitlines()[-1] == "1 shard unchanged, 1 damaged shard set aside"
     assert (path.parent / DAMAGED / path.name).exists()
     second = cache_command("verify", tmp_path / "store")
-    assert (second.code, second.out) == (0, "1 shards are unchanged, 0 damaged shards were set aside\n")
+    assert (second.code, second.out) == (0, "1 shard unchanged, 0 damaged shards set aside\n")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"n_features": null}'], ids=["empty", "list", "bare", "null"])

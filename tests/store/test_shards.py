@@ -152,7 +152,7 @@ def test_a_half_written_temporary_file_is_ignored(tmp_path, root):
     (shard.parent / f".{shard.name}.4711.tmp").write_bytes(shard.read_bytes()[:1000])
     observer = Noticing()
     assert embedded(files, root, observer).n_computed == 0
-    assert observer.notices == ["3 of 3 pictures are in the store of embeddings already"]
+    assert observer.notices == ["The store holds the embeddings of all these pictures already"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b'{"schema": 1'], ids=["gone", "empty", "a list", "cut"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,10 +66,46 @@ class TensorFlowEngine(Engine):
         return self.backend.from_dlpack(tf.experimental.dlpack.to_dlpack(self._found))
 
 
+@dataclass(frozen=True)
+class Installation:
+    """What is installed of TensorFlow, in words; `remedy` says what to do, and is empty if it can be used."""
+
+    found: str
+    remedy: str = ""
+
+
+def find_tensorflow() -> Installation:
+    """Look for TensorFlow without loading it."""
+    spec = find_spec("tensorflow")
+    # Python takes a folder that is left from an earlier installation for a package, but one without an origin.
+    if spec is None or spec.origin is None:
+        wheel = f"gpu_cluster-{version('gpu-cluster')}-py3-none-any.whl"
+        return Installation(
+            "not installed",
+            "pip install 'gpu-cluster[cpu]', or on a machine with an NVIDIA GPU 'gpu-cluster[gpu]'; from a wheel file, "
+            f"pip install 'dist/{wheel}[cpu]'; from a checkout, pip install '.[cpu]'",
+        )
+    found = {name: number for name in _WHEELS if (number := _version(name)) is not None}
+    words = ", ".join(f"{name} {number}" for name, number in found.items())
+    if len(found) > 1:
+        return Installation(
+            words,
+            f"they install the same module: pip uninstall {' '.join(found)}, then install one extra of gpu-cluster, "
+            "cpu or gpu",
+        )
+    return Installation(words or "installed under another name than tensorflow and tensorflow-cpu")
+
+
+# Wheels that install the module `tensorflow`.
+_WHEELS = ("tensorflow-cpu", "tensorflow")
+
+
+def _version(wheel: str) -> str | None:
+    try:
+        return version(wheel)
+    except PackageNotFoundError:
+        return None
+
+
 def _tensorflow_version() -> str:
-    for distribution in ("tensorflow-cpu", "tensorflow"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return "not installed"
+    return next(filter(None, map(_version, _WHEELS)), "not installed")

@@ -147,7 +147,7 @@
   function filter(group) {
     only = group;
     for (const button of buttons.children) button.setAttribute("aria-pressed", String(Number(button.dataset.group) === only && only !== null));
-    said.textContent = only === null ? `${n} pictures` : `only ${colour} ${nameOf(only)}`;
+    said.textContent = only === null ? `${n} picture${n === 1 ? "" : "s"}` : `only ${colour} ${nameOf(only)}`;
     if (current >= 0 && !shown(current)) show(-1);
     redraw();
   }

@@ -1,0 +1,153 @@
+"""Reads a CSV of labels: its bytes enter, its rows of a file name and a label leave.
+
+The separator is found out from the header. The encoding is UTF-8, or UTF-16 with a byte-order mark, or the one that the
+user names: others cannot be told apart from a few labels for sure, so they are suggested and never guessed. Must not
+know which files there are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from gpu_cluster.config import InputConfig
+from gpu_cluster.errors import DataError
+from gpu_cluster.files import printable
+
+_SEPARATORS = ",;\t|"
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+# A header is looked for in this much of a file.
+_HEAD_CHARACTERS = 1 << 16
+
+# What spreadsheets write when they do not write Unicode: the code pages of Windows and of older Macs.
+_CODE_PAGES = [
+    *(f"cp{number}" for number in (874, 932, 949, 950, *range(1250, 1259))),
+    *("gb18030", "mac_roman", "mac_cyrillic", "koi8_r"),
+]
+_MOST_READINGS, _LABELS_A_READING = 4, 3
+
+
+class LabelTable:
+    """A CSV with a column of file names and a column of labels."""
+
+    def __init__(self, path: Path, config: InputConfig) -> None:
+        self.path = path
+        self._config = config
+
+    def fits(self) -> bool:
+        """Return whether its header has both columns.
+
+        Raises
+        ------
+        DataError
+            When the file cannot be read.
+        """
+        if _is_workbook(self.path):
+            return False
+        try:
+            with self._opened(errors="replace") as stream:
+                return {self._config.file_col, self._config.label_col} <= set(self._header(stream)[0])
+        except (csv.Error, UnicodeError):
+            return False
+
+    def rows(self) -> Iterator[tuple[str, str | None]]:
+        """Yield the file name and the label (None if it is empty) of each row that names a file.
+
+        Bytes that are not UTF-8 are surrogate escapes, as in the paths that the file system gives (see `is_not_utf8`).
+
+        Raises
+        ------
+        DataError
+            When the file cannot be read, is a spreadsheet, lacks a column, or is not in the encoding that was named.
+        """
+        config, source = self._config, printable(str(self.path))
+        try:
+            if _is_workbook(self.path):
+                raise DataError(
+                    f"{source!r} is a spreadsheet (as .xlsx, .xls or .ods), not a CSV; save it in Excel with File > "
+                    "Save As > 'CSV UTF-8', in LibreOffice with File > Save As > 'Text CSV', and name that file"
+                )
+            with self._opened() as stream:
+                header, separator = self._header(stream)
+                for column, option in ((config.file_col, "--file-col"), (config.label_col, "--label-col")):
+                    if column not in header:
+                        has = ", ".join(map(repr, header)) or "no header"
+                        split = "" if separator == "," else f" (separated by {separator!r})"
+                        raise DataError(
+                            f"{source!r} has no column {column!r}; it has {has}{split}; name it with {option}"
+                        )
+                for record in csv.DictReader(stream, delimiter=separator):
+                    name, label = record[config.file_col], record[config.label_col]
+                    if name:
+                        yield name, (label or "").strip() or None
+        except UnicodeError as error:
+            raise DataError(
+                f"the labels {source!r} are not {config.labels_encoding or 'utf-16'}: {error}; give another "
+                "--labels-encoding, or save the table as UTF-8"
+            ) from error
+        except (OSError, csv.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot read the labels {source!r}: {why}") from error
+
+    def unreadable(self) -> DataError:
+        """Return the error for a table that is not UTF-8; it shows how its labels read in likely encodings."""
+        source = printable(str(self.path))
+        readings = "; ".join(f"{encoding} gives {words}" for encoding, words in self._readings())
+        return DataError(
+            f"the labels {source!r} are not UTF-8, and their encoding cannot be found out for sure; name it with "
+            f"--labels-encoding{f' ({readings})' if readings else ''}, or save the table as 'CSV UTF-8'"
+        )
+
+    def _readings(self) -> Iterator[tuple[str, str]]:
+        """Yield the most likely encodings, and some of the labels as they read in each."""
+        import charset_normalizer
+
+        with self._opened() as stream:
+            records = csv.DictReader(stream, delimiter=self._header(stream)[1])
+            columns = (self._config.label_col, self._config.file_col)
+            cells = (record[column] or "" for record in records for column in columns)
+            odd = list(dict.fromkeys(cell.strip() for cell in cells if is_not_utf8(cell)))
+        content = "\n".join(odd[:200]).encode("utf-8", "surrogateescape")
+        # All code pages are asked for, however unlikely, because a few short labels say little about the language.
+        found = charset_normalizer.from_bytes(content, cp_isolation=_CODE_PAGES, threshold=1)
+        texts: dict[str, str] = {}
+        for match in found:
+            texts.setdefault(str(match), match.encoding)
+        for text, encoding in list(texts.items())[:_MOST_READINGS]:
+            yield encoding, ", ".join(map(repr, text.split("\n")[:_LABELS_A_READING]))
+
+    def _header(self, stream: TextIO) -> tuple[Sequence[str], str]:
+        """Return the columns and their separator: the one that gives the wanted columns, or else the most columns."""
+        head = stream.read(_HEAD_CHARACTERS)
+        stream.seek(0)
+        wanted = {self._config.file_col, self._config.label_col}
+        headers = {
+            separator: next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])
+            for separator in _SEPARATORS
+        }
+        best = max(headers, key=lambda separator: (len(wanted & set(headers[separator])), len(headers[separator])))
+        return headers[best], best
+
+    def _opened(self, errors: str = "strict") -> TextIO:
+        with self.path.open("rb") as stream:
+            mark = stream.read(3)
+        marked = next((encoding for start, encoding in _MARKS.items() if mark.startswith(start)), None)
+        encoding = self._config.labels_encoding or marked or "utf-8"
+        if self._config.labels_encoding is None and marked != "utf-16":
+            # Surrogate escapes keep file names that are not UTF-8.
+            errors = "surrogateescape"
+        return self.path.open(encoding=encoding, errors=errors, newline="")
+
+
+def is_not_utf8(text: str) -> bool:
+    """Return whether a text has bytes that are not UTF-8, as surrogate escapes."""
+    return any("\udc80" <= one <= "\udcff" for one in text)
+
+
+def _is_workbook(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4).startswith(_WORKBOOKS)

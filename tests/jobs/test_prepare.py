@@ -1,0 +1,76 @@
+"""What every job checks before it begins."""
+
+from __future__ import annotations
+
+import os
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpu_cluster
+from tests.helpers import listing, write_pictures
+
+CHECKOUT = Path(gpu_cluster.__file__).parents[1]
+
+
+@pytest.fixture
+def without_tensorflow(tmp_path: Path) -> dict[str, str]:
+    """An environment in which Python has what a wheel installs without an extra: everything but TensorFlow."""
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    for folder in map(Path, site.getsitepackages()):
+        for entry in folder.iterdir():
+            if not entry.name.lower().startswith(("tensorflow", "keras")):
+                (installed / entry.name).symlink_to(entry)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (CHECKOUT, installed)))}
+
+
+def python(environment: dict[str, str], place: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # With -S, Python does not add the installed packages itself.
+    command = [sys.executable, "-S", "-c", code, *arguments]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+
+
+COMMAND = "from gpu_cluster.cli.main import main; main()"
+REMEDY = ("pip install 'gpu-cluster[cpu]'", "'gpu-cluster[gpu]'", "gpu_cluster-0.1.0-py3-none-any.whl[cpu]'")
+
+
+def test_without_tensorflow_a_job_says_what_to_install_before_it_looks_for_pictures(tmp_path, without_tensorflow):
+    write_pictures(tmp_path / "here" / "photos", 3)
+    before = listing(tmp_path / "here")
+    done = python(without_tensorflow, tmp_path / "here", COMMAND, "run", "photos", "--cache", "store")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: TensorFlow, which runs the network, cannot be used: not installed; pip install")
+    assert all(part in line for part in REMEDY)
+    assert listing(tmp_path / "here") == before
+    # It comes before the search for pictures, which can take long.
+    done = python(without_tensorflow, tmp_path / "here", COMMAND, "run", "absent")
+    assert done.stderr.startswith("error: TensorFlow")
+
+
+def test_without_tensorflow_python_raises_an_error_of_gpu_cluster_that_says_what_to_install(
+    tmp_path, without_tensorflow
+):
+    write_pictures(tmp_path / "photos", 3)
+    code = """
+import gpu_cluster
+for call in (lambda: gpu_cluster.run("photos"), lambda: gpu_cluster.embed("photos/000.png")):
+    try:
+        call()
+    except gpu_cluster.DeviceError as error:
+        print(error)
+"""
+    lines = python(without_tensorflow, tmp_path, code).stdout.splitlines()
+    assert len(lines) == 2
+    assert all(part in line for line in lines for part in REMEDY)
+
+
+def test_without_tensorflow_doctor_says_the_same(tmp_path, without_tensorflow):
+    done = python(without_tensorflow, tmp_path, COMMAND, "doctor")
+    assert done.returncode == 1
+    assert "FAIL  TensorFlow" in done.stdout
+    assert all(part in done.stdout for part in REMEDY)
