@@ -169,6 +169,8 @@ def print_comparison(found: Comparison) -> None:
     console = _console(soft_wrap=True)
     for line in comparison_lines(found):
         console.print(line, markup=False)
+    if found.earlier_run is not None:
+        console.print(f"earlier run: moved to {printable(str(found.earlier_run))}", markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
 
 
@@ -263,6 +265,8 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         speed += f" at {embeddings.images_per_s:.1f} images/s in {embeddings.precision}"
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
+    if result.earlier_run is not None:
+        yield "earlier run", f"moved to {printable(str(result.earlier_run))}"
     yield "results", printable(str(result.folder))
     page = result.folder.absolute() / PAGE
     if page.is_file():
