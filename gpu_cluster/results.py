@@ -316,9 +316,8 @@ class Comparison(Record):
 
     def __repr__(self) -> str:
         compared = ", ".join(dict.fromkeys(row.features for row in self.rows))
-        return (
-            f"<Comparison of {compared}: {len(self.rows)} rows, {_files(self.manifest)}; folder {str(self.folder)!r}>"
-        )
+        counts = f"{len(self.rows)} rows, {_files(self.manifest)}"
+        return f"<Comparison of {compared}: {counts}; folder {str(self.folder)!r}>"
 
 
 @dataclass(frozen=True, repr=False)

@@ -243,9 +243,9 @@ def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
     """Give the block a temporary folder beside `folder` to fill; when the block ends, it gets the name `folder`.
 
     Only then an earlier run of that name is moved, whole, to the first free name of `NAME.1`, `NAME.2`, ...; if
-    `overwrite` is true, it is replaced. If something else has appeared under that name in the meantime, the next free name is used:
-    only a run that was there when this one began gives way. If the block fails, the temporary folder is removed.
-    Temporary folders of killed runs of that name are removed at the beginning.
+    `overwrite` is true, it is replaced. If something else has appeared under that name in the meantime, the next free
+    name is used: only a run that was there when this one began gives way. If the block fails, the temporary folder is
+    removed. Temporary folders of killed runs of that name are removed at the beginning.
 
     Raises
     ------
