@@ -179,10 +179,10 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
     names = os.listdir(folder) if folder.is_dir() else []
     foreign = _foreign(names)
     if names and (foreign or not is_run_folder(names)):
-        what = f", such as {foreign[0]!r}," if foreign else ""
+        what = f", such as {foreign[0]!r}" if foreign else ""
         raise ConfigError(
-            f"cannot write the results to {str(folder)!r}: expected a new folder, an empty one or an earlier run; it "
-            f"holds other files{what}; choose another folder with --out"
+            f"cannot write the results to {str(folder)!r}: it holds other files{what}; expected a new folder, an empty "
+            "one or an earlier run; choose another --out"
         )
     if folder.is_dir():
         inside = next((path for path in (*inputs, Path.cwd()) if path.resolve().is_relative_to(folder.resolve())), None)

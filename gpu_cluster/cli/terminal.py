@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -142,6 +143,26 @@ def print_error(message: str, *, with_traceback: bool = False) -> None:
         stream.write(traceback.format_exc())
     stream.write(f"error: {' '.join(message.split())}\n")
     stream.flush()
+
+
+def print_note(message: str) -> None:
+    """Print on one line of standard error what the user may not expect, but what is no error."""
+    stream = _Patient(sys.stderr)
+    stream.write(f"note: {' '.join(message.split())}\n")
+    stream.flush()
+
+
+def open_page(page: Path) -> None:
+    """Open a page in the browser; if there is no page or no browser, say so: the command has done its work."""
+    if not page.is_file():
+        print_note("there is no report to open")
+        return
+    try:
+        opened = webbrowser.open(page.as_uri())
+    except (OSError, webbrowser.Error):
+        opened = False
+    if not opened:
+        print_note(f"no browser could be opened here; the report is {printable(page.as_uri())}")
 
 
 def print_summary(result: RunResult) -> None:

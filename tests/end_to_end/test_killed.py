@@ -73,9 +73,8 @@ class _Job:
         self.out = out
         self.store = store
         # At 96 pixels a side half of the job is embedding; at 32 little of it.
-        given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD))
-        given += ("--k", "8", "--k-range", "8:8", "--overwrite")
-        self._command = ("run", FLOWERS, *given, "--cache", store, "--out", out)
+        given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD), "--k", "8", "--k-range", "8:8")
+        self._command = ("run", FLOWERS, *given, "--cache", store, "--out", out, "--overwrite")
 
     def run(self, *, kill_after_s: float | None) -> Kill | End:
         """Run it to its end, or kill it before."""
