@@ -95,7 +95,7 @@ completed gpu-cluster run --select ""
 
 
 def test_bash_completes_commands_options_and_words(tmp_path):
-    command = ["bash", "-c", COMPLETED, "bash", COMMAND.parent]
+    command = ["bash", "-c", COMPLETED, "bash", str(COMMAND.parent)]
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.stdout.splitlines() == ["predict", "--sweep-space", "agreement elbow silhouette"], done.stderr

@@ -14,7 +14,7 @@ def reported(run: Path, browser: Path) -> subprocess.CompletedProcess[str]:
     # BROWSER is the user's own setting, which Python's webbrowser reads; without DISPLAY it knows no other.
     hidden = {name: value for name, value in os.environ.items() if name not in {"DISPLAY", "WAYLAND_DISPLAY"}}
     environment = {**hidden, "BROWSER": str(browser), "PATH": "/nowhere"}
-    command = [COMMAND, "report", run, "--open"]
+    command = [str(COMMAND), "report", str(run), "--open"]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

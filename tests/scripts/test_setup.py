@@ -85,7 +85,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def set_up(checkout: Path, purpose: str) -> list[str]:
-    command = ["bash", checkout / "scripts" / "setup", purpose]
+    command = ["bash", str(checkout / "scripts" / "setup"), purpose]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr.splitlines()
@@ -109,7 +109,7 @@ def test_a_set_up_tells_what_it_does_and_the_second_adds_to_it(checkout):
 @pytest.mark.slow
 def test_an_interrupted_set_up_says_what_to_do_and_begins_again(checkout, tmp_path):
     (tmp_path / "index" / "held").mkdir()
-    command = ["bash", checkout / "scripts" / "setup", "run"]
+    command = ["bash", str(checkout / "scripts" / "setup"), "run"]
     with subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
