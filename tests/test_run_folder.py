@@ -11,7 +11,7 @@ import pytest
 import gpu_cluster
 from gpu_cluster.errors import ConfigError, JobError, NothingReadableError
 from gpu_cluster.run_folder import CONTENTS, choose, staged
-from tests.helpers import TINY, TINY_OPTIONS, Noticing, listing, write_pictures
+from tests.helpers import TINY, TINY_OPTIONS, Noticing, called, listing, write_pictures
 from tests.helpers import gpu_cluster as command
 
 
@@ -164,14 +164,15 @@ def test_a_hidden_folder_of_somebody_else_is_left_alone(tmp_path):
 # By a whole job
 
 
-def test_an_earlier_run_is_moved_and_the_user_is_told_before_and_after(tmp_path):
+def test_an_earlier_run_is_moved_and_the_user_is_told_before_and_after(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures", 3)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "bad_files.csv").touch()
     (tmp_path / "run" / "sweep.csv").write_text("old")
     before = listing(tmp_path / "run")
-    done = command("run", "pictures", *TINY_OPTIONS[1:], "--out", "run", cwd=tmp_path)
+    done = called("run", "pictures", *TINY_OPTIONS[1:], "--out", "run")
     assert done.code == 0, done.err
     assert listing(tmp_path / "run.1") == before
     assert (tmp_path / "run" / "assignments.csv").is_file()
