@@ -93,6 +93,7 @@ class _ClusteringOptions(PredictOptions, total=False):
     tol: float
     silhouette_sample: int
     out: PathLike | None
+    overwrite: bool
 
 
 class CompareOptions(_ClusteringOptions, total=False):

@@ -323,8 +323,16 @@ class RunScoreConfig(ScoreConfig):
 class OutputConfig(_Section):
     """Where the results go."""
 
-    # run.json does not record this option: a repeated run must not overwrite the first one.
-    out: AbsolutePath | None = Field(None, exclude=True, description="Run folder; by default runs/<time>-<name>.")
+    # run.json does not record these options: a repeated run must not take the place of the first one.
+    out: AbsolutePath | None = Field(
+        None,
+        exclude=True,
+        description="Run folder; by default runs/<time>-<name>. If an earlier run has this name, it is moved to NAME.1 "
+        "(or NAME.2, ...) when the new run is complete.",
+    )
+    overwrite: bool = Field(
+        False, exclude=True, description="Replace an earlier run of the name --out, and do not keep it."
+    )
 
 
 class ReportConfig(OutputConfig):

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpu_cluster.backend import IntArray
 from gpu_cluster.files import printable
+from gpu_cluster.records import Record
 
 # Bad files, and files passed over, that a sentence names.
 _MOST_NAMED = 3
@@ -45,8 +46,8 @@ class FileFacts:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, repr=False)
+class Manifest(Record):
     """The files found, sorted by path (in the job `embed`: in the order of its arguments).
 
     Attributes

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from gpu_cluster.config import COMMANDS, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
@@ -96,6 +96,68 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
         For an option that the command does not have, an unknown key, a value that is not allowed, or a file that cannot
         be read.
     """
+    merged: dict[str, Any] = {}
+    layers, content = _layers(model, file, options)
+    for _, layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        config = model.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, model, file)) from error
+    if file is not None and _is_record(file):
+        told = {name for name, value in options.items() if _is_given(value)}
+        _warn_of_missing(content, file, config, told)
+    return config
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of one option, and in words where it came from."""
+
+    option: Option
+    value: Any
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the setting as values that JSON can hold."""
+        option = self.option
+        return {
+            "option": option.name,
+            "section": option.section,
+            "value": to_jsonable_python(self.value),
+            "source": self.source,
+        }
+
+
+def settings(model: type[JobConfig], file: str | os.PathLike[str] | None = None, **options: Any) -> tuple[Setting, ...]:
+    """Return the value of every option as `build_config` takes it, and which layer it came from.
+
+    The parameters and the errors are those of `build_config`.
+    """
+    config = build_config(model, file, **options)
+    layers, _ = _layers(model, file, options)
+
+    def source(option: Option) -> str:
+        for words, layer in reversed(layers):
+            if option.name in (layer if option.section is None else layer.get(option.section, {})):
+                return words
+        return "default"
+
+    return tuple(Setting(option, option.of(config), source(option)) for option in options_of(model).values())
+
+
+def _is_given(value: Any) -> bool:
+    """Tell whether an option was given; nothing named is nothing given."""
+    return value is not None and value not in ((), [])
+
+
+_Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
+
+
+def _layers(
+    model: type[JobConfig], file: str | os.PathLike[str] | None, options: Mapping[str, Any]
+) -> tuple[_Layers, Mapping[str, Any]]:
+    """Return what the preset, the file and the caller say, lowest first, each with its name; and the file's content."""
     if file is not None and not isinstance(file, str | os.PathLike):
         raise ConfigError(f"config: expected the path of a TOML file or a run.json; found {file!r}")
     known, command = options_of(model), command_of(model)
@@ -108,15 +170,13 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
             else did_you_mean(unknown[0], known)
         )
         raise ConfigError(f"unknown option {unknown[0]!r} of {command}{meant}; known are {', '.join(sorted(known))}")
-    # Nothing named is nothing given.
-    told = {name: value for name, value in options.items() if value is not None and value not in ((), [])}
     given: dict[str, Any] = {}
-    for name, value in told.items():
+    for name, value in ((name, value) for name, value in options.items() if _is_given(value)):
         section = known[name].section
         (given if section is None else given.setdefault(section, {}))[name] = value
     content = _read_file(Path(file)) if file is not None else {}
     from_file = dict(_of_record(content, model)) if _is_record(file) else content
-    layers: list[Mapping[str, Any]] = [from_file, given]
+    layers: _Layers = [(f"file {os.fspath(file or '')}", from_file), ("command line", given)]
     if "preset" in known:
         preset = given.get("preset", from_file.get("preset", RunConfig().preset))
         if "preset" in given and _is_record(file) and from_file.get("preset", RunConfig().preset) != given["preset"]:
@@ -124,17 +184,8 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
                 f"--preset {given['preset']}: {os.fspath(file or '')!r} is the record of a run and holds every option "
                 f"of its preset {from_file.get('preset')!r}; leave out --preset or --config"
             )
-        layers.insert(0, PRESETS.get(preset, {}) if isinstance(preset, str) else {})
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merge(merged, layer)
-    try:
-        config = model.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(_first_problem(error, model, file)) from error
-    if file is not None and _is_record(file):
-        _warn_of_missing(content, file, config, set(told))
-    return config
+        layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
+    return layers, content
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 from gpu_cluster.backend import Array, FloatArray, IntArray
 from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.records import Record
 
 
-@dataclass(frozen=True)
-class Embeddings:
+@dataclass(frozen=True, repr=False)
+class Embeddings(Record):
     """The embeddings of the pictures.
 
     Attributes
@@ -43,8 +44,8 @@ class Embeddings:
     batch_size: int | None
 
 
-@dataclass(frozen=True)
-class Reduction:
+@dataclass(frozen=True, repr=False)
+class Reduction(Record):
     """How embeddings become the space that is clustered; fitted on those of a run, and applied to others by `predict`.
 
     Attributes
@@ -68,8 +69,8 @@ class Reduction:
     normalize: bool
 
 
-@dataclass(frozen=True)
-class Projection:
+@dataclass(frozen=True, repr=False)
+class Projection(Record):
     """The space that is clustered.
 
     Attributes
@@ -121,8 +122,8 @@ class KChoice(StrEnum):
     CHORD = "farthest from the chord"
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Record):
     """Every k that was tried, and the chosen one; `doubts` are the reasons to doubt it, in words."""
 
     points: tuple[SweepPoint, ...]
@@ -136,8 +137,8 @@ class Sweep:
         return next((point.agreement for point in self.points if point.k == self.best_k), None)
 
 
-@dataclass(frozen=True)
-class Clustering:
+@dataclass(frozen=True, repr=False)
+class Clustering(Record):
     """The final clusters of k-means, or in `compare` the groups of any algorithm.
 
     Clusters are numbered from 0, largest first; every cluster holds at least one image.
@@ -168,8 +169,8 @@ class Clustering:
         return len(self.sizes)
 
 
-@dataclass(frozen=True)
-class Contingency:
+@dataclass(frozen=True, repr=False)
+class Contingency(Record):
     """Counts of images by class (rows) and cluster (columns)."""
 
     classes: tuple[str, ...]
@@ -202,8 +203,8 @@ class Contingency:
         return ""
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Record):
     """The scores of a clustering; a score that is not defined is None.
 
     Attributes
@@ -226,8 +227,8 @@ class Scores:
     holdout: Mapping[str, float | None] | None = None
 
 
-@dataclass(frozen=True)
-class Truth:
+@dataclass(frozen=True, repr=False)
+class Truth(Record):
     """The labels of the images, encoded; they are only compared with the clusters.
 
     Attributes
@@ -259,8 +260,8 @@ class NearDuplicate:
     cosine: float
 
 
-@dataclass(frozen=True)
-class Findings:
+@dataclass(frozen=True, repr=False)
+class Findings(Record):
     """The results of the stages of `run`, in their order.
 
     Attributes
@@ -314,18 +315,33 @@ class Compared:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The result of `compare`: one row for each pair of features and algorithm, and the folder that it wrote."""
+def _files(manifest: Manifest) -> str:
+    return f"{len(manifest):,} files ({len(manifest.bad):,} bad)"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Record):
+    """The result of `compare`: one row for each pair of features and algorithm, and the folder that it wrote.
+
+    Attributes
+    ----------
+    earlier_run : where an earlier run of the folder's name was moved to; None if none was moved
+    """
 
     folder: Path
     config: CompareConfig
     manifest: Manifest
     rows: tuple[Compared, ...]
+    earlier_run: Path | None = None
+
+    def __repr__(self) -> str:
+        compared = ", ".join(dict.fromkeys(row.features for row in self.rows))
+        counts = f"{len(self.rows)} rows, {_files(self.manifest)}"
+        return f"<Comparison of {compared}: {counts}; folder {str(self.folder)!r}>"
 
 
-@dataclass(frozen=True)
-class JobRecord:
+@dataclass(frozen=True, repr=False)
+class JobRecord(Record):
     """What a finished job records in `run.json`.
 
     Attributes
@@ -346,18 +362,24 @@ class JobRecord:
     notices: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult(JobRecord):
     """The result of a finished run, and the folder that it wrote.
 
     Attributes
     ----------
     findings : None if no file could be decoded
+    earlier_run : where an earlier run of the folder's name was moved to; None if none was moved
     """
 
     config: RunConfig
     folder: Path
     findings: Findings | None
+    earlier_run: Path | None = None
+
+    def __repr__(self) -> str:
+        clusters = "no clusters" if self.findings is None else f"{self.findings.clustering.k} clusters"
+        return f"<RunResult: {clusters}, {_files(self.manifest)}; folder {str(self.folder)!r}>"
 
     @property
     def exit_code(self) -> int:

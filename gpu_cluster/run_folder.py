@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -38,10 +39,10 @@ EVENTS = "events.jsonl"
 COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
 
-# Every run folder holds both of these. They show a new run that a folder is an earlier run, which it may replace.
+# Every run folder holds both of these. They show a new run that a folder is an earlier run, whose name it may take.
 _MARKS = frozenset({RECORD, BAD_FILES})
 
-# All files that a run can write. A folder that holds any other file is not replaced: that file may be the user's work.
+# All files that a run can write. A folder that holds any other file is left alone: that file may be the user's work.
 CONTENTS = _MARKS | {
     MANIFEST,
     ASSIGNMENTS,
@@ -56,6 +57,9 @@ CONTENTS = _MARKS | {
     COMPARISON,
     COMPARISON_PAGE,
 }
+
+# What a rename says if something has the new name already.
+_NAME_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 # The name of a half-written one of these files, which a killed job leaves behind (see `files.write_whole`).
 _PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
@@ -143,7 +147,8 @@ def _foreign(names: Iterable[str]) -> list[str]:
 def choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
     """Return the run folder to write: `out`, or `runs/<time>-<name>` below the current folder.
 
-    An earlier run of that name will be replaced, so none of the `inputs` and not the current folder may lie in it.
+    An earlier run of that name will give way to the new one (see `staged`), so none of the `inputs` and not the current
+    folder may lie in it.
 
     Raises
     ------
@@ -175,17 +180,17 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
     names = os.listdir(folder) if folder.is_dir() else []
     foreign = _foreign(names)
     if names and (foreign or not is_run_folder(names)):
-        what = f", such as {foreign[0]!r}," if foreign else ""
+        what = f", such as {foreign[0]!r}" if foreign else ""
         raise ConfigError(
-            f"cannot write the results to {str(folder)!r}: it holds other files{what} and would be replaced; "
-            "choose a new or an empty folder with --out"
+            f"cannot write the results to {str(folder)!r}: it holds other files{what}; expected a new folder, an empty "
+            "one or an earlier run; choose another --out"
         )
     if folder.is_dir():
         inside = next((path for path in (*inputs, Path.cwd()) if path.resolve().is_relative_to(folder.resolve())), None)
         if inside is not None:
             raise ConfigError(
-                f"cannot write the results to {str(folder)!r}: it would be replaced, and {str(inside)!r} lies in it; "
-                "choose another --out"
+                f"cannot write the results to {str(folder)!r}: this earlier run would give way to the new one, and "
+                f"{str(inside)!r} lies in it; choose another --out"
             )
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir():
@@ -204,21 +209,44 @@ def _unused(folder: Path) -> Path:
     return free
 
 
+def earlier_run_moves_to(folder: Path) -> Path | None:
+    """Return the name that the earlier run in `folder` would get if a new run took its place; None if there is none.
+
+    It is the first name of `NAME.1`, `NAME.2`, ... that nothing has.
+    """
+    if not (folder.is_dir() and is_run_folder(os.listdir(folder))):
+        return None
+    return next(name for name in _numbered(folder) if not os.path.lexists(name))
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    return (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+
+
 class Staged:
-    """A folder that is being filled: `path` is its temporary name, `folder` its final name when it is complete."""
+    """A folder that is being filled.
+
+    Attributes
+    ----------
+    path : its temporary name
+    folder : its final name when it is complete
+    earlier_run : when it is complete: where the earlier run of that name was moved to; None if none was moved
+    """
 
     def __init__(self, path: Path, folder: Path) -> None:
         self.path = path
         self.folder = folder
+        self.earlier_run: Path | None = None
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Staged]:
+def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
     """Give the block a temporary folder beside `folder` to fill; when the block ends, it gets the name `folder`.
 
-    An earlier run of that name is replaced only then. If something else has appeared under that name in the meantime,
-    the next free name is used: a run only replaces what was there when it began. If the block fails, the temporary
-    folder is removed. Temporary folders of killed runs of that name are removed at the beginning.
+    Only then an earlier run of that name is moved, whole, to the first free name of `NAME.1`, `NAME.2`, ...; if
+    `overwrite` is true, it is replaced. If something else has appeared under that name in the meantime, the next free
+    name is used: only a run that was there when this one began gives way. If the block fails, the temporary folder is
+    removed. Temporary folders of killed runs of that name are removed at the beginning.
 
     Raises
     ------
@@ -229,7 +257,7 @@ def staged(folder: Path) -> Iterator[Staged]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear_dead(folder)
-        replaces = folder.is_dir() and is_run_folder(os.listdir(folder))
+        gives_way = folder.is_dir() and is_run_folder(os.listdir(folder))
         stage = Staged(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)), folder)
         stage.path.chmod(0o777 & ~_umask())
     except OSError as error:
@@ -237,7 +265,7 @@ def staged(folder: Path) -> Iterator[Staged]:
     lock = _lock(stage.path)
     try:
         yield stage
-        stage.folder = _take_name(stage.path, folder, replaces=replaces)
+        _take_name(stage, gives_way=gives_way, overwrite=overwrite)
     except OSError as error:
         where = error.filename or folder
         raise JobError(f"the job stopped at {str(where)!r}: {error.strerror or error}; nothing was left") from error
@@ -280,24 +308,53 @@ def _clear_dead(folder: Path) -> None:
         os.close(lock)
 
 
-def _take_name(stage: Path, folder: Path, *, replaces: bool) -> Path:
-    if replaces and folder.is_dir() and not _foreign(os.listdir(folder)):
-        _swap(stage, folder)
-        return folder
-    target = folder
+def _take_name(stage: Staged, *, gives_way: bool, overwrite: bool) -> None:
+    folder = stage.folder
+    if gives_way and folder.is_dir() and not _foreign(os.listdir(folder)):
+        if overwrite:
+            _replace(stage.path, folder)
+        else:
+            stage.earlier_run = _move_earlier(stage.path, folder)
+        return
     while True:
         try:
             # This succeeds if nothing or an empty folder has the name, and fails for anything else.
-            os.rename(stage, target)
+            os.rename(stage.path, stage.folder)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            if error.errno not in _NAME_IS_TAKEN:
                 raise
-            target = _unused(folder)
+            stage.folder = _unused(folder)
         else:
-            return target
+            return
 
 
-def _swap(stage: Path, folder: Path) -> None:
+def _move_earlier(stage: Path, folder: Path) -> Path:
+    """Move the earlier run to the first free numbered name, and the new one to its place; return the numbered name.
+
+    A kill between the two renames leaves the earlier run, whole, under the numbered name.
+    """
+    for target in _numbered(folder):
+        if os.path.lexists(target):
+            continue
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            # Another job took the name a moment ago.
+            if error.errno not in _NAME_IS_TAKEN:
+                raise
+            continue
+        break
+    try:
+        os.rename(stage, folder)
+    except BaseException:
+        # The new run cannot take the name, so the earlier one gets it back.
+        if not folder.exists():
+            os.rename(target, folder)
+        raise
+    return target
+
+
+def _replace(stage: Path, folder: Path) -> None:
     # A folder cannot be renamed over one that is not empty, so the earlier run is moved aside first.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     # The lock stays with the renamed folder, so that no other job takes it for the folder of a killed run.

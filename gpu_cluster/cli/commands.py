@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
 import gpu_cluster
 from gpu_cluster import run_folder as run_folder_files
+from gpu_cluster.cli.cache import cache_commands
+from gpu_cluster.cli.help import SETTINGS, Command, Group, Program, examples
+from gpu_cluster.cli.parameters import OUTPUT, Json, choices, takes_options_of
+from gpu_cluster.cli.settings import print_settings
 from gpu_cluster.cli.signals import Signals
 from gpu_cluster.cli.terminal import (
     TerminalObserver,
-    print_cache,
+    open_page,
     print_comparison,
     print_diagnosis,
     print_done,
@@ -27,139 +28,79 @@ from gpu_cluster.cli.terminal import (
     print_summary,
     print_verdict,
 )
-from gpu_cluster.config import CompareConfig, JobConfig, PredictConfig, RunConfig
+from gpu_cluster.config import CompareConfig, Device, PredictConfig, RunConfig
 from gpu_cluster.events import Observers
 from gpu_cluster.files import printable
-from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 from gpu_cluster.jobs.doctor import diagnose
 from gpu_cluster.jobs.predict import predict as predict_job
 from gpu_cluster.jobs.report import report as report_job
 from gpu_cluster.jobs.selftest import selftest as selftest_job
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import INTERNAL, Option, build_config, options_of
-from gpu_cluster.store.maintenance import find_store, prune, verify
-from gpu_cluster.store.maintenance import inspect as inspect_store
-from gpu_cluster.words import count
+from gpu_cluster.options import build_config, settings
 
 # Every command is stopped by these signals; the exit code of a stopped command depends on the signal.
 signals = Signals()
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(cls=Program, context_settings=SETTINGS, rich_markup_mode=None, invoke_without_command=True)
 
-_CLUSTERING = "Clustering"
-_OUTPUT = "Output"
-
-# The help panel for the options of each section, and for each option that is in no section.
-_PANELS = {
-    "input": "Input",
-    "embed": "Embedding",
-    "store": "Kept between runs",
-    "reduce": _CLUSTERING,
-    "sweep": _CLUSTERING,
-    "cluster": _CLUSTERING,
-    "score": _CLUSTERING,
-    "compare": _CLUSTERING,
-    "report": _OUTPUT,
-    "device": "Embedding",
-    "max_bad_fraction": "Input",
-    "seed": _CLUSTERING,
-    "preset": _CLUSTERING,
-}
-
-# Help that is not in the declaration of an option, because it needs facts from the jobs.
-_MORE_HELP = {
-    "features": f"Possible are {', '.join(FEATURES)}. The default here is {', '.join(default_features())}; a network "
-    "other than VGG16 is part of it if Keras has downloaded its weights.",
-    "algorithms": f"Possible are {', '.join(ALGORITHMS)}; the default is all of them. For more than {MOST_IMAGES:,} "
-    "images only kmeans runs.",
-}
-
-
-def _option(option: Option) -> Any:
-    """Return the type as which Typer reads an option, with its help; both come from the declaration of the option."""
-    # An option that is not a single number, path or switch is read as text here and parsed by the config.
-    kinds = {part for part in _parts(option.field.annotation) if part is not type(None)}
-    kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float, Path} else str
-    words = " ".join(filter(None, (option.field.description, _MORE_HELP.get(option.name))))
-    default = option.field.default
-    if default is not None and default is not False and default != ():
-        words += f" (default: {default})"
-    flag = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
-    panel = _PANELS[option.section or option.name]
-    return Annotated[kind | None, typer.Option(flag, help=words, rich_help_panel=panel, show_default=False)]
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """Yield the plain types that an annotation consists of."""
-    inner = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        yield from _parts(inner[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in inner:
-            yield from _parts(part)
-    else:
-        yield annotation
-
-
-_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-def _takes_options_of(model: type[JobConfig], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace `**options` of a command's function by parameters: all options of the command, or those in `names`."""
-
-    def taking(function: Callable[..., None]) -> Callable[..., None]:
-        plain = inspect.signature(function, eval_str=True)
-        by_kind = {kind: [one for one in plain.parameters.values() if one.kind is kind] for kind in _KINDS}
-        taken = [
-            option
-            for option in options_of(model).values()
-            if option.name not in INTERNAL | {"images"} and (option.name in names or not names)
-        ]
-        panels = list(dict.fromkeys(_PANELS.values()))
-        taken.sort(key=lambda option: panels.index(_PANELS[option.section or option.name]))
-        parameters = [
-            *by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD],
-            *(
-                inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(one))
-                for one in taken
-            ),
-            *by_kind[inspect.Parameter.KEYWORD_ONLY],
-        ]
-        function.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
-        function.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
-        return function
-
-    return taking
+_START = """\
+gpu-cluster run photos/   groups the pictures in the folder photos
+gpu-cluster run --open    tries it on drawn flowers, and opens the report
+gpu-cluster help          lists the commands; help run: the options of run"""
 
 
 _Images = Annotated[
     list[Path] | None,
-    typer.Argument(help="Folders and image files; by default the drawn flowers that come with gpu-cluster."),
+    typer.Argument(
+        metavar="IMAGES", help="Folders and image files; by default the drawn flowers that come with gpu-cluster."
+    ),
 ]
 _RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` has written.")]
 _Config = Annotated[
     Path | None,
-    typer.Option(help="TOML file of options, or the run.json of a job to repeat.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        metavar="PATH", help="TOML file of options, or the run.json of a job to repeat.", rich_help_panel=OUTPUT
+    ),
 ]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=_OUTPUT)]
-_Verbose = Annotated[bool, typer.Option("--verbose", help="Print what each stage decides.", rich_help_panel=_OUTPUT)]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=OUTPUT)]
+_Verbose = Annotated[bool, typer.Option("--verbose", help="Print what each stage decides.", rich_help_panel=OUTPUT)]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+_Open = Annotated[bool, typer.Option("--open", help="Open the finished report in the browser.", rich_help_panel=OUTPUT)]
 
 
-@app.callback()
-def _root() -> None:
-    """Cluster a folder of pictures, and write tables, scores and plots."""
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("gpu-cluster"))
+        raise typer.Exit
 
 
-@app.command("version")
-def _version() -> None:
-    """Print the version."""
-    typer.echo(version("gpu-cluster"))
+@app.callback(epilog=examples("run photos/ --open", "photos/", "help run"))
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Cluster a folder of pictures, and write tables, scores and plots.
+
+    A folder or a file in place of a command means run.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(_START)
 
 
-@app.command()
-@_takes_options_of(RunConfig)
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "run photos/ -k 6 --open",
+        "run photos/ --labels names.csv",
+        "run photos/ --pooling average",
+        "run photos/ --cache /data/store",
+        "run photos/ --k-range 2:30",
+        "run photos/ --out results",
+    ),
+)
+@takes_options_of(RunConfig)
 def run(
     images: _Images = None,
     *,
@@ -167,6 +108,7 @@ def run(
     quiet: _Quiet = False,
     verbose: _Verbose = False,
     debug: _Debug = False,
+    open_report: _Open = False,
     **options: Any,
 ) -> None:
     """Cluster a folder of images and write a run folder with tables, scores and plots.
@@ -179,6 +121,8 @@ def run(
     result = gpu_cluster.run(images or (), config=config, observer=_observer(quiet), **options)
     if not quiet:
         print_summary(result)
+    if open_report:
+        open_page(result.folder.absolute() / run_folder_files.PAGE)
     raise typer.Exit(
         _bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / run_folder_files.BAD_FILES)
     )
@@ -204,23 +148,27 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
     return 3
 
 
-@app.command()
-def report(run_folder: _RunFolder, debug: _Debug = False) -> None:
+@app.command(cls=Command, epilog=examples("report runs/20260131-120000-photos --open"))
+def report(run_folder: _RunFolder, debug: _Debug = False, open_report: _Open = False) -> None:
     """Write report.html of a finished run again; the earlier page is replaced."""
-    print_done(f"report: {printable(report_job(run_folder.absolute()).as_uri())}")
+    page = report_job(run_folder.absolute())
+    print_done(f"report: {printable(page.as_uri())}")
+    if open_report:
+        open_page(page)
 
 
-@app.command()
-@_takes_options_of(PredictConfig)
+@app.command(cls=Command, epilog=examples("predict runs/20260131-120000-photos new/ --out new.csv"))
+@takes_options_of(PredictConfig)
 def predict(
     run_folder: _RunFolder,
-    images: Annotated[list[Path] | None, typer.Argument(help="Folders and image files.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Folders and image files.")] = None,
     *,
     out: Annotated[
         Path,
         typer.Option(
+            metavar="PATH",
             help="Table to write, .csv or .parquet; an earlier table of predictions is replaced.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = Path("predictions.csv"),
     quiet: _Quiet = False,
@@ -242,8 +190,8 @@ def predict(
     raise typer.Exit(_bad_exit(found.manifest, config.max_bad_fraction, found.bad_files))
 
 
-@app.command()
-@_takes_options_of(CompareConfig)
+@app.command(cls=Command, epilog=examples("compare photos/ --features vgg16-gem-4-5,colours -k 6"))
+@takes_options_of(CompareConfig)
 def compare(
     images: _Images = None,
     *,
@@ -270,11 +218,11 @@ def compare(
     )
 
 
-@app.command()
-@_takes_options_of(RunConfig, "weights", "cache", "out")
+@app.command(cls=Command, epilog=examples("doctor --device gpu"))
+@takes_options_of(RunConfig, "weights", "cache", "out")
 def doctor(
-    device: Annotated[str, typer.Option(help="Fail if this device cannot be used: auto, cpu or gpu.")] = "auto",
-    as_json: _Json = False,
+    device: Annotated[str, typer.Option(help="Fail if this device cannot be used.", **choices(Device))] = "auto",
+    as_json: Json = False,
     debug: _Debug = False,
     **options: Any,
 ) -> None:
@@ -291,11 +239,15 @@ def doctor(
     raise typer.Exit(0 if diagnosis.works else 1)
 
 
-@app.command()
-@_takes_options_of(RunConfig, "image_size")
+@app.command(cls=Command, epilog=examples("selftest --device gpu"))
+@takes_options_of(RunConfig, "image_size")
 def selftest(
-    device: Annotated[str, typer.Option(help="gpu fails without a GPU; auto uses one only if there is one.")] = "auto",
-    out: Annotated[Path, typer.Option(help="JSON file to write the verdict to.")] = Path("gpu-cluster-selftest.json"),
+    device: Annotated[
+        str, typer.Option(help="gpu fails without a GPU; auto uses one only if there is one.", **choices(Device))
+    ] = "auto",
+    out: Annotated[Path, typer.Option(help="JSON file to write the verdict to.", metavar="PATH")] = Path(
+        "gpu-cluster-selftest.json"
+    ),
     debug: _Debug = False,
     **options: Any,
 ) -> None:
@@ -310,42 +262,51 @@ def selftest(
     raise typer.Exit(0 if verdict.passed else 1)
 
 
-cache_commands = typer.Typer(help="Inspect, verify or prune the store of embeddings.", no_args_is_help=True)
+config_commands = typer.Typer(
+    cls=Group, help="Show the options of a run.", epilog=examples("config show --preset notebook")
+)
+app.add_typer(config_commands, name="config")
+
+
+@config_commands.command("show", cls=Command, epilog=examples("config show photos/ -k 6", "config show > options.toml"))
+@takes_options_of(RunConfig)
+def config_show(
+    images: _Images = None,
+    *,
+    config: _Config = None,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", hidden=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", hidden=True)] = False,
+    debug: _Debug = False,
+    open_report: Annotated[bool, typer.Option("--open", hidden=True)] = False,
+    **options: Any,
+) -> None:
+    """Print every option of a run, its value and where the value comes from; nothing is run.
+
+    The options are those of run. A value comes from the command line, from the file --config, from the preset, or it is
+    the default. What is printed can be saved and given to run as --config.
+    """
+    found = settings(RunConfig, config, images=tuple(images or ()) or None, **options)
+    if as_json:
+        typer.echo(json.dumps([setting.as_json() for setting in found], indent=2))
+    else:
+        print_settings(found)
+
+
 app.add_typer(cache_commands, name="cache")
 
 
-@cache_commands.command("info")
-@_takes_options_of(RunConfig, "cache")
-def cache_info(as_json: _Json = False, **options: Any) -> None:
-    """Print what the store keeps: embeddings by recipe, and scans by folder."""
-    root = find_store(build_config(RunConfig, **options).store)
-    recipes = inspect_store(root)
-    if as_json:
-        typer.echo(json.dumps([recipe.as_json() for recipe in recipes], indent=2))
-    else:
-        print_cache(root, recipes)
+@app.command("version", cls=Command, epilog=examples("version"))
+def _version() -> None:
+    """Print the version."""
+    _print_version(True)
 
 
-@cache_commands.command("verify")
-@_takes_options_of(RunConfig, "cache")
-def cache_verify(**options: Any) -> None:
-    """Check every shard with its checksum; damaged ones are set aside, and the next run computes them again.
-
-    Exit codes: 0 all shards are as they were written; 1 some were damaged.
-    """
-    n_shards, damaged = verify(find_store(build_config(RunConfig, **options).store), TerminalObserver())
-    print_done(f"{count(n_shards, 'shard')} unchanged, {count(len(damaged), 'damaged shard')} set aside")
-    raise typer.Exit(1 if damaged else 0)
-
-
-@cache_commands.command("prune")
-@_takes_options_of(RunConfig, "cache")
-def cache_prune(
-    unused_days: Annotated[
-        float | None, typer.Option(min=0, help="Also remove everything that no run has used for this many days.")
+@app.command("help", cls=Command, epilog=examples("help run", "help cache prune"))
+def _help(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="The command; without it, all commands.")
     ] = None,
-    **options: Any,
 ) -> None:
-    """Remove what is of no use: damaged shards set aside, leftovers of killed jobs, scans of folders that are gone."""
-    freed = prune(find_store(build_config(RunConfig, **options).store), unused_days=unused_days)
-    print_done(f"{freed / 1e6:,.1f} MB freed")
+    """Show how a command is used."""
+    app(args=[*(command or ()), "--help"], standalone_mode=False)

@@ -24,7 +24,7 @@ def main() -> None:
         # A character that the terminal's encoding lacks is shown as an escape; without this it would end the job.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = sys.argv[1:] or ["--help"]
+    arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         _check_arguments(arguments)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -147,6 +148,26 @@ def print_error(message: str, *, with_traceback: bool = False) -> None:
     stream.flush()
 
 
+def print_note(message: str) -> None:
+    """Print on one line of standard error what the user may not expect, but what is no error."""
+    stream = _Patient(sys.stderr)
+    stream.write(f"note: {' '.join(message.split())}\n")
+    stream.flush()
+
+
+def open_page(page: Path) -> None:
+    """Open a page in the browser; if there is no page or no browser, say so: the command has done its work."""
+    if not page.is_file():
+        print_note("there is no report to open")
+        return
+    try:
+        opened = webbrowser.open(page.as_uri())
+    except (OSError, webbrowser.Error):
+        opened = False
+    if not opened:
+        print_note(f"no browser could be opened here; the report is {printable(page.as_uri())}")
+
+
 def print_summary(result: RunResult) -> None:
     """Print the results of a run, and where they are."""
     console = _console(soft_wrap=True)
@@ -173,6 +194,8 @@ def print_comparison(found: Comparison) -> None:
     console.print(f"files: {_files(found.manifest, 'compared', BAD_FILES)}", markup=False)
     for line in comparison_lines(found):
         console.print(line, markup=False)
+    if found.earlier_run is not None:
+        console.print(f"earlier run: moved to {printable(str(found.earlier_run))}", markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
 
 
@@ -260,6 +283,8 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         speed += f" at {embeddings.images_per_s:.1f} images/s in {embeddings.precision}"
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
+    if result.earlier_run is not None:
+        yield "earlier run", f"moved to {printable(str(result.earlier_run))}"
     yield "results", printable(str(result.folder))
     page = result.folder.absolute() / PAGE
     if page.is_file():

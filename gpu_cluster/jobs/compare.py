@@ -45,6 +45,7 @@ from gpu_cluster.jobs.prepare import (
     describe_device,
     filled,
     find_labelled,
+    moved_words,
     nothing_readable,
     opened,
 )
@@ -119,7 +120,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         recipes = [_recipe(name, weights, config) for name in names]
         # This is called only for its check: it refuses a precision that the device does not have.
         choose_engine(backend, recipes[0].extractor, recipes[0].embed)
-        return recipes, choose_folder(config, manifest, prefix="compare-")
+        return recipes, choose_folder(config, manifest, events, prefix="compare-")
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as opened_job:
         recipes, folder = opened_job.tools
@@ -132,20 +133,20 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         # The record names the features that were really compared: the defaults may differ on another machine.
         compared = ComparedConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
         job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
-        with filled(folder, events) as stage:
+        with filled(folder, events, overwrite=config.report.overwrite) as stage:
             rows, manifest = _fill(job, recipes)
             found = Comparison(folder=folder, config=job.config, manifest=manifest, rows=rows)
             readable = len(manifest.bad) < len(manifest)
             _write(stage.path, found, job, recipes[0], readable=readable)
     grouped = any(row.reason is None for row in rows)
     if not grouped and not readable:
-        raise nothing_readable(manifest, stage.folder)
+        raise nothing_readable(manifest, stage)
     if not grouped:
         raise JobError(
             f"nothing could be grouped; the reasons are in {printable(str(stage.folder / run_folder.COMPARISON))!r}, "
-            f"the first: {rows[0].reason}"
+            f"the first: {rows[0].reason}{moved_words(stage)}"
         )
-    return replace(found, folder=stage.folder)
+    return replace(found, folder=stage.folder, earlier_run=stage.earlier_run)
 
 
 def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, readable: bool) -> None:

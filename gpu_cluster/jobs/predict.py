@@ -27,13 +27,14 @@ from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import opened
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.records import Record
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
 from gpu_cluster.results import Embeddings
 from gpu_cluster.run_folder import FinishedRun
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Record):
     """The result of `predict`; the arrays have one row for each of the n files that could be decoded.
 
     Attributes
@@ -53,6 +54,10 @@ class Prediction:
     labels: IntArray
     distances: FloatArray
     far: np.ndarray
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.rows):,} of {len(self.manifest):,} files assigned, {int(self.far.sum()):,} of them far"
+        return f"<Prediction: {counts}; table {str(self.out)!r}>"
 
 
 def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:

@@ -97,15 +97,27 @@ def find_labelled(config: InputConfig, observer: Observer) -> Manifest:
     return labelled(discover(config, observer), config, observer)
 
 
-def choose_folder(config: RunConfig | CompareConfig, manifest: Manifest, *, prefix: str = "") -> Path:
+def choose_folder(
+    config: RunConfig | CompareConfig, manifest: Manifest, observer: Observer, *, prefix: str = ""
+) -> Path:
     """Return the run folder to write; without `--out`, its name has the time, `prefix` and the pictures' folder.
+
+    If an earlier run has this name, what will happen to it is reported.
 
     Raises
     ------
     ConfigError
         When the folder cannot be written.
     """
-    return run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
+    folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
+    new_name = run_folder.earlier_run_moves_to(folder)
+    if new_name is not None:
+        earlier = f"{printable(str(folder))!r} is an earlier run; when this one is complete, "
+        if config.report.overwrite:
+            observer.notice(earlier + "it takes the place of the earlier one, which is not kept (--overwrite)")
+        else:
+            observer.notice(earlier + f"the earlier one is moved to {printable(str(new_name))!r}")
+    return folder
 
 
 def describe_device(backend: Backend, engine: Engine) -> dict[str, Any]:
@@ -115,22 +127,28 @@ def describe_device(backend: Backend, engine: Engine) -> dict[str, Any]:
 
 
 @contextmanager
-def filled(folder: Path, events: Recorder) -> Iterator[run_folder.Staged]:
+def filled(folder: Path, events: Recorder, *, overwrite: bool) -> Iterator[run_folder.Staged]:
     """Give the block a temporary folder to fill, and log the job's events in it.
 
-    When the block ends without an error, the folder gets its final name.
+    When the block ends without an error, the folder gets its final name; an earlier run of this name is moved, or
+    replaced if `overwrite` is true.
     """
     with (
-        run_folder.staged(folder) as stage,
+        run_folder.staged(folder, overwrite=overwrite) as stage,
         (stage.path / run_folder.EVENTS).open("w", encoding="utf-8") as log,
     ):
         events.add(EventLog(log))
         yield stage
 
 
-def nothing_readable(manifest: Manifest, folder: Path) -> NothingReadableError:
+def nothing_readable(manifest: Manifest, stage: run_folder.Staged) -> NothingReadableError:
     """Return the error for a job in which no file could be decoded."""
     return NothingReadableError(
         f"{count(len(manifest), 'file')} found, and none could be decoded; the reasons are in "
-        f"{printable(str(folder / run_folder.BAD_FILES))!r}"
+        f"{printable(str(stage.folder / run_folder.BAD_FILES))!r}{moved_words(stage)}"
     )
+
+
+def moved_words(stage: run_folder.Staged) -> str:
+    """Return, for the end of an error, where the earlier run was moved to; an empty text if none was moved."""
+    return "" if stage.earlier_run is None else f"; the earlier run is now {printable(str(stage.earlier_run))!r}"

@@ -59,11 +59,11 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[Engine, Path]:
         check_ks(config.sweep, len(manifest))
         engine = choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
-        return engine, choose_folder(config, manifest)
+        return engine, choose_folder(config, manifest, events)
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
         engine, folder = job.tools
-        with filled(folder, events) as stage:
+        with filled(folder, events, overwrite=config.report.overwrite) as stage:
             manifest, findings = _find(job, engine)
             result = RunResult(
                 folder=folder,
@@ -89,8 +89,8 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
                 with events.stage("page"):
                     _try_page(stage.path, events)
     if findings is None:
-        raise nothing_readable(manifest, stage.folder)
-    return replace(result, folder=stage.folder)
+        raise nothing_readable(manifest, stage)
+    return replace(result, folder=stage.folder, earlier_run=stage.earlier_run)
 
 
 def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:

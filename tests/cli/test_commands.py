@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -109,7 +110,44 @@ def test_wrong_use_is_one_line_with_code_2_and_leaves_nothing(place, monkeypatch
 
 def test_an_unknown_command_is_one_line_with_code_2(tmp_path):
     done = gpu_cluster("cluster", cwd=tmp_path)
-    assert (done.code, done.err, done.out) == (2, "error: No such command 'cluster'.\n", "")
+    assert done.err == (
+        "error: no command 'cluster', and no file or folder of this name; `gpu-cluster help` lists the commands\n"
+    )
+    assert (done.code, done.out) == (2, "")
+
+
+def test_a_command_misspelt_gets_the_one_that_was_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = called("runn", "pictures")
+    assert (done.code, done.err) == (2, "error: No such command 'runn'. Did you mean 'run'?\n")
+
+
+def test_a_folder_in_place_of_a_command_is_run_and_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "pictures", 3)
+    note, error = called("pictures/", "-k", "7").err.splitlines()
+    assert note == "note: 'pictures/' is a folder, not a command: this does `gpu-cluster run` with it"
+    # This is what `run` says of these pictures.
+    assert error.startswith("error: --k: 7 clusters")
+
+
+def test_an_option_of_run_before_any_command_is_told_where_it_belongs():
+    done = called("-k", "6", "pictures")
+    assert (done.code, done.err) == (2, "error: No such option: -k; it is an option of run: `gpu-cluster run ...`\n")
+
+
+def test_without_anything_it_says_in_three_lines_what_to_do_first():
+    done = called()
+    assert (done.code, done.err) == (0, "")
+    assert [line.split("  ")[0] for line in done.out.splitlines()] == [
+        "gpu-cluster run photos/",
+        "gpu-cluster run --open",
+        "gpu-cluster help",
+    ]
+
+
+def test_the_version_is_that_of_the_package():
+    assert called("--version").out == called("version").out == f"{version('gpu-cluster')}\n"
 
 
 def test_a_name_with_a_newline_does_not_break_the_line(tmp_path):
@@ -158,7 +196,9 @@ def test_wrong_use_is_found_before_the_files_are_read(tmp_path):
 # What help and errors cost
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["version"], ["run", "absent"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["run", "-h"], ["--version"], ["config", "show"], ["run", "absent"]], ids=" ".join
+)
 def test_what_needs_no_engine_loads_none(tmp_path, arguments):
     code = f"""
 import json, sys

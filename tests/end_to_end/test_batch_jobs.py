@@ -101,6 +101,7 @@ def test_variables_and_arguments_become_options(tmp_path, recorder):
         "/my pictures",
         "--out",
         "/a run",
+        "--overwrite",
         "--device",
         "gpu",
         "--k",
@@ -113,7 +114,7 @@ def test_variables_and_arguments_become_options(tmp_path, recorder):
 def test_a_requeued_job_writes_to_the_same_folder(tmp_path, recorder):
     done = batch(cwd=tmp_path, GPU_CLUSTER=recorder, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="1", XDG_CACHE_HOME="")
     assert "job 7, restart 1," in done.out.splitlines()[0]
-    assert done.out.splitlines()[1:-1] == ["cache=", "run", "--out", "runs/slurm-7"]
+    assert done.out.splitlines()[1:-1] == ["cache=", "run", "--out", "runs/slurm-7", "--overwrite"]
 
 
 def terminate(place: Path, *, everyone: bool) -> tuple[int, str]:

@@ -73,8 +73,8 @@ class _Job:
         self.out = out
         self.store = store
         # At 96 pixels a side half of the job is embedding; at 32 little of it.
-        given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD))
-        self._command = ("run", FLOWERS, *given, "--k", "8", "--k-range", "8:8", "--cache", store, "--out", out)
+        given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD), "--k", "8", "--k-range", "8:8")
+        self._command = ("run", FLOWERS, *given, "--cache", store, "--out", out, "--overwrite")
 
     def run(self, *, kill_after_s: float | None) -> Kill | End:
         """Run it to its end, or kill it before."""
@@ -196,5 +196,5 @@ def test_an_earlier_run_moved_aside_by_a_run_that_was_killed_is_cleared_away(tmp
     write_pictures(tmp_path / "pictures", 3)
     run(tmp_path / "pictures", **TINY, out=tmp_path / "out" / "run")
     os.rename(tmp_path / "out" / "run", tmp_path / "out" / ".run.old.0a1b2c3d")
-    run(tmp_path / "pictures", **TINY, out=tmp_path / "out" / "run")
+    run(tmp_path / "pictures", **TINY, out=tmp_path / "out" / "run", overwrite=True)
     assert everything(tmp_path / "out") == ["run"]

@@ -146,11 +146,11 @@ def test_another_seed_gives_other_starts(sample_run, sample_store, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_folder_given_again_is_replaced_whole(tmp_path):
+def test_a_run_folder_given_again_is_replaced_whole_by_overwrite(tmp_path):
     out = tmp_path / "run"
     api.run(image_size=32, k=3, out=out)
     (out / "plots" / "left_over.png").write_bytes(b"")
-    api.run(image_size=32, k=2, out=out)
+    api.run(image_size=32, k=2, out=out, overwrite=True)
     assert json.loads((out / "metrics.json").read_text())["k"] == 2
     assert not (out / "plots" / "left_over.png").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,0 +1,122 @@
+"""Turns the options of a command, which the config declares, into the parameters that Typer reads.
+
+Must not know what the options mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from gpu_cluster.config import JobConfig
+from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
+from gpu_cluster.options import INTERNAL, Option, options_of
+
+_CLUSTERING = "Clustering"
+OUTPUT = "Output"
+
+# The help panel for the options of each section, and for each option that is in no section.
+_PANELS = {
+    "input": "Input",
+    "embed": "Embedding",
+    "store": "Kept between runs",
+    "reduce": _CLUSTERING,
+    "sweep": _CLUSTERING,
+    "cluster": _CLUSTERING,
+    "score": _CLUSTERING,
+    "compare": _CLUSTERING,
+    "report": OUTPUT,
+    "device": "Embedding",
+    "max_bad_fraction": "Input",
+    "seed": _CLUSTERING,
+    "preset": _CLUSTERING,
+}
+
+# Help that is not in the declaration of an option, because it needs facts from the jobs.
+_MORE_HELP = {
+    "features": f"Possible are {', '.join(FEATURES)}. The default here is {', '.join(default_features())}; a network "
+    "other than VGG16 is part of it if Keras has downloaded its weights.",
+    "algorithms": f"Possible are {', '.join(ALGORITHMS)}; the default is all of them. For more than {MOST_IMAGES:,} "
+    "images only kmeans runs.",
+}
+
+_SHORT_FLAGS = {"k": "-k"}
+
+# What the help shows in place of a value that is not one of a few words.
+_METAVARS = {int: "NUMBER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+_METAVAR_OF = {"k_range": "FIRST:LAST"}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def takes_options_of(model: type[JobConfig], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace `**options` of a command's function by parameters: all options of the command, or those in `names`."""
+
+    def taking(function: Callable[..., None]) -> Callable[..., None]:
+        plain = inspect.signature(function, eval_str=True)
+        by_kind = {kind: [one for one in plain.parameters.values() if one.kind is kind] for kind in _KINDS}
+        taken = [
+            option
+            for option in options_of(model).values()
+            if option.name not in INTERNAL | {"images"} and (option.name in names or not names)
+        ]
+        panels = list(dict.fromkeys(_PANELS.values()))
+        taken.sort(key=lambda option: panels.index(_PANELS[option.section or option.name]))
+        parameters = [
+            *by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD],
+            *(
+                inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_parameter(one))
+                for one in taken
+            ),
+            *by_kind[inspect.Parameter.KEYWORD_ONLY],
+        ]
+        function.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
+        return function
+
+    return taking
+
+
+def choices(annotation: Any) -> dict[str, Any]:
+    """Return how Typer shows and completes the words that an annotation allows; nothing if it names no words."""
+    words = [word for part in _parts(annotation) if get_origin(part) is Literal for word in get_args(part)]
+    if not words:
+        return {}
+    shown = (["NUMBER"] if int in _parts(annotation) else []) + words
+    return {"metavar": "|".join(shown), "autocompletion": lambda: words}
+
+
+def _parameter(option: Option) -> Any:
+    """Return the type as which Typer reads an option, with its help; both come from the declaration of the option."""
+    # An option that is not a single number, path or switch is read as text here and parsed by the config, whose errors
+    # also name the words that are allowed.
+    kinds = {part for part in _parts(option.field.annotation) if part is not type(None)}
+    kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float, Path} else str
+    words = " ".join(filter(None, (option.field.description, _MORE_HELP.get(option.name))))
+    default = option.field.default
+    if default is not None and default is not False and default != ():
+        words += f" (default: {'on' if default is True else default})"
+    flag = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
+    flags = [_SHORT_FLAGS[option.name], flag] if option.name in _SHORT_FLAGS else [flag]
+    shown = choices(option.field.annotation) or {"metavar": _METAVAR_OF.get(option.name, _METAVARS.get(kind))}
+    panel = _PANELS[option.section or option.name]
+    return Annotated[kind | None, typer.Option(*flags, help=words, rich_help_panel=panel, show_default=False, **shown)]
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield the plain types that an annotation consists of."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from _parts(inner[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in inner:
+            yield from _parts(part)
+    else:
+        yield annotation
