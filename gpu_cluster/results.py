@@ -17,6 +17,7 @@ import numpy as np
 from gpu_cluster.backend import Array, FloatArray, IntArray
 from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -338,6 +339,14 @@ class RunResult(JobRecord):
     config: RunConfig
     folder: Path
     findings: Findings | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the groups are clear, weak or none; `print(result.verdict)` says it in a sentence."""
+        if self.findings is None:
+            return judge(0, 0, None)
+        sweep = self.findings.sweep
+        return judge(sweep.best_k, len(self.findings.embeddings.rows), sweep.agreement)
 
     @property
     def exit_code(self) -> int:

@@ -237,6 +237,7 @@ def print_verdict(verdict: Verdict) -> None:
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
     manifest, clustering, scores = result.manifest, findings.clustering, findings.scores
     counts = manifest.counts()
+    yield "verdict", str(result.verdict)
     yield "files", "{found:,} found: {ok:,} ok, {bad:,} bad, {duplicate:,} duplicates".format(**counts)
     words = {
         KChoice.AGREEMENT: "where restarts agree most",

@@ -17,12 +17,7 @@ from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import KChoice, Sweep, SweepPoint
-
-# If the restarts agree less than this, the groups depend on the start: they are not clear.
-CLEAR_AGREEMENT = 0.65
-
-# Fewest images in a cluster, on average, for a k that agreement may choose.
-_IMAGES_A_CLUSTER = 8
+from gpu_cluster.verdict import CLEAR_AGREEMENT, IMAGES_A_CLUSTER, means_something
 
 
 def check_ks(config: SweepConfig, n: int) -> None:
@@ -94,7 +89,7 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
             f"Rand index is only {sweep.agreement or 0:.2f}"
         )
     silhouette_ends = max(points, key=_silhouette).k == last
-    if last < n // _IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
+    if last < n // IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
         yield (
             f"{'Restarts agree most' if best_k == last else 'The silhouette is highest'} at {last}, the end of the "
             f"range: there may be more groups than {best_k}; try --k-range {first}:{2 * last}"
@@ -137,12 +132,4 @@ def _silhouette(point: SweepPoint) -> float:
 
 
 def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
-    return [point for point in points if point.agreement is not None and is_candidate(point.k, n)]
-
-
-def is_candidate(k: int, n: int) -> bool:
-    """Return whether agreement between restarts means something for k clusters of n images.
-
-    In almost any data two clusters are found again by every restart, and so are many clusters of few images each.
-    """
-    return 3 <= k <= max(3, n // _IMAGES_A_CLUSTER)
+    return [point for point in points if point.agreement is not None and means_something(point.k, n)]
