@@ -34,7 +34,7 @@ from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.selftest import Verdict
-from gpu_cluster.report.tables import comparison_lines
+from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import PAGE
 from gpu_cluster.store.maintenance import Recipe
@@ -165,10 +165,11 @@ def print_summary(result: RunResult) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print the table of a comparison as Markdown, and where it is."""
+    """Print the table of a comparison as Markdown, what is best, and where the table is."""
     console = _console(soft_wrap=True)
     for line in comparison_lines(found):
         console.print(line, markup=False)
+    console.print(conclusion(found), markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
 
 
@@ -184,6 +185,8 @@ def print_prediction(found: Prediction) -> None:
     if found.bad_files is not None:
         console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
     console.print(f"results: {printable(str(found.out))}", markup=False)
+    if found.report is not None:
+        console.print(f"report: {printable(found.report.absolute().as_uri())}", markup=False)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

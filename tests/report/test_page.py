@@ -108,7 +108,10 @@ def test_a_name_longer_than_names_may_be_where_each_byte_is_an_escape_has_its_th
     picture(0).save(tmp_path / "plain.png")
     assert len(shown) > 255
     source = open_source(tmp_path)
-    assert Thumbnails(source, [shown]).source(0) == Thumbnails(source, ["plain.png"]).source(0)
+    copies = Thumbnails(source, [shown, "plain.png"])
+    copies.make([0, 1], 64)
+    assert copies.uri(0) == copies.uri(1)
+    assert len(copies.copies()) == 2
 
 
 def test_the_command_is_the_one_that_repeats_the_run(tmp_path):

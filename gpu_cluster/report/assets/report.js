@@ -31,6 +31,11 @@
     return [v.margin + ((xy[2 * i] / 65535) * scale - left) * v.w, v.margin + ((1 - xy[2 * i + 1] / 65535) * scale - top) * v.h];
   };
 
+  const isInView = i => {
+    const v = view(), [x, y] = at(i, v);
+    return x >= 0 && y >= 0 && x <= v.width && y <= v.height;
+  };
+
   // Draw the small copy of a picture into a square; its sides keep their ratio.
   function drawCopy(pen, i, x, y, side) {
     const number = data.thumb[i], per = data.columns * data.columns, inSheet = number % per;
@@ -183,7 +188,9 @@
     only = group;
     for (const button of buttons.children) button.setAttribute("aria-pressed", String(Number(button.dataset.group) === only && only !== null));
     said.textContent = only === null ? `${n} pictures` : `only ${colour === "cluster" ? "group" : colour} ${nameOf(only)}`;
-    allGroups.hidden = only === null;
+    allGroups.setAttribute("aria-pressed", String(only === null));
+    // A group that lies outside the part of the map in view is shown with the whole map.
+    if (only !== null && !data.names.some((_, i) => shown(i) && isInView(i))) { scale = 1; move(0, 0); }
     if (current >= 0 && !shown(current)) show(-1);
     redraw();
   }
@@ -226,7 +233,13 @@
     // If no picture is chosen, a step forwards goes to the first picture and a step backwards to the last.
     for (let tried = 0, i = current < 0 && by < 0 ? 0 : current; tried < n; tried++) {
       i = (i + by + n) % n;
-      if (shown(i)) { show(i, true); return; }
+      if (!shown(i)) continue;
+      if (!isInView(i)) {
+        const v = view(), [x, y] = at(i, v);
+        move((x - v.width / 2) / v.w, (y - v.height / 2) / v.h);
+      }
+      show(i, true);
+      return;
     }
   };
   function all() {
