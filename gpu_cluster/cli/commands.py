@@ -208,7 +208,10 @@ def report(
     run_folder: _RunFolder,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that holds the pictures now, if they were moved; they are read again from there.", metavar="DIR"),
+        typer.Option(
+            help="Folder that holds the pictures now, if they were moved; they are read again from there.",
+            metavar="DIR",
+        ),
     ] = None,
     debug: _Debug = False,
 ) -> None:

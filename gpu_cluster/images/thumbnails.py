@@ -105,7 +105,7 @@ class Thumbnails:
             sheet = Image.new("RGB", (COLUMNS * side, -(-len(part) // COLUMNS) * side), "white")
             for number, row in enumerate(part):
                 line, column = divmod(number, COLUMNS)
-                tile = Image.open(io.BytesIO(self._made[row] or _grey_jpeg()))
+                tile = _opened(self._made[row])
                 tile.thumbnail((side, side))
                 sheet.paste(tile, (column * side, line * side))
                 sizes.append(tile.size)
@@ -167,11 +167,12 @@ def _as_jpeg(image: Image) -> bytes:
     return stream.getvalue()
 
 
-def _grey_jpeg() -> bytes:
+def _opened(jpeg: bytes) -> Image:
+    """Return the copy as an image; a grey one if there is none."""
     from PIL import Image
 
-    return _as_jpeg(Image.new("RGB", (64, 64), GREY))
+    return Image.open(io.BytesIO(jpeg)) if jpeg else Image.new("RGB", (64, 64), GREY)
 
 
 def _as_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg or _grey_jpeg()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg or _as_jpeg(_opened(b''))).decode()}"

@@ -110,9 +110,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
         if page is None:
             return found
         with events.stage("page"):
-            new = Assigned(
-                found.manifest, found.rows, found.labels, found.distances, found.far, model.far_distances
-            )
+            new = Assigned(found.manifest, found.rows, found.labels, found.distances, found.far, model.far_distances)
             with explained(run):
                 write_prediction_page(page, finished, new, out)
         return replace(found, report=page)
@@ -143,7 +141,6 @@ def _check_out(out: Path, page: Path | None) -> None:
                 f"--out: {printable(str(path))!r} would be replaced: expected a new file, or what an earlier "
                 "`gpu-cluster predict` wrote; found something else"
             )
-
 
     if page is not None and page.exists() and not (page.is_file() and MARK in _beginning(page)):
         raise ConfigError(

@@ -128,7 +128,9 @@ def _answer(new: Assigned, n_far: int) -> str:
     n = len(new.rows)
     if not n:
         return "None of the new files could be read."
-    words = f"{count(n, 'new picture')}: {n - n_far:,} lie within their group, {n_far:,} are far from the nearest group."
+    words = (
+        f"{count(n, 'new picture')}: {n - n_far:,} lie within their group, {n_far:,} are far from the nearest group."
+    )
     if n_far > _MANY_FAR * n:
         words += (
             " That is many (of the pictures that were clustered, 1 in 100 is as far): the new pictures may show "

@@ -31,8 +31,8 @@
     return [v.margin + ((xy[2 * i] / 65535) * scale - left) * v.w, v.margin + ((1 - xy[2 * i + 1] / 65535) * scale - top) * v.h];
   };
 
-  const isInView = i => {
-    const v = view(), [x, y] = at(i, v);
+  const isInView = (i, v = view()) => {
+    const [x, y] = at(i, v);
     return x >= 0 && y >= 0 && x <= v.width && y <= v.height;
   };
 
@@ -150,7 +150,13 @@
     return best;
   }
 
-  function zoom(factor, x = 0.5, y = 0.5) {
+  // Buttons and keys zoom towards the chosen picture, or else towards the pictures in view.
+  function zoomIn(factor) {
+    const v = view(), seen = current >= 0 && isInView(current) ? [current] : data.names.map((_, i) => i).filter(i => shown(i) && isInView(i, v));
+    const mean = axis => seen.length ? seen.reduce((sum, i) => sum + at(i, v)[axis], 0) / seen.length : axis ? v.height / 2 : v.width / 2;
+    zoom(factor, mean(0) / v.width, mean(1) / v.height);
+  }
+  function zoom(factor, x, y) {
     const next = Math.max(1, Math.min(60, scale * factor));
     left = (left + x) * next / scale - x;
     top = (top + y) * next / scale - y;
@@ -190,7 +196,8 @@
     said.textContent = only === null ? `${n} pictures` : `only ${colour === "cluster" ? "group" : colour} ${nameOf(only)}`;
     allGroups.setAttribute("aria-pressed", String(only === null));
     // A group that lies outside the part of the map in view is shown with the whole map.
-    if (only !== null && !data.names.some((_, i) => shown(i) && isInView(i))) { scale = 1; move(0, 0); }
+    const v = view();
+    if (only !== null && !data.names.some((_, i) => shown(i) && isInView(i, v))) { scale = 1; move(0, 0); }
     if (current >= 0 && !shown(current)) show(-1);
     redraw();
   }
@@ -249,7 +256,7 @@
   }
   const keys = {
     ArrowLeft: () => move(-0.1, 0), ArrowRight: () => move(0.1, 0), ArrowUp: () => move(0, -0.1), ArrowDown: () => move(0, 0.1),
-    "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: all,
+    "+": () => zoomIn(1.4), "=": () => zoomIn(1.4), "-": () => zoomIn(1 / 1.4), 0: all,
     n: () => step(1), p: () => step(-1),
     Enter: () => { if (current >= 0) filter(only === groupOf(current) ? null : groupOf(current)); },
     o: () => { if (current >= 0) { show(current, true); openLink.click(); } },
@@ -260,8 +267,8 @@
     event.preventDefault();
     keys[event.key]();
   });
-  document.getElementById("zoom-in").addEventListener("click", () => zoom(1.4));
-  document.getElementById("zoom-out").addEventListener("click", () => zoom(1 / 1.4));
+  document.getElementById("zoom-in").addEventListener("click", () => zoomIn(1.4));
+  document.getElementById("zoom-out").addEventListener("click", () => zoomIn(1 / 1.4));
   document.getElementById("zoom-all").addEventListener("click", all);
   allGroups.addEventListener("click", () => filter(null));
   for (const input of document.querySelectorAll("input[name=layout]")) input.addEventListener("change", () => { layout = input.value; show(-1); });
