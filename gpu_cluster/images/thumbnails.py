@@ -175,4 +175,5 @@ def _opened(jpeg: bytes) -> Image:
 
 
 def _as_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg or _as_jpeg(_opened(b''))).decode()}"
+    content = jpeg or _as_jpeg(_opened(b""))
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
