@@ -11,9 +11,9 @@ These are the packages and modules, from the top down. A package imports only fr
 - `report`: turns results into tables, plots and the page `report.html`
 - `images`: finds picture files and reads their headers, labels and pixels; makes thumbnails
 - `store`: keeps embeddings and scans on disk between runs
-- the modules that all of these may use: `results` (the records that pass between packages), `verdict` (whether the groups
-  are clear), `run_folder`, `options`, `config`, `events`, `files`, `errors`; and `backend`, the only place where the
-  code differs by device
+- the modules that all of these may use: `results` (the records that pass between packages), `verdict` (whether the
+  groups are clear), `run_folder`, `options`, `config`, `events`, `files`, `errors`; and `backend`, the only place where
+  the code differs by device
 """
 
 from gpu_cluster.api import compare, embed, predict, run

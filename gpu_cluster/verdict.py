@@ -13,8 +13,8 @@ from enum import StrEnum
 CLEAR_AGREEMENT = 0.65
 
 # If the restarts agree less than this, the groups may mean nothing. In random numbers without any groups (as many
-# columns as `run` would keep, k from 3 to 15, 8 seeds), the highest agreement was 0.32 to 0.55 for 60 rows, 0.32 to 0.48
-# for 120, 0.21 to 0.40 for 240, and 0.12 to 0.21 for 720.
+# columns as `run` would keep, k from 3 to 15, 8 seeds), the highest agreement was 0.32 to 0.55 for 60 rows, 0.32 to
+# 0.48 for 120, 0.21 to 0.40 for 240, and 0.12 to 0.21 for 720.
 WEAK_AGREEMENT = 0.5
 
 # Fewest images in a cluster, on average, for a k that agreement may choose.

@@ -75,7 +75,7 @@ class Thumbnails:
     def n_looked_for(self) -> int:
         return len(self._sought)
 
-    def make(self, rows: Sequence[int], side: int) -> None:
+    def make(self, rows: Iterable[int], side: int) -> None:
         """Make copies, no side longer than `side`, of these rows that have none yet, with a thread on every core.
 
         Pillow releases Python's global lock while it decodes.

@@ -102,7 +102,7 @@ def _pairs(run: FinishedRun) -> list[tuple[tuple[int, int], float]]:
 
 
 class Shown:
-    """Describes pictures of a run for the template: `source` of the copy, `link` to the file, `name`, `alt`, `group`."""
+    """Describes pictures of a run for the template: copy, link to the file, name, group, silhouette."""
 
     def __init__(self, run: FinishedRun, thumbnails: Thumbnails, links: Links) -> None:
         self._pictures = run.pictures

@@ -98,7 +98,8 @@ class _New:
 def _times(new: Assigned) -> FloatArray:
     """Return each distance as a multiple of the distance from which on a picture of its cluster is far."""
     limits = new.far_distances[new.clusters].astype(np.float64)
-    return np.divide(new.distances, limits, out=np.full(len(limits), np.inf), where=limits > 0)
+    times: FloatArray = np.divide(new.distances, limits, out=np.full(len(limits), np.inf), where=limits > 0)
+    return times
 
 
 def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path) -> str:

@@ -101,8 +101,8 @@ def comparison_lines(found: Comparison) -> list[str]:
 _RELATED = 0.1
 
 _WHY_NOT_STABILITY = (
-    "it says only that the same groups are found again in a part of the pictures, and groups by background or brightness "
-    "can be as stable as groups by what is shown"
+    "it says only that the same groups are found again in a part of the pictures, and groups by background or "
+    "brightness can be as stable as groups by what is shown"
 )
 
 
@@ -116,10 +116,13 @@ def conclusion(found: Comparison) -> str:
     if not labelled:
         return (
             f"The groups of {most_stable} are found again most often. Whether they are the best cannot be said without "
-            f"labels: {_WHY_NOT_STABILITY}. Look at the pictures of the groups, or give labels for some of the pictures."
+            f"labels: {_WHY_NOT_STABILITY}. Look at the pictures of the groups, or give labels for some of them."
         )
     best = max(labelled, key=lambda row: (row.adjusted_rand or 0, _stability(row)))
-    words = f"Best by the labels: {_named(best)}, with the highest ARI ({best.adjusted_rand:.2f}; 1 is the same as the labels)."
+    words = (
+        f"Best by the labels: {_named(best)}, with the highest ARI ({best.adjusted_rand:.2f}; 1 is the same as the "
+        "labels)."
+    )
     if (best.adjusted_rand or 0) < _RELATED:
         words += " Even this is hardly better than chance: none of these groups are those of the labels."
     if stable is None:

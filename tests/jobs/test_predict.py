@@ -256,7 +256,7 @@ def test_the_page_shows_where_new_pictures_went_and_the_far_ones(tmp_path, train
     for _ in range(2):
         found = gpu_cluster.predict(trained, place, out=out, report=True)
     assert found.report == tmp_path / "p.html"
-    page = found.report.read_text()
+    page = (tmp_path / "p.html").read_text()
     table = pd.read_csv(out)
     n_far = int(table["far"].sum())
     assert n_far >= 1
