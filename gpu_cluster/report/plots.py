@@ -92,7 +92,7 @@ def elbow(sweep: Sweep) -> Figure:
     middle.set_ylabel("mean silhouette, at most 1\nhigher is better")
     right.plot(ks, [_nan(point.agreement) for point in sweep.points], "D-", color=COLOURS[3])
     right.set_ylabel("adjusted Rand index with the best restart\nhigher is better; 1: the same groups every time")
-    for level, name in ((CLEAR_AGREEMENT, "clear above"), (WEAK_AGREEMENT, "none below")):
+    for level, name in ((CLEAR_AGREEMENT, "clear above"), (WEAK_AGREEMENT, "no clear groups below")):
         right.axhline(level, color=_INK, linestyle=":", linewidth=1)
         right.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     words = {KChoice.CHORD: "no clear knee", KChoice.AGREEMENT: "restarts agree most", KChoice.ONLY_ONE: ""}
