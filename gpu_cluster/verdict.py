@@ -21,6 +21,10 @@ WEAK_AGREEMENT = 0.5
 IMAGES_A_CLUSTER = 8
 
 
+# How a doubt about the chosen k begins that says, in numbers, what the verdict says in words.
+NO_CLEAR_NUMBER = "No clear number of groups"
+
+
 class Clarity(StrEnum):
     """How clear the groups of a run are."""
 

@@ -17,7 +17,7 @@ from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import KChoice, Sweep, SweepPoint
-from gpu_cluster.verdict import CLEAR_AGREEMENT, IMAGES_A_CLUSTER, means_something
+from gpu_cluster.verdict import CLEAR_AGREEMENT, IMAGES_A_CLUSTER, NO_CLEAR_NUMBER, means_something
 
 
 def check_ks(config: SweepConfig, n: int) -> None:
@@ -85,7 +85,7 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
         return
     if (sweep.agreement or 0) < CLEAR_AGREEMENT:
         yield (
-            f"No clear number of groups, k {first} to {last}: at {best_k}, where restarts agree most, their adjusted "
+            f"{NO_CLEAR_NUMBER}, k {first} to {last}: at {best_k}, where restarts agree most, their adjusted "
             f"Rand index is only {sweep.agreement or 0:.2f}"
         )
     silhouette_ends = max(points, key=_silhouette).k == last

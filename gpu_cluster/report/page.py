@@ -27,7 +27,7 @@ from gpu_cluster.report.map import map_data
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
-from gpu_cluster.verdict import Verdict, judge
+from gpu_cluster.verdict import NO_CLEAR_NUMBER, Verdict, judge
 
 _MOST_ROWS = 500
 
@@ -204,6 +204,8 @@ def _answer(run: FinishedRun) -> str:
         KChoice.ONLY_ONE: "No other number of groups was tried.",
     }[KChoice(metrics["k_chosen_by"])]
     words.append(how)
+    # The verdict, which stands above this, has said the other doubt already.
+    words += [f"{doubt}." for doubt in metrics["k_doubts"] if not doubt.startswith(NO_CLEAR_NUMBER)]
     if metrics["external"] is not None:
         external = metrics["external"]
         words.append(

@@ -215,4 +215,5 @@ def test_a_range_that_ends_too_soon_is_told_in_the_report(tmp_path, sample_run, 
     result = api.run(shipped_data() / "flowers", image_size=64, **given, out=tmp_path / "run")
     notice = next(notice for notice in result.notices if ", the end of the range: there may be more groups" in notice)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert page.index("Number of groups (k)</h2>") < page.index(notice) < page.index("These numbers were tried on")
+    assert page.index('<p class="answer">') < page.index(notice) < page.index("</header>")
+    assert page.index("Number of groups (k)</h2>") < page.rindex(f"{notice}. These numbers were tried on")
