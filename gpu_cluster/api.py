@@ -54,11 +54,15 @@ class _JobOptions(TypedDict, total=False):
     shard_size: int | None
 
 
-class PredictOptions(_JobOptions, total=False):
-    """The options of `predict`."""
-
+class _PicturesOptions(_JobOptions, total=False):
     input_list: PathLike | None
     max_bad_fraction: float
+
+
+class PredictOptions(_PicturesOptions, total=False):
+    """The options of `predict`."""
+
+    report: bool
 
 
 class EmbedOptions(_JobOptions, total=False):
@@ -70,7 +74,7 @@ class EmbedOptions(_JobOptions, total=False):
     pooling: Pooling
 
 
-class _ClusteringOptions(PredictOptions, total=False):
+class _ClusteringOptions(_PicturesOptions, total=False):
     labels: PathLike | None
     file_col: str
     label_col: str
@@ -226,7 +230,7 @@ def predict(
         Its methods are called for stages, progress and decisions.
     **options
         The options of the command line by their names with underscores. The images are embedded with the options of the
-        run.
+        run. With `report=True`, a page beside the table shows where they went.
 
     Raises
     ------

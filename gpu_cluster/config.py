@@ -347,6 +347,16 @@ class ReportConfig(OutputConfig):
     thumbnails: int = Field(60, ge=1, description="Largest number of thumbnails on the contact sheet of a cluster.")
 
 
+class PredictionReportConfig(_Section):
+    """How predictions are shown."""
+
+    report: bool = Field(
+        False,
+        description="Also write a page beside the table, with the suffix .html: where the new pictures went, and which "
+        "are far from their group.",
+    )
+
+
 class ComparedConfig(_Section):
     """What `compare` compares; an empty tuple means its defaults."""
 
@@ -415,6 +425,8 @@ class CompareConfig(ClusteringConfig, TolerantConfig):
 
 class PredictConfig(TolerantConfig):
     """The config of the job `predict`; the options that change the embeddings are read from the finished run."""
+
+    report: PredictionReportConfig = PredictionReportConfig()
 
 
 class EmbedJobConfig(JobConfig):

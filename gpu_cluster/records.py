@@ -1,7 +1,7 @@
 """The base class of the records that jobs return and stages pass on: it gives them a short `repr`.
 
-The `repr` that `dataclass` makes holds every file and every array, which fills a notebook with pages of text. Must not
-know any of the records.
+The `repr` that `dataclass` makes holds every file and every array, which fills a notebook with pages of text. This
+module must not know any of the records.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from gpu_cluster.backend import Array, FloatArray, IntArray
 from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.records import Record
+from gpu_cluster.verdict import Verdict, judge
 
 
 @dataclass(frozen=True, repr=False)
@@ -380,6 +381,14 @@ class RunResult(JobRecord):
     def __repr__(self) -> str:
         clusters = "no clusters" if self.findings is None else f"{self.findings.clustering.k} clusters"
         return f"<RunResult: {clusters}, {_files(self.manifest)}; folder {str(self.folder)!r}>"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the groups are clear, weak or none; `print(result.verdict)` says it in a sentence."""
+        if self.findings is None:
+            return judge(0, 0, None)
+        sweep = self.findings.sweep
+        return judge(sweep.best_k, len(self.findings.embeddings.rows), sweep.agreement)
 
     @property
     def exit_code(self) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_cluster.errors import ConfigError, JobError
+from gpu_cluster.files import write_whole
 
 # The files of a run folder; their names are defined only here.
 RECORD = "run.json"
@@ -35,6 +37,7 @@ METRICS = "metrics.json"
 MODEL = "model"
 PLOTS = "plots"
 PAGE = "report.html"
+THUMBNAILS = "thumbnails.parquet"
 EVENTS = "events.jsonl"
 COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
@@ -53,6 +56,7 @@ CONTENTS = _MARKS | {
     MODEL,
     PLOTS,
     PAGE,
+    THUMBNAILS,
     EVENTS,
     COMPARISON,
     COMPARISON_PAGE,
@@ -60,6 +64,8 @@ CONTENTS = _MARKS | {
 
 # What a rename says if something has the new name already.
 _NAME_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+# The key of the folder of the pictures in the metadata of the small copies.
+_ROOT = b"root"
 
 # The name of a half-written one of these files, which a killed job leaves behind (see `files.write_whole`).
 _PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
@@ -113,10 +119,42 @@ class FinishedRun:
 
         return pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
 
+    @cached_property
+    def thumbnails(self) -> tuple[Path, dict[str, bytes]]:
+        """Where the pictures were when the page was last written, and its small copies of them, JPEG, by path.
+
+        Without such a file, where the run found them, and no copies.
+        """
+        import pyarrow.parquet as pq
+
+        file = self.folder / THUMBNAILS
+        if not file.is_file():
+            return Path(self.record["root"]), {}
+        table = pq.ParquetFile(io.BytesIO(file.read_bytes())).read()
+        root = os.fsdecode(table.schema.metadata[_ROOT])
+        return Path(root), dict(zip(table["path"].to_pylist(), table["jpeg"].to_pylist(), strict=True))
+
+    def keep_thumbnails(self, root: Path, copies: Mapping[str, bytes]) -> None:
+        """Write the small copies of the page, JPEG by path, and where their pictures are; `thumbnails` returns them.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be written; an earlier one stays as it is.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"path": pa.array(list(copies), pa.string()), "jpeg": pa.array(list(copies.values()), pa.binary())}
+        content = io.BytesIO()
+        # JPEG is compressed already.
+        pq.write_table(pa.table(columns, metadata={_ROOT: os.fsencode(root)}), content, compression="none")
+        write_whole(self.folder / THUMBNAILS, content.getvalue())
+
     @property
     def root(self) -> Path:
-        """The folder that the paths of the pictures are relative to."""
-        return Path(self.record["root"])
+        """The folder that the paths of the pictures are relative to: where they were when the page was last written."""
+        return self.thumbnails[0]
 
     @property
     def max_pixels(self) -> int:

@@ -23,11 +23,12 @@ import numpy as np
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.reduce import reduce
-from gpu_cluster.clustering.sweep import CLEAR_AGREEMENT, choose, sweep_k
+from gpu_cluster.clustering.sweep import choose, sweep_k
 from gpu_cluster.config import RunConfig, SweepConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
 from gpu_cluster.results import SweepPoint
+from gpu_cluster.verdict import CLEAR_AGREEMENT
 from scripts.k_criteria import Chooser, criteria
 from scripts.labelled_sets import Labelled, embedded, image_sets, subsets
 

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from gpu_cluster.backend import CpuBackend, FloatArray
-from gpu_cluster.clustering.sweep import is_candidate
+from gpu_cluster.verdict import means_something
 
 # Chooses one k of a range that begins at the same k as the range that the criterion was computed for.
 Chooser = Callable[[Sequence[int]], int]
@@ -44,7 +44,7 @@ def criteria(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Choose
     groups = {k: _k_means(x, k, random, n_init=10) for k in ks}
     labels = {k: found.labels_ for k, found in groups.items()}
     plane = CpuBackend().tsne(x, seed=seed)
-    steady = [k for k in ks if is_candidate(k, len(x))]
+    steady = [k for k in ks if means_something(k, len(x))]
     return {
         "gap": _gap(x, {k: found.inertia_ for k, found in groups.items()}, random),
         "bootstrap": _highest({k: _bootstrap_agreement(x, k, random) for k in steady}),

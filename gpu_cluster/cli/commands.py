@@ -149,9 +149,24 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
 
 
 @app.command(cls=Command, epilog=examples("report runs/20260131-120000-photos --open"))
-def report(run_folder: _RunFolder, debug: _Debug = False, open_report: _Open = False) -> None:
-    """Write report.html of a finished run again; the earlier page is replaced."""
-    page = report_job(run_folder.absolute())
+def report(
+    run_folder: _RunFolder,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that holds the pictures now, if they were moved; they are read again from there.",
+            metavar="DIR",
+        ),
+    ] = None,
+    debug: _Debug = False,
+    open_report: _Open = False,
+) -> None:
+    """Write report.html of a finished run again; the earlier page is replaced.
+
+    The page keeps its small copies of the pictures, so they need not be where they were. With --root, all pictures are
+    read again from DIR, and the page links to the files there.
+    """
+    page = report_job(run_folder.absolute(), TerminalObserver(), root=None if root is None else root.absolute())
     print_done(f"report: {printable(page.as_uri())}")
     if open_report:
         open_page(page)

@@ -1,6 +1,6 @@
 """Turns the options of a command, which the config declares, into the parameters that Typer reads.
 
-Must not know what the options mean.
+This module must not know what the options mean.
 """
 
 from __future__ import annotations

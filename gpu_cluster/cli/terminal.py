@@ -30,14 +30,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gpu_cluster.clustering.sweep import CLEAR_AGREEMENT, is_candidate
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.selftest import Verdict
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.report.tables import comparison_lines
+from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import BAD_FILES, METRICS, PAGE
 from gpu_cluster.store.maintenance import Recipe
@@ -189,11 +188,12 @@ def print_summary(result: RunResult) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print the table of a comparison as Markdown, and where it is."""
+    """Print the table of a comparison as Markdown, what is best, and where the table is."""
     console = _console(soft_wrap=True)
     console.print(f"files: {_files(found.manifest, 'compared', BAD_FILES)}", markup=False)
     for line in comparison_lines(found):
         console.print(line, markup=False)
+    console.print(conclusion(found), markup=False)
     if found.earlier_run is not None:
         console.print(f"earlier run: moved to {printable(str(found.earlier_run))}", markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
@@ -211,6 +211,8 @@ def print_prediction(found: Prediction) -> None:
     if found.bad_files is not None:
         console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
     console.print(f"results: {printable(str(found.out))}", markup=False)
+    if found.report is not None:
+        console.print(f"report: {printable(found.report.absolute().as_uri())}", markup=False)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
@@ -263,6 +265,7 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
+    yield "verdict", str(result.verdict)
     yield "files", _files(result.manifest, "clustered", BAD_FILES)
     words = {
         KChoice.AGREEMENT: "where restarts of k-means agree most",
@@ -270,12 +273,6 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     yield "clusters", f"{findings.clustering.k} ({why})"
-    agreement, n = findings.sweep.agreement, len(findings.embeddings.rows)
-    # With very few or very many groups, the agreement is high in any data.
-    if agreement is not None and is_candidate(findings.sweep.best_k, n):
-        clear = "clear groups" if agreement >= CLEAR_AGREEMENT else "no clear groups"
-        scale = f"1: every restart finds the same groups; below {CLEAR_AGREEMENT}: no clear groups"
-        yield "agreement of restarts", f"{agreement:.2f}, {clear} ({scale})"
     yield from _scores(result, findings)
     embeddings = findings.embeddings
     speed = f"{embeddings.n_computed:,} embedded"

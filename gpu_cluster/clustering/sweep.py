@@ -17,13 +17,8 @@ from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import KChoice, Sweep, SweepPoint
+from gpu_cluster.verdict import CLEAR_AGREEMENT, IMAGES_A_CLUSTER, NO_CLEAR_NUMBER, means_something
 from gpu_cluster.words import count
-
-# If the restarts agree less than this, the groups depend on the start: they are not clear.
-CLEAR_AGREEMENT = 0.65
-
-# Fewest images in a cluster, on average, for a k that agreement may choose.
-_IMAGES_A_CLUSTER = 8
 
 
 def check_ks(config: SweepConfig, n: int) -> None:
@@ -105,11 +100,11 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
         return
     if (sweep.agreement or 0) < CLEAR_AGREEMENT:
         yield (
-            f"No clear number of groups, k {first} to {last}: at {best_k}, where restarts agree most, their mean "
+            f"{NO_CLEAR_NUMBER}, k {first} to {last}: at {best_k}, where restarts agree most, their mean "
             f"adjusted Rand index is only {sweep.agreement or 0:.2f}"
         )
     silhouette_ends = max(points, key=_silhouette).k == last
-    if last < n // _IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
+    if last < n // IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
         yield (
             f"{'Restarts agree most' if best_k == last else 'The silhouette is highest'} at {last}, the end of the "
             f"range: there may be more groups than {best_k}; try --k-range {first}:{2 * last}"
@@ -151,13 +146,4 @@ def _silhouette(point: SweepPoint) -> float:
 
 
 def _candidates(points: Sequence[SweepPoint], n: int) -> list[SweepPoint]:
-    return [point for point in points if point.agreement is not None and is_candidate(point.k, n)]
-
-
-def is_candidate(k: int, n: int) -> bool:
-    """Return whether agreement between restarts means something for k clusters of n images.
-
-    In almost all data, the restarts agree for k = 2. They also agree when k is so large that each cluster holds few
-    images.
-    """
-    return 3 <= k <= max(3, n // _IMAGES_A_CLUSTER)
+    return [point for point in points if point.agreement is not None and means_something(point.k, n)]

@@ -1,8 +1,8 @@
 """Reads a CSV of labels: its bytes enter, its rows of a file name and a label leave.
 
 The separator is found out from the header. The encoding is UTF-8, or UTF-16 with a byte-order mark, or the one that the
-user names: others cannot be told apart from a few labels for sure, so they are suggested and never guessed. Must not
-know which files there are.
+user names: others cannot be told apart from a few labels for sure, so they are suggested and never guessed. This module
+must not know which files there are.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Decodes no picture. This module must not know what is done with the pictures.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import IO
 from gpu_cluster.config import PixelLimit
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
-from gpu_cluster.images.source import Source, UnreadableError, reading_threads
+from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.store.store import ScanShards, Store
 
@@ -114,14 +113,13 @@ def _look(source: Source, location: str, earlier: FileFacts | None, max_pixels: 
         if earlier is not None and (earlier.size, earlier.mtime_ns) == (stat.size, stat.mtime_ns):
             return earlier
         try:
-            # Every binary stream has `readinto`, but the type IO[bytes] does not declare it.
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+            digest = content_hash(stream)
             size = stream.tell()
             stream.seek(0)
             facts = _header(stream, os.path.splitext(location)[1])
         except OSError as error:
             return FileFacts(reason=f"cannot be read: {error.strerror or error}")
-    return replace(facts, size=size, mtime_ns=stat.mtime_ns, content_hash=digest.hexdigest())
+    return replace(facts, size=size, mtime_ns=stat.mtime_ns, content_hash=digest)
 
 
 def _header(stream: IO[bytes], suffix: str) -> FileFacts:

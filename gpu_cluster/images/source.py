@@ -8,6 +8,7 @@ and the config. This module must not know what is done with the pictures.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -145,6 +146,18 @@ class Picture:
 def open_source(root: Path) -> Source:
     """Return the source whose locations are relative to `root`."""
     return LocalFiles(root)
+
+
+def content_hash(stream: IO[bytes]) -> str:
+    """Return the BLAKE2b-128 of a stream's content, hex; it is read from where it is to its end.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read.
+    """
+    # Every binary stream has `readinto`, but the type IO[bytes] does not declare it.
+    return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -8,64 +8,132 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_cluster.images.decode import shrunk
-from gpu_cluster.images.source import Source, UnreadableError, unescaped
+from gpu_cluster.images.source import Source, UnreadableError, content_hash, unescaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Largest side of a thumbnail in pixels; number of thumbnails in a line of a sheet, and of lines in a sheet.
-TILE, COLUMNS = 64, 32
+# Number of thumbnails in a line of a sprite sheet, and of lines in a sheet.
+COLUMNS = 32
 
 # The colour in place of a missing picture; it is visible in print and in dark mode.
 GREY = "#BBBBBB"
 
 
-class Thumbnails:
-    """Small copies of pictures, each made once; grey if a picture is gone or can no longer be read."""
+@dataclass(frozen=True)
+class Sheets:
+    """Sprite sheets of 32 x 32 squares as data URIs, and the width and height of each picture on them in pixels."""
 
-    def __init__(self, source: Source, paths: Iterable[str]) -> None:
-        """Set the pictures: their locations in `source`, as tables show them."""
+    uris: list[str]
+    sizes: list[tuple[int, int]]
+
+
+class Thumbnails:
+    """Small copies of pictures, each made once; grey if a picture is gone or cannot be read.
+
+    Attributes
+    ----------
+    gone : rows whose file was looked for and is not there, or has other content
+    n_looked_for : number of rows whose file was looked for
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        paths: Iterable[str],
+        *,
+        kept: Mapping[str, bytes] | None = None,
+        hashes: Iterable[str] | None = None,
+    ) -> None:
+        """Set the pictures.
+
+        Parameters
+        ----------
+        paths
+            Locations in `source`, as tables show them.
+        kept
+            Copies that were made earlier, JPEG, by path; they are used instead of reading the picture.
+        hashes
+            Hash of each picture's content. If given, each picture is read again, and a kept copy is used only for a
+            picture that is gone; a file with other content is another picture, and this one counts as gone.
+        """
         self._source = source
         self._paths = list(paths)
-        self._made: dict[int, Image] = {}
+        self._kept = kept or {}
+        self._hashes = None if hashes is None else list(hashes)
+        self._made: dict[int, bytes] = {}
+        self._sought: set[int] = set()
+        self.gone: set[int] = set()
 
-    def make(self, rows: Sequence[int]) -> None:
-        """Make the thumbnails of these rows that are not made yet, with a thread on every core.
+    @property
+    def n_looked_for(self) -> int:
+        return len(self._sought)
+
+    def make(self, rows: Iterable[int], side: int) -> None:
+        """Make copies, no side longer than `side`, of these rows that have none yet, with a thread on every core.
 
         Pillow releases Python's global lock while it decodes.
         """
         missing = sorted({int(row) for row in rows} - set(self._made))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            self._made |= dict(zip(missing, pool.map(self._tile, missing), strict=True))
+            self._made |= dict(zip(missing, pool.map(lambda row: self._copy(row, side), missing), strict=True))
 
-    def source(self, row: int) -> str:
-        """Return the thumbnail of a row as a data URI."""
-        self.make([row])
+    def uri(self, row: int) -> str:
+        """Return the copy of a row, which has been made, as a data URI."""
         return _as_uri(self._made[row])
 
-    def sheets(self, rows: Sequence[int]) -> Iterator[str]:
-        """Yield sprite sheets of 32 x 32 thumbnails as data URIs; `rows` fill them line by line, in their order."""
+    def copies(self) -> dict[str, bytes]:
+        """Return every copy that shows its picture, JPEG, by path; none of the grey ones."""
+        return {self._paths[row]: copy for row, copy in sorted(self._made.items()) if copy}
+
+    def sheets(self, rows: Sequence[int], side: int) -> Sheets:
+        """Return sprite sheets of copies of up to `side` pixels, line by line in the order of the rows; all are made.
+
+        A copy lies in the upper left corner of its square.
+        """
         from PIL import Image
 
-        per = COLUMNS * COLUMNS
-        self.make(rows)
+        per, uris, sizes = COLUMNS * COLUMNS, [], []
         for first in range(0, len(rows), per):
             part = rows[first : first + per]
-            sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(part) // COLUMNS) * TILE), "white")
+            sheet = Image.new("RGB", (COLUMNS * side, -(-len(part) // COLUMNS) * side), "white")
             for number, row in enumerate(part):
                 line, column = divmod(number, COLUMNS)
-                tile = self._made[row]
-                corner = (column * TILE + (TILE - tile.width) // 2, line * TILE + (TILE - tile.height) // 2)
-                sheet.paste(tile, corner)
-            yield _as_uri(sheet)
+                tile = _opened(self._made[row])
+                tile.thumbnail((side, side))
+                sheet.paste(tile, (column * side, line * side))
+                sizes.append(tile.size)
+            uris.append(_as_uri(_as_jpeg(sheet)))
+        return Sheets(uris, sizes)
 
-    def _tile(self, row: int) -> Image:
-        return small(self._source, _location(self._source, self._paths[row]), TILE)
+    def _copy(self, row: int, side: int) -> bytes:
+        """Return the copy of a row as JPEG; nothing if there is none to show."""
+        path = self._paths[row]
+        if self._hashes is None and path in self._kept:
+            return self._kept[path]
+        self._sought.add(row)
+        try:
+            location = real_location(self._source, path)
+            stream, _stat = self._source.open(location)
+        except UnreadableError:
+            self.gone.add(row)
+            return self._kept.get(path, b"")
+        with stream:
+            try:
+                if self._hashes is not None and content_hash(stream) != self._hashes[row]:
+                    self.gone.add(row)
+                    return self._kept.get(path, b"")
+                stream.seek(0)
+                return _as_jpeg(shrunk(stream, os.path.splitext(location)[1], side))
+            # The file was damaged since, or only TensorFlow can read it; a grey tile is better than no page.
+            except Exception:  # noqa: BLE001
+                return self._kept.get(path, b"")
 
 
 def small(source: Source, location: str, side: int) -> Image:
@@ -81,8 +149,10 @@ def small(source: Source, location: str, side: int) -> Image:
         return Image.new("RGB", (side, side), GREY)
 
 
-def _location(source: Source, shown: str) -> str:
+def real_location(source: Source, shown: str) -> str:
     r"""Return the location for a path as a table shows it, in which `\xNN` may stand for a byte that is not UTF-8."""
+    if "\\x" not in shown:
+        return shown
     try:
         source.stat(shown)
     # There is no such file, or the name with its escapes is too long for the file system.
@@ -91,7 +161,19 @@ def _location(source: Source, shown: str) -> str:
     return shown
 
 
-def _as_uri(image: Image) -> str:
+def _as_jpeg(image: Image) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, "jpeg", quality=72)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.save(stream, "jpeg", quality=75)
+    return stream.getvalue()
+
+
+def _opened(jpeg: bytes) -> Image:
+    """Return the copy as an image; a grey one if there is none."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(jpeg)) if jpeg else Image.new("RGB", (64, 64), GREY)
+
+
+def _as_uri(jpeg: bytes) -> str:
+    content = jpeg or _as_jpeg(_opened(b""))
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import opened
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.records import Record
+from gpu_cluster.report.page import explained
+from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
 from gpu_cluster.results import Embeddings
 from gpu_cluster.run_folder import FinishedRun
@@ -41,6 +43,7 @@ class Prediction(Record):
     ----------
     out : path of the table
     bad_files : path of the table of files that could not be decoded; None if all files could be decoded
+    report : path of the page; None unless it was asked for
     rows : (n,) host; manifest row
     labels : (n,) host; cluster of the run
     distances : (n,) float32, host; distance to the cluster's centre, in the run's space
@@ -49,6 +52,7 @@ class Prediction(Record):
 
     out: Path
     bad_files: Path | None
+    report: Path | None
     manifest: Manifest
     rows: IntArray
     labels: IntArray
@@ -72,7 +76,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     ConfigError
         When no pictures are named, `out` cannot be written, or `out` is a file that is not a table of predictions.
     DataError
-        When the run has no usable model, or there are no pictures.
+        When the run has no usable model, or, if a page is asked for, not the tables of a run; or there are no pictures.
     WeightsError
         When the weights are not those of the run.
     GpuClusterError
@@ -87,9 +91,13 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     # For a link that leads back to itself, the type of the error depends on Python's version.
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"--out: {printable(str(out))!r} cannot be written: {error}") from error
-    _check_out(out)
+    page = _page(out) if config.report.report else None
+    _check_out(out, page)
     # Before any folder of pictures is searched, which can take long.
-    model = load_model(FinishedRun(run).model, select(config.device).backend)
+    finished = FinishedRun(run)
+    model = load_model(finished.model, select(config.device).backend)
+    if page is not None:
+        _check_tables(finished)
 
     def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
         _check_model(run, model, weights)
@@ -103,7 +111,14 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
                 job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events
             )
         with events.stage("predict"):
-            return _assign(model, embeddings, job.manifest.with_bad(embeddings.bad), out, job.backend)
+            found = _assign(model, embeddings, job.manifest.with_bad(embeddings.bad), out, job.backend)
+        if page is None:
+            return found
+        with events.stage("page"):
+            new = Assigned(found.manifest, found.rows, found.labels, found.distances, found.far, model.far_distances)
+            with explained(run):
+                write_prediction_page(page, finished, new, out)
+        return replace(found, report=page)
 
 
 # A file with exactly these columns is a table of predictions and may be replaced; one with another column, which the
@@ -112,8 +127,8 @@ _COLUMNS = ("path", "cluster", "distance", "far", "pc1", "pc2", "content_hash")
 _LABEL_COLUMN = "cluster_label"
 
 
-def _check_out(out: Path) -> None:
-    """Refuse, before work starts, an `out` that cannot be written or that is not a table of predictions."""
+def _check_out(out: Path, page: Path | None) -> None:
+    """Refuse, before work starts, an `out` that cannot be written or is not a table of predictions; and so its page."""
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out: expected a .csv or a .parquet file; found {printable(str(out))!r}")
     folder = out.absolute().parent
@@ -131,6 +146,28 @@ def _check_out(out: Path) -> None:
                 f"--out: {printable(str(path))!r} would be replaced: expected a new file, or what an earlier "
                 "`gpu-cluster predict` wrote; found something else"
             )
+
+    if page is not None and page.exists() and not (page.is_file() and MARK in _beginning(page)):
+        raise ConfigError(
+            f"--report: {printable(str(page))!r} would be replaced: expected a new file, or a page that an earlier "
+            "`gpu-cluster predict` wrote; found something else"
+        )
+
+
+def _beginning(page: Path) -> str:
+    with page.open("rb") as stream:
+        return stream.read(2_000).decode("utf-8", "replace")
+
+
+def _page(out: Path) -> Path:
+    return out.with_suffix(".html")
+
+
+def _check_tables(run: FinishedRun) -> None:
+    """Read what the page needs of the run, so that it is not missed after the work."""
+    with explained(run.folder):
+        for part in (run.pictures, run.metrics, run.thumbnails):
+            len(part)
 
 
 def _bad_files(out: Path) -> Path:
@@ -182,7 +219,7 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         labels, plane, distances = np.empty(0, np.int64), np.empty((0, 2), np.float32), np.empty(0, np.float32)
     far = distances > model.far_distances[labels]
     bad_files = _bad_files(out) if manifest.bad else None
-    found = Prediction(out, bad_files, manifest, embeddings.rows, labels, distances, far)
+    found = Prediction(out, bad_files, None, manifest, embeddings.rows, labels, distances, far)
     columns: dict[str, Any] = {
         "path": [printable(manifest.paths[row]) for row in embeddings.rows],
         "cluster": labels,

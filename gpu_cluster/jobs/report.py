@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpu_cluster.errors import ConfigError
+from gpu_cluster.events import Observer
+from gpu_cluster.files import printable
 from gpu_cluster.images import decode
 from gpu_cluster.report.page import explained, write_page
 from gpu_cluster.run_folder import FinishedRun
 
 
-def report(folder: Path) -> Path:
+def report(folder: Path, observer: Observer | None = None, *, root: Path | None = None) -> Path:
     """Write `report.html` of a finished run again; it replaces the one that is there. Return its path.
+
+    Parameters
+    ----------
+    root
+        The folder that holds the pictures now, if they were moved; by default the page keeps the small copies that it
+        has.
 
     Raises
     ------
+    ConfigError
+        When `root` is not a folder.
     DataError
-        When the folder is not a finished run of this version.
+        When the folder is not a finished run of this version, or there are neither its pictures nor copies of them; the
+        earlier page stays as it is.
     JobError
         When the page cannot be written; the earlier page stays as it is.
     """
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"--root: expected the folder that holds the pictures now; found {printable(str(root))!r}")
     run = FinishedRun(folder)
     with explained(folder):
         max_pixels = run.max_pixels
     with decode.limited(max_pixels):
-        return write_page(run)
+        return write_page(run, observer or Observer(), root=root)

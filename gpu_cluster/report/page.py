@@ -8,51 +8,101 @@ other place. This module must not know devices.
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import FloatArray, IntArray
-from gpu_cluster.errors import DataError
+from gpu_cluster.errors import DataError, GpuClusterError
+from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.source import open_source
-from gpu_cluster.images.thumbnails import COLUMNS, TILE, Thumbnails
+from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.manifest import sum_in_words
-from gpu_cluster.results import Contingency, KChoice
-from gpu_cluster.run_folder import PAGE, FinishedRun
-from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.report.groups import cards, crosstab
+from gpu_cluster.report.html import Links, render, visible
+from gpu_cluster.report.map import map_data
+from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown
+from gpu_cluster.results import KChoice
+from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
+from gpu_cluster.verdict import NO_CLEAR_NUMBER, Verdict, judge
 from gpu_cluster.words import count
 
-# Largest number of pictures on the map (of more pictures it shows a random sample, always the same), and of thumbnails
-# on the map.
-MOST_SHOWN = 50_000
-MOST_THUMBNAILS = 4_000
-
-_MOST_CARDS, _STRIP, _MOST_UNCERTAIN, _MOST_PAIRS, _MOST_ROWS = 100, 8, 24, 40, 500
+_MOST_ROWS = 500
 
 
-def write_page(run: FinishedRun) -> Path:
+def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None) -> Path:
     """Write `report.html` into a finished run folder; it replaces an earlier page. Return its path.
+
+    The small copies of the pictures are kept in the folder. They are made from the pictures the first time; later pages
+    show the same copies, wherever the pictures are then.
+
+    Parameters
+    ----------
+    root
+        Where the pictures are now; all of them are read again from there, and the links point there.
 
     Raises
     ------
     DataError
-        When the folder is not a finished run of this version.
+        When the folder is not a finished run of this version, or none of its pictures can be found, and there are no
+        copies of them; an earlier page stays as it is.
     JobError
         When the page cannot be written; an earlier page stays as it is.
     """
     with explained(run.folder):
-        content = _render(run).encode()
+        place, kept = run.thumbnails
+        place = root or place
+        hashes = None if root is None else run.pictures["content_hash"]
+        thumbnails = Thumbnails(open_source(place), run.pictures["path"], kept=kept, hashes=hashes)
+        chosen = Chosen(run)
+        thumbnails.make(chosen.alone, ALONE)
+        thumbnails.make(chosen.on_sheets, chosen.side_on_sheet)
+        _tell_what_is_gone(run, thumbnails, place, observer, asked=root is not None)
+        content = _render(run, chosen, thumbnails, place).encode()
+        copies = thumbnails.copies()
+    with write_explained(run.folder / THUMBNAILS):
+        run.keep_thumbnails(place, copies)
     path = run.folder / PAGE
     with write_explained(path):
         write_whole(path, content)
     return path
+
+
+def _tell_what_is_gone(
+    run: FinishedRun, thumbnails: Thumbnails, root: Path, observer: Observer, *, asked: bool
+) -> None:
+    """Report pictures that are not where they were; refuse to make a page that shows none of them.
+
+    Raises
+    ------
+    DataError
+        When no picture could be found, so that `root` is wrong, or there is nothing to show.
+    """
+    gone, n = len(thumbnails.gone), len(run.pictures)
+    if not gone:
+        # If every copy was kept, no picture was looked for; only the links need it.
+        if not root.is_dir():
+            observer.notice(
+                f"The pictures are no longer in {printable(str(root))!r}: the report keeps its small copies of them, "
+                "but its links to the files lead nowhere. Give --root DIR with the folder that holds the pictures now"
+            )
+        return
+    first = printable(str(run.pictures["path"].iloc[min(thumbnails.gone)]))
+    if (asked or not thumbnails.copies()) and gone >= thumbnails.n_looked_for:
+        raise DataError(
+            f"cannot make a report of {printable(str(run.folder))!r}: expected its {n:,} pictures in "
+            f"{printable(str(root))!r}, found none of them (the first is {first!r}); give --root DIR with the folder "
+            "that holds them now; nothing was changed"
+        )
+    observer.notice(
+        f"{count(gone, 'picture')} of the report {'is' if gone == 1 else 'are'} not in {printable(str(root))!r}, or "
+        f"changed (the first is {first!r}): the report keeps earlier small copies where it has them, and shows grey "
+        "squares for the others"
+    )
 
 
 @contextmanager
@@ -60,7 +110,7 @@ def explained(folder: Path) -> Iterator[None]:
     """Turn any error in the block, which reads a run folder, into a DataError that names the folder."""
     try:
         yield
-    except (MemoryError, ImportError):
+    except (MemoryError, ImportError, GpuClusterError):
         raise
     # The files in the folder may have been changed or damaged, which can raise any type of error.
     except Exception as error:
@@ -70,69 +120,48 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _labels(run: FinishedRun) -> list[str] | None:
-    """Return the distinct labels, in order; None without labels."""
-    table = run.metrics["class_by_cluster"]
-    return None if table is None else list(table["classes"])
-
-
-def _shown(run: FinishedRun) -> IntArray:
-    """Return the rows of the pictures on the map."""
-    n = len(run.pictures)
-    return sorted_sample(n, MOST_SHOWN, np.random.RandomState(0))
-
-
-def visible(text: str) -> str:
-    r"""Return a name with every character that does not print (control characters, marks of direction) as an escape."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def _render(run: FinishedRun) -> str:
-    import jinja2
+def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path) -> str:
     import markupsafe
 
-    assets = resources.files("gpu_cluster.report") / "assets"
-    page, style, script = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    thumbnails = Thumbnails(open_source(run.root), run.pictures["path"])
-    cards, uncertain, pairs = list(_cards(run)), _least_certain(run), _pairs(run)
-    named = [row for card in cards for strip in card["strips"] for row in strip["rows"]]
-    named += [*uncertain, *(row for pair, _ in pairs for row in pair)]
-    on_sheets = _chosen_thumbnails(run, named)
-    thumbnails.make([*named, *on_sheets])
-    for card in cards:
-        for strip in card["strips"]:
-            strip["pictures"] = [_picture(run, row, thumbnails) for row in strip["rows"]]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(page).render(
-        style=markupsafe.Markup(style),
-        script=markupsafe.Markup(script),
-        style_sha256=_sha256(style),
-        script_sha256=_sha256(script),
-        data_json=markupsafe.Markup(_data(run, on_sheets)),
-        sheets=list(thumbnails.sheets(on_sheets)),
-        cards=cards,
-        uncertain=[_picture(run, row, thumbnails) for row in uncertain],
-        near_duplicates=[
-            {"pictures": [_picture(run, row, thumbnails) for row in pair], "cosine": f"cosine {cosine:.3f}"}
-            for pair, cosine in pairs
-        ],
-        **_words(run, len(on_sheets)),
-        **_tables(run),
-    )
+    links = Links(root, run.folder)
+    shown = Shown(run, thumbnails, links)
+    sheets = thumbnails.sheets(chosen.on_sheets.tolist(), chosen.side_on_sheet)
+    values = {
+        "data_json": markupsafe.Markup(map_data(run, chosen, sheets, links)),
+        "sheets": sheets.uris,
+        "cards": list(cards(run, chosen, shown)),
+        "uncertain": shown.all(chosen.uncertain),
+        "near_duplicates": [{"pictures": shown.all(pair), "alike": _alike(cosine)} for pair, cosine in chosen.pairs],
+        "title": f"What is in {visible(root.name or str(root))}",
+        "map_words": _map_words(run, chosen),
+    }
+    return render("report.html", {**values, **_words(run), **_tables(run)})
 
 
-def _words(run: FinishedRun, n_thumbnails: int) -> dict[str, Any]:
+def _alike(cosine: float) -> str:
+    """Return a cosine as a percentage, rounded down: only pictures with the same embedding are 100% alike."""
+    return f"{math.floor(cosine * 1000 + 1e-6) / 10:.1f}% alike"
+
+
+def _words(run: FinishedRun) -> dict[str, Any]:
     """Return the sentences of the page, by their names in the template."""
+    verdict = verdict_of(run)
     return {
-        "title": f"What is in {visible(run.root.name or str(run.root))}",
+        "clarity": verdict.clarity.name.lower().replace("_", "-"),
+        "verdict": verdict.words,
         "answer": _answer(run),
         "facts": _facts(run),
-        "map_words": _map_words(run, n_thumbnails),
         "k_words": _k_words(run),
         "label_words": _label_words(run),
         "command": visible(run.record["command"]),
         "notices": [visible(notice) for notice in run.record["notices"]],
     }
+
+
+def verdict_of(run: FinishedRun) -> Verdict:
+    """Return whether the groups of a finished run are clear."""
+    metrics = run.metrics
+    return judge(int(metrics["k_asked"]), int(metrics["n_images"]), metrics["k_agreement"])
 
 
 def _tables(run: FinishedRun) -> dict[str, Any]:
@@ -152,9 +181,9 @@ def _tables(run: FinishedRun) -> dict[str, Any]:
     return {
         "elbow": f"data:image/png;base64,{base64.b64encode(run.elbow).decode()}",
         "sweep": sweep,
-        "n_cards_left_out": max(0, int(run.metrics["k"]) - _MOST_CARDS),
-        "has_labels": _labels(run) is not None,
-        "crosstab": _crosstab(run),
+        "n_cards_left_out": max(0, int(run.metrics["k"]) - MOST_CARDS),
+        "has_labels": run.metrics["class_by_cluster"] is not None,
+        "crosstab": crosstab(run),
         "n_exact": len(copies),
         "exact": _rows(copies),
         "n_near_duplicates": len(run.near_duplicates),
@@ -164,125 +193,26 @@ def _tables(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _picture(run: FinishedRun, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
-    one = run.pictures.iloc[row]
-    return {
-        "source": thumbnails.source(row),
-        "name": visible(one["path"]),
-        "cluster": int(one["cluster"]),
-        "silhouette": _number(one["silhouette"], "silhouette {:.2f}"),
-    }
-
-
-def _least_certain(run: FinishedRun) -> list[int]:
-    """Return the rows with the lowest silhouettes, lowest first."""
-    silhouettes = run.pictures["silhouette"].to_numpy(np.float64)
-    # Pictures without a silhouette come last, because NaN sorts last.
-    lowest = np.argsort(silhouettes, kind="stable")[:_MOST_UNCERTAIN]
-    return [int(row) for row in lowest if not np.isnan(silhouettes[row])]
-
-
-def _pairs(run: FinishedRun) -> list[tuple[tuple[int, int], float]]:
-    """Return the rows of the pairs of near duplicates with the highest cosines, and these cosines."""
-    row_of = {path: row for row, path in enumerate(run.pictures["path"])}
-    named = run.near_duplicates[:_MOST_PAIRS].itertuples(index=False)
-    return [((row_of[one], row_of[other]), float(cosine)) for one, other, cosine in named]
-
-
-def _chosen_thumbnails(run: FinishedRun, named: Sequence[int]) -> list[int]:
-    """Return the rows on the map that get a thumbnail: all, or those shown elsewhere too plus a random sample."""
-    rows = [int(row) for row in _shown(run)]
-    if len(rows) <= MOST_THUMBNAILS:
-        return rows
-    on_map = set(rows)
-    first = [row for row in dict.fromkeys(named) if row in on_map][:MOST_THUMBNAILS]
-    others = np.random.RandomState(0).permutation(sorted(on_map - set(first)))[: MOST_THUMBNAILS - len(first)]
-    return sorted([*first, *map(int, others)])
-
-
-def _data(run: FinishedRun, on_sheets: Sequence[int]) -> str:
-    """Return the data of the map's script, as JSON text that cannot end the script element that holds it."""
-    pictures = run.pictures.iloc[_shown(run)]
-    number = {row: at for at, row in enumerate(on_sheets)}
-    labels = _labels(run)
-    code = {name: at for at, name in enumerate(labels or ())}
-    data = {
-        "names": [visible(path) for path in pictures["path"]],
-        "cluster": pictures["cluster"].tolist(),
-        "labels": None if labels is None else [visible(name) for name in labels],
-        "label": None if labels is None else [code.get(label, -1) for label in pictures["label"]],
-        "silhouette": [None if np.isnan(value) else round(float(value), 2) for value in pictures["silhouette"]],
-        "thumb": [number.get(int(row), -1) for row in _shown(run)],
-        "tsne": _quantised(pictures[["tsne1", "tsne2"]].to_numpy(np.float64)),
-        "pca": _quantised(pictures[["pc1", "pc2"]].to_numpy(np.float64)),
-        "size": TILE,
-        "columns": COLUMNS,
-    }
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    # Only a `<` could end the element or open a comment in it.
-    return text.replace("<", "\\u003c")
-
-
-def _quantised(places: FloatArray) -> str:
-    """Return places (n, 2) as base64 of little-endian 16-bit shares of their range, x and y alternating."""
-    low, span = places.min(axis=0), np.ptp(places, axis=0)
-    shares = (places - low) / np.where(span > 0, span, 1)
-    return base64.b64encode(np.round(shares * 65535).astype("<u2").tobytes()).decode()
-
-
-def _cards(run: FinishedRun) -> Iterator[dict[str, Any]]:
-    content = run.metrics["class_by_cluster"]
-    table = None if content is None else Contingency(tuple(content["classes"]), np.array(content["counts"]))
-    for number in range(min(int(run.metrics["k"]), _MOST_CARDS)):
-        members = np.flatnonzero(run.pictures["cluster"].to_numpy() == number)
-        nearest = members[np.argsort(run.pictures["distance"].to_numpy()[members], kind="stable")]
-        silhouettes = run.pictures["silhouette"].to_numpy(np.float64)[members]
-        known = silhouettes[~np.isnan(silhouettes)]
-        strips = [{"title": "medoid, and the nearest to the centre", "rows": nearest[:_STRIP].tolist()}]
-        if len(nearest) > _STRIP:
-            farthest = nearest[_STRIP:][::-1][:_STRIP]
-            strips.append({"title": "farthest from the centre", "rows": farthest.tolist()})
-        yield {
-            "number": number,
-            "size": count(len(members), "picture"),
-            "silhouette": f"{known.mean():.2f}" if len(known) else "not computed",
-            "labels": [] if table is None else _most_frequent(table, number),
-            "strips": strips,
-        }
-
-
-def _most_frequent(table: Contingency, cluster: int) -> list[dict[str, Any]]:
-    """Return the four most frequent labels of a cluster, with their share of its labelled pictures."""
-    return [
-        {"name": visible(label), "count": n, "share": round(share, 3), "percent": f"{share:.0%}"}
-        for label, n in table.most_frequent(cluster, most=4)
-        for share in [table.share(cluster, n)]
-    ]
-
-
 def _answer(run: FinishedRun) -> str:
     metrics = run.metrics
     n, k = metrics["n_images"], metrics["k"]
     words = [f"{count(n, 'picture')} in {count(k, 'group')}."]
-    agreement = metrics["k_agreement"]
     how = {
-        KChoice.GIVEN: "The number of groups was given",
-        KChoice.AGREEMENT: "The number of groups is the one at which restarts of k-means agree most",
-        KChoice.SILHOUETTE: "The number of groups is the one with the highest silhouette",
-        KChoice.KNEE: "The number of groups is at the knee of the inertia curve",
-        KChoice.CHORD: "There was no clear knee; the number of groups is the one farthest from the chord",
-        KChoice.ONLY_ONE: "No other number of groups was tried",
+        KChoice.GIVEN: "The number of groups was given.",
+        KChoice.AGREEMENT: "This number of groups is the one at which the restarts of k-means agree most.",
+        KChoice.SILHOUETTE: "This number of groups is the one with the highest silhouette.",
+        KChoice.KNEE: "This number of groups is at the knee of the inertia curve.",
+        KChoice.CHORD: "There was no clear knee; this number of groups is the one farthest from the chord.",
+        KChoice.ONLY_ONE: "No other number of groups was tried.",
     }[KChoice(metrics["k_chosen_by"])]
-    sure = "" if agreement is None else f", with an adjusted Rand index of {agreement:.2f} between restarts"
-    words.append(f"{how}{sure}.")
-    silhouette = metrics["internal"]["silhouette"]
-    if silhouette is not None:
-        words.append(f"Mean silhouette {silhouette:.2f}.")
+    words.append(how)
+    # The verdict, which stands above this, has said the other doubt already.
+    words += [f"{doubt}." for doubt in metrics["k_doubts"] if not doubt.startswith(NO_CLEAR_NUMBER)]
     if metrics["external"] is not None:
         external = metrics["external"]
         words.append(
-            f"Against the labels: adjusted Rand index {external['adjusted_rand']:.2f}, homogeneity "
-            f"{external['homogeneity']:.2f}."
+            f"Compared with the labels: adjusted Rand index {external['adjusted_rand']:.2f}, homogeneity "
+            f"{external['homogeneity']:.2f} (1 is the same as the labels, 0 is chance)."
         )
     return " ".join(words)
 
@@ -294,15 +224,19 @@ def _facts(run: FinishedRun) -> str:
     return f"{count(files['found'], 'file')} found: {sum_in_words(files, 'clustered')}. {where}"
 
 
-def _map_words(run: FinishedRun, n_thumbnails: int) -> str:
-    n = len(run.pictures)
+def _map_words(run: FinishedRun, chosen: Chosen) -> str:
+    n, n_shown, n_thumbnails = len(run.pictures), len(chosen.on_map), len(chosen.on_sheets)
     words = (
-        "Pictures that look alike lie side by side. Hover, tap or step through them; click one to see its group alone."
+        "Pictures that look alike lie side by side. Point at the map to see the nearest picture; zoom in to see small "
+        "copies. Click a picture to see its group alone. To zoom with the wheel, click the map first."
     )
-    if len(_shown(run)) < n:
-        words += f" The map shows {len(_shown(run)):,} of {n:,} pictures, chosen at random."
-    if n_thumbnails < len(_shown(run)):
-        words += f" {n_thumbnails:,} of them have a thumbnail."
+    if n_shown < n:
+        words += (
+            f" The map shows {n_shown:,} of {n:,} pictures: the nearest to the centres of the groups, and others "
+            "chosen at random."
+        )
+    if n_thumbnails < n_shown:
+        words += f" {n_thumbnails:,} of them have a small copy."
     sample = run.record["config"]["report"]["layout_sample"]
     if n > sample:
         words += f" t-SNE was computed for {sample:,} of them; each other picture lies beside its nearest one of these."
@@ -310,7 +244,7 @@ def _map_words(run: FinishedRun, n_thumbnails: int) -> str:
 
 
 def _k_words(run: FinishedRun) -> str:
-    sentences = (*run.metrics["k_doubts"], f"Swept in the space: {run.metrics['sweep_space']}")
+    sentences = (*run.metrics["k_doubts"], f"These numbers were tried on embeddings after {run.metrics['sweep_space']}")
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
@@ -319,17 +253,6 @@ def _label_words(run: FinishedRun) -> str:
     if labels is None:
         return ""
     return f"{count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
-
-
-def _crosstab(run: FinishedRun) -> dict[str, Any] | None:
-    table = run.metrics["class_by_cluster"]
-    if table is None:
-        return None
-    rows = [
-        {"name": visible(name), "counts": counts[:_MOST_CARDS], "most": max(counts)}
-        for name, counts in zip(table["classes"], table["counts"], strict=True)
-    ]
-    return {"clusters": range(min(int(run.metrics["k"]), _MOST_CARDS)), "rows": rows[:_MOST_ROWS]}
 
 
 def _rows(table: Any) -> list[dict[str, str]]:
@@ -350,7 +273,3 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
 
 def _number(value: float, form: str) -> str:
     return "" if np.isnan(value) else form.format(value)
-
-
-def _sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -22,6 +22,7 @@ from gpu_cluster.images.thumbnails import GREY, small
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Clustering, Comparison, Findings, KChoice, Projection, Scores, Sweep
 from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.verdict import CLEAR_AGREEMENT, WEAK_AGREEMENT
 from gpu_cluster.words import count
 
 if TYPE_CHECKING:
@@ -85,13 +86,16 @@ def elbow(sweep: Sweep) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     ks = [point.k for point in sweep.points]
-    figure, (left, middle, right) = _figure(15, 4.4, columns=3)
+    figure, (left, middle, right) = _figure(15, 4.6, columns=3)
     left.plot(ks, [point.inertia for point in sweep.points], "o-", color=COLOURS[0])
-    left.set_ylabel("inertia (sum of squared distances)")
+    left.set_ylabel("inertia (sum of squared distances)\nlower is tighter; it always falls: look for the bend")
     middle.plot(ks, [_nan(point.silhouette) for point in sweep.points], "s-", color=COLOURS[2])
-    middle.set_ylabel("mean silhouette (higher is better)")
+    middle.set_ylabel("mean silhouette, at most 1\nhigher is better")
     right.plot(ks, [_nan(point.agreement) for point in sweep.points], "D-", color=COLOURS[3])
-    right.set_ylabel("adjusted Rand index with the best restart")
+    right.set_ylabel("adjusted Rand index with the best restart\nhigher is better; 1: the same groups every time")
+    for level, name in ((CLEAR_AGREEMENT, "clear above"), (WEAK_AGREEMENT, "no clear groups below")):
+        right.axhline(level, color=_INK, linestyle=":", linewidth=1)
+        right.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     words = {KChoice.CHORD: "no clear knee", KChoice.AGREEMENT: "restarts agree most", KChoice.ONLY_ONE: ""}
     why = words.get(sweep.chosen_by, sweep.chosen_by)
     for axes in (left, middle, right):

@@ -51,7 +51,8 @@ def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> Non
         {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
     )
     table.to_csv(stage / run_folder.COMPARISON, index=False, lineterminator="\n")
-    (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(comparison_lines(found)) + "\n", encoding="utf-8")
+    page = [*comparison_lines(found), "", conclusion(found)]
+    (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(page) + "\n", encoding="utf-8")
     (stage / run_folder.PLOTS).mkdir()
     plots.draw_comparison(stage / run_folder.PLOTS / "compare.png", found)
 
@@ -94,6 +95,53 @@ def comparison_lines(found: Comparison) -> list[str]:
             cells = [row.reason.replace("|", "\\|"), *[""] * (len(shown) - 1)]
         lines.append(f"| {' | '.join([row.features, row.algorithm, *cells])} |")
     return lines
+
+
+# An ARI below this is hardly better than chance.
+_RELATED = 0.1
+
+_WHY_NOT_STABILITY = (
+    "it says only that the same groups are found again in a part of the pictures, and groups by background or "
+    "brightness can be as stable as groups by what is shown"
+)
+
+
+def conclusion(found: Comparison) -> str:
+    """Return in plain words which features and algorithm are best, and why stability alone does not say it."""
+    stable = max((row for row in found.rows if row.stability is not None), key=_stability, default=None)
+    labelled = [row for row in found.rows if row.adjusted_rand is not None]
+    if not labelled and stable is None:
+        return "Nothing here can be called best: no groups could be compared."
+    most_stable = "" if stable is None else f"{_named(stable)} (stability {stable.stability:.2f})"
+    if not labelled:
+        return (
+            f"The groups of {most_stable} are found again most often. Whether they are the best cannot be said without "
+            f"labels: {_WHY_NOT_STABILITY}. Look at the pictures of the groups, or give labels for some of them."
+        )
+    best = max(labelled, key=lambda row: (row.adjusted_rand or 0, _stability(row)))
+    words = (
+        f"Best by the labels: {_named(best)}, with the highest ARI ({best.adjusted_rand:.2f}; 1 is the same as the "
+        "labels)."
+    )
+    if (best.adjusted_rand or 0) < _RELATED:
+        words += " Even this is hardly better than chance: none of these groups are those of the labels."
+    if stable is None:
+        return words
+    if stable is best:
+        return f"{words} It is also the most stable, but stability alone does not say it: {_WHY_NOT_STABILITY}."
+    theirs = "" if stable.adjusted_rand is None else f", with an ARI of {stable.adjusted_rand:.2f}"
+    return (
+        f"{words} The most stable is {most_stable}{theirs}. Stability alone does not say which is best: "
+        f"{_WHY_NOT_STABILITY}."
+    )
+
+
+def _named(row: Compared) -> str:
+    return f"{row.features} with {row.algorithm}"
+
+
+def _stability(row: Compared) -> float:
+    return -1.0 if row.stability is None else row.stability
 
 
 BAD_FILES_COLUMNS = ("path", "reason")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from gpu_cluster.errors import ConfigError, JobError, NothingReadableError
 from gpu_cluster.events import Observer
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
-from gpu_cluster.report.tables import comparison_lines
+from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Compared, Comparison, Projection
 from tests.helpers import called, picture, write_pictures
 from tests.helpers import gpu_cluster as command
@@ -64,8 +65,9 @@ def test_the_network_beats_colours_and_the_published_recipe(compared):
 
 @pytest.mark.slow
 def test_what_is_printed_is_the_table_that_is_left(compared):
-    lines = (compared.folder / "compare.md").read_text().splitlines()
-    assert len(lines) == 2 + 12
+    lines = [line for line in (compared.folder / "compare.md").read_text().splitlines() if line]
+    assert len(lines) == 2 + 12 + 1
+    assert lines[-1].startswith("Best by the labels: vgg16-average with ")
     assert set(lines) <= set(compared.out.splitlines())
     assert (compared.folder / "plots" / "compare.png").stat().st_size > 10_000
     assert compared.json("run.json")["config"]["sweep"]["k"] == 10
@@ -342,3 +344,23 @@ def test_a_comparison_without_labels_shows_silhouettes(tmp_path):
     ]
     labelled = tuple(dataclasses.replace(row, adjusted_rand=0.0) for row in rows)
     assert "ARI" in comparison_lines(dataclasses.replace(found, rows=labelled))[0]
+
+
+def concluded(*rows: Compared) -> str:
+    return conclusion(Comparison(Path("x"), CompareConfig(), Manifest(Path("x"), ()), rows))
+
+
+def test_what_is_best_is_said_by_the_labels_and_not_by_stability():
+    good = Compared("vgg16", "kmeans", "", stability=0.7, adjusted_rand=0.5)
+    stable = Compared("colours", "hdbscan", "", stability=0.9, adjusted_rand=0.07)
+    words = concluded(good, stable, Compared("hog", "ward", "", reason="failed"))
+    assert words.startswith("Best by the labels: vgg16 with kmeans, with the highest ARI (0.50;")
+    assert "The most stable is colours with hdbscan (stability 0.90), with an ARI of 0.07. Stability alone" in words
+    assert "It is also the most stable, but stability alone does not say it" in concluded(good)
+    assert "hardly better than chance" in concluded(stable)
+
+
+def test_without_labels_nothing_is_called_best():
+    row = Compared("vgg16", "kmeans", "", stability=0.7)
+    assert "Whether they are the best cannot be said without labels" in concluded(row)
+    assert concluded(Compared("hog", "ward", "", reason="failed")).startswith("Nothing here can be called best")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import gpu_cluster
 from gpu_cluster.backend import CpuBackend
@@ -240,6 +241,50 @@ def test_a_table_for_which_there_is_no_room_leaves_the_earlier_one(tmp_path, tra
     assert done.err.splitlines()[-1] == f"error: cannot write '{out}': File too large; an earlier one stays as it is"
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv"]
+
+
+# The page
+
+
+def test_the_page_shows_where_new_pictures_went_and_the_far_ones(tmp_path, trained):
+    place = tmp_path / "new"
+    write_pictures(place, 4)
+    (place / "<b>&.png").write_bytes((place / "003.png").read_bytes())
+    Image.effect_noise((48, 40), 200).save(place / "noise.png")
+    (place / "bad.png").write_text("no picture")
+    out = tmp_path / "p.csv"
+    for _ in range(2):
+        found = gpu_cluster.predict(trained, place, out=out, report=True)
+    assert found.report == tmp_path / "p.html"
+    page = (tmp_path / "p.html").read_text()
+    table = pd.read_csv(out)
+    n_far = int(table["far"].sum())
+    assert n_far >= 1
+    assert f"6 new pictures: {6 - n_far} lie within their group, {n_far} are far from the nearest group." in page
+    assert f"Far from their group: {n_far}" in page
+    assert "Bad files: 1" in page
+    for group, size in table["cluster"].value_counts().items():
+        assert f"Group {group}: {size} new picture" in page
+    assert 'href="new/%3Cb%3E%26.png"' in page
+    assert "<b>&" not in page
+    assert "script-src" not in page
+
+
+def test_a_page_that_is_not_one_of_predictions_is_refused_before_work_and_stays(tmp_path, trained, sample_images):
+    (tmp_path / "p.html").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--report: '.*p\.html' would be replaced"):
+        gpu_cluster.predict(trained, sample_images[:1], out=tmp_path / "p.csv", report=True)
+    assert (tmp_path / "p.html").read_text() == "mine"
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_page_needs_the_tables_of_the_run_and_says_so_before_work(tmp_path, trained, sample_images):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "assignments.parquet").unlink()
+    with pytest.raises(DataError, match=r"cannot make a report of '.*run': expected the folder that"):
+        gpu_cluster.predict(run, sample_images[:1], out=tmp_path / "p.csv", report=True)
+    assert not (tmp_path / "p.csv").exists()
+    gpu_cluster.predict(run, sample_images[:1], out=tmp_path / "p.csv")
 
 
 # A model that cannot be trusted

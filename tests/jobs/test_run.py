@@ -29,7 +29,7 @@ def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
     found = {path.name for path in sample_run.folder.iterdir()}
     expected = {"assignments.csv", "assignments.parquet", "bad_files.csv", "events.jsonl", "manifest.parquet", "model"}
     assert found == expected | {
-        *("metrics.json", "near_duplicates.csv", "plots", "report.html", "run.json", "sweep.csv")
+        *("metrics.json", "near_duplicates.csv", "plots", "report.html", "run.json", "sweep.csv", "thumbnails.parquet")
     }
     plots = {path.name for path in (sample_run.folder / "plots").iterdir()}
     sheets = {f"cluster_{number:02d}.png" for number in range(sample_run.json("metrics.json")["k"])}
@@ -215,4 +215,5 @@ def test_a_range_that_ends_too_soon_is_told_in_the_report(tmp_path, sample_run, 
     result = api.run(shipped_data() / "flowers", image_size=64, **given, out=tmp_path / "run")
     notice = next(notice for notice in result.notices if ", the end of the range: there may be more groups" in notice)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert page.index("Choice of k</h2>") < page.index(notice) < page.index("Swept in the space")
+    assert page.index('<p class="answer">') < page.index(notice) < page.index("</header>")
+    assert page.index("Number of groups (k)</h2>") < page.rindex(f"{notice}. These numbers were tried on")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -18,9 +20,12 @@ from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.report import report
 from gpu_cluster.options import build_config, command_line
-from gpu_cluster.report.page import visible
+from gpu_cluster.report import page
+from gpu_cluster.report.groups import labels
+from gpu_cluster.report.html import Links, visible
+from gpu_cluster.run_folder import FinishedRun
+from tests.helpers import Noticing, called, listing, picture, write_pictures
 from tests.helpers import gpu_cluster as command
-from tests.helpers import picture, write_pictures
 
 SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
@@ -36,7 +41,6 @@ def test_what_does_not_print_is_shown_as_an_escape(text, shown):
 # Written again
 
 
-# Written again
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on six pictures that no test changes."""
@@ -55,12 +59,72 @@ def test_the_page_is_written_again_from_the_folder(tmp_path, sample_run):
     assert (tmp_path / "run" / "report.html").read_bytes() == first
 
 
-def test_pictures_that_are_gone_leave_a_page_with_grey_tiles(tmp_path):
-    write_pictures(tmp_path / "in", 6)
-    run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
-    shutil.rmtree(tmp_path / "in")
+@pytest.fixture
+def moved(tmp_path: Path, tiny: Path) -> tuple[Path, Path]:
+    """A copy of the run on six pictures whose pictures are in another place now, and that place."""
+    pictures = Path(shutil.copytree(tiny.parent / "in", tmp_path / "elsewhere"))
+    run = Path(shutil.copytree(tiny, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"root": str(tmp_path / "in")}))
+    run_of = FinishedRun(run)
+    run_of.keep_thumbnails(tmp_path / "in", run_of.thumbnails[1])
+    return run, pictures
+
+
+def images(page: Path) -> list[str]:
+    """Return every JPEG in a page."""
+    return re.findall(r"data:image/jpeg;base64,[^\"]+", page.read_text())
+
+
+def test_a_page_keeps_its_pictures_when_the_files_have_moved_and_says_that_links_lead_nowhere(moved, tiny):
+    run, _ = moved
+    observer = Noticing()
+    report(run, observer)
+    assert images(run / "report.html") == images(tiny / "report.html")
+    (notice,) = observer.notices
+    assert re.search(r"no longer in '.*/in': the report keeps its small copies .* --root DIR", notice)
+
+
+def test_with_a_root_the_pictures_are_read_there_and_linked_from_then_on(moved, tiny):
+    run, pictures = moved
+    (run / "thumbnails.parquet").unlink()
+    done = called("report", run, "--root", pictures)
+    assert (done.code, done.err) == (0, "")
+    assert images(run / "report.html") == images(tiny / "report.html")
+    assert 'href="../elsewhere/000.png"' in (run / "report.html").read_text()
+    page = (run / "report.html").read_bytes()
     report(run)
-    assert "6 pictures in 3 groups" in (run / "report.html").read_text()
+    assert (run / "report.html").read_bytes() == page
+
+
+def test_without_the_pictures_and_without_copies_nothing_is_replaced(moved):
+    run, pictures = moved
+    (run / "thumbnails.parquet").unlink()
+    before = listing(run)
+    done = called("report", run)
+    assert done.code == 2
+    assert re.search(r"expected its 6 pictures in '.*/in', found none of them \(the first is '000.png'\)", done.err)
+    assert "--root DIR" in done.err
+    # Other pictures of the same names are not those of the run.
+    for seed, file in enumerate(sorted(pictures.iterdir())):
+        picture(100 + seed).save(file)
+    for root in (pictures, run / "plots"):
+        assert "found none of them" in called("report", run, "--root", root).err
+    assert "expected the folder that holds the pictures now" in called("report", run, "--root", run / "none").err
+    assert listing(run) == before
+
+
+def test_pictures_that_were_deleted_since_are_told_and_kept(moved, tiny):
+    run, pictures = moved
+    (pictures / "002.png").unlink()
+    observer = Noticing()
+    report(run, observer, root=pictures)
+    assert images(run / "report.html") == images(tiny / "report.html")
+    assert "1 picture of the report is not in" in observer.notices[0]
+    assert "'002.png'" in observer.notices[0]
+    (run / "thumbnails.parquet").unlink()
+    report(run, root=pictures)
+    assert images(run / "report.html") != images(tiny / "report.html")
 
 
 def test_a_folder_that_is_no_run_is_an_error_that_says_what_is_expected(tmp_path):
@@ -94,11 +158,14 @@ def test_the_limit_of_the_run_on_pixels_holds_for_its_page(tmp_path):
     files = write_pictures(tmp_path / "in", 6)
     run = gpu_cluster.run(tmp_path / "in", **SMALL, max_pixels=48 * 40, out=tmp_path / "run").folder
     picture(0, (49, 40)).save(files[0])
-    report(run)
-    too_large = (run / "report.html").read_bytes()
-    files[0].unlink()
-    report(run)
-    assert (run / "report.html").read_bytes() == too_large
+    pages = []
+    for gone in (False, True):
+        if gone:
+            files[0].unlink()
+        (run / "thumbnails.parquet").unlink()
+        report(run)
+        pages.append((run / "report.html").read_bytes())
+    assert pages[0] == pages[1]
 
 
 def test_a_name_longer_than_names_may_be_where_each_byte_is_an_escape_has_its_thumbnail(tmp_path):
@@ -108,7 +175,60 @@ def test_a_name_longer_than_names_may_be_where_each_byte_is_an_escape_has_its_th
     picture(0).save(tmp_path / "plain.png")
     assert len(shown) > 255
     source = open_source(tmp_path)
-    assert Thumbnails(source, [shown]).source(0) == Thumbnails(source, ["plain.png"]).source(0)
+    copies = Thumbnails(source, [shown, "plain.png"])
+    copies.make([0, 1], 64)
+    assert copies.uri(0) == copies.uri(1)
+    assert len(copies.copies()) == 2
+
+
+# What the page says
+
+
+def test_links_are_relative_where_page_and_pictures_have_a_folder_in_common(tmp_path):
+    assert Links(tmp_path / "my photos", tmp_path / "runs" / "one").to("a b/#1?.png") == (
+        "../../my%20photos/a%20b/%231%3F.png"
+    )
+    assert Links(Path("/photos"), Path("/runs/one")).to("a.png") == "file:///photos/a.png"
+    raw = tmp_path / os.fsdecode(b"caf\xe9.png")
+    raw.touch()
+    assert Links(tmp_path, tmp_path / "run").to(printable(raw.name)) == "../caf%E9.png"
+
+
+def test_every_label_of_a_group_is_counted(tmp_path):
+    for number in range(12):
+        (tmp_path / "in" / f"label {number}").mkdir(parents=True)
+        picture(number).save(tmp_path / "in" / f"label {number}" / "a.png")
+    picture(0).save(tmp_path / "in" / "label 3" / "b.png")
+    run = gpu_cluster.run(
+        tmp_path / "in", image_size=32, k=1, k_range="1:1", n_init=2, labels_from_folders=True, out=tmp_path / "run"
+    )
+    found = labels(FinishedRun(run.folder), 0)
+    assert found is not None
+    assert [label["name"] for label in found["named"]] == [
+        "label 3",
+        "label 0",
+        *(f"label {n}" for n in (1, 10, 11, 2)),
+    ]
+    assert (found["named"][0]["count"], found["named"][0]["percent"]) == ("2", "15%")
+    assert (found["n_others"], found["in_others"], found["without"]) == (6, "6", 0)
+    assert "and 6 others: 6" in (run.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cosine", "words"),
+    [(0.9973, "99.7% alike"), (0.99999, "99.9% alike"), (1.0, "100.0% alike"), (0.97, "97.0% alike")],
+)
+def test_near_duplicates_are_so_many_percent_alike_and_only_the_same_are_100(cosine, words):
+    assert page._alike(cosine) == words
+
+
+def test_near_duplicates_come_with_what_to_do(tmp_path):
+    write_pictures(tmp_path / "in", 5)
+    picture(0).resize((50, 42)).save(tmp_path / "in" / "000 again.png")
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
+    content = (run / "report.html").read_text()
+    assert re.search(r"<p>9\d\.\d% alike</p>", content)
+    assert "move it out of the folder and run again" in content
 
 
 def test_the_command_is_the_one_that_repeats_the_run(tmp_path):

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,17 +21,17 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 import gpu_cluster
-from gpu_cluster.config import shipped_data
 from gpu_cluster.jobs.report import report
-from gpu_cluster.report import page
-from tests.helpers import Finished, picture, write_pictures
+from gpu_cluster.report import pictures
+from gpu_cluster.verdict import judge
+from tests.helpers import FLOWERS, N_FLOWERS, Finished, picture, write_pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
-N_FLOWERS = 210
 
 
 class Browser:
@@ -136,12 +137,73 @@ def test_the_page_asks_for_nothing_but_itself(browser, sample_run):
     assert browser.n_shown() == N_FLOWERS
 
 
-def test_the_answer_comes_first_with_why_this_k_and_how_sure(browser, sample_run):
+def test_the_page_says_first_whether_the_groups_are_clear(browser, sample_run):
     metrics = sample_run.json("metrics.json")
-    answer = browser.find(".answer").text
-    assert answer.startswith(f"210 pictures in {metrics['k']} groups. The number of groups is the one at which")
-    assert f"{metrics['k_agreement']:.2f} between restarts" in answer
-    assert f"adjusted Rand index {metrics['external']['adjusted_rand']:.2f}" in answer
+    verdict = judge(metrics["k"], metrics["n_images"], metrics["k_agreement"])
+    first, second = browser.all("header p")[:2]
+    assert first.text == verdict.words
+    assert f"verdict: {verdict}" in sample_run.out.splitlines()
+    assert second.text.startswith(f"210 pictures in {metrics['k']} groups. This number of groups is the one at which")
+    assert f"adjusted Rand index {metrics['external']['adjusted_rand']:.2f}" in second.text
+
+
+def test_the_groups_come_before_the_map_and_the_charts(browser):
+    sections = [section.get_dom_attribute("id") for section in browser.all("main > section")]
+    assert sections.index("groups-section") < sections.index("map-section") < sections.index("k-section")
+
+
+def test_every_picture_is_described_and_opens_its_file_from_where_the_page_is(browser, sample_run):
+    links = browser.all("figure a")
+    assert len(links) > 100
+    for link in links[:: len(links) // 10]:
+        name = link.find_element(By.TAG_NAME, "img").get_dom_attribute("alt").split(", group")[0]
+        assert link.get_property("href") == (FLOWERS / name).as_uri()
+        assert link.get_dom_attribute("target") == "_blank"
+    link.click()
+    browser.driver.switch_to.window(browser.driver.window_handles[-1])
+    assert browser.find("img").size["width"] > 0
+    assert browser.driver.current_url == (FLOWERS / name).as_uri()
+    browser.driver.close()
+    browser.driver.switch_to.window(browser.driver.window_handles[0])
+
+
+def test_all_pictures_of_a_group_are_in_the_page_some_at_a_time(browser, sample_run):
+    size = sample_run.json("metrics.json")["cluster_sizes"][0]
+    list_ = browser.find("details.all")
+    assert list_.find_element(By.TAG_NAME, "summary").text == f"All {size} pictures"
+    list_.find_element(By.TAG_NAME, "summary").click()
+    links = WebDriverWait(browser.driver, 5).until(lambda _: list_.find_elements(By.CSS_SELECTOR, ".tiles a"))
+    table = sample_run.table("assignments.csv").query("cluster == 0").sort_values("distance")
+    assert [link.get_dom_attribute("title") for link in links] == table["path"].tolist()
+    assert links[0].get_property("href") == (FLOWERS / table["path"].iloc[0]).as_uri()
+    assert not list_.find_element(By.CSS_SELECTOR, ".more").is_displayed()
+
+
+def test_no_caption_is_cut(browser):
+    cut = browser.driver.execute_script(
+        "return [...document.querySelectorAll('figcaption')].filter(c => c.scrollHeight > c.clientHeight + 1).length"
+    )
+    assert cut == 0
+
+
+def test_zooming_shows_small_copies_and_all_brings_every_group_back(browser):
+    def n_copies() -> int:
+        browser.n_shown()
+        return int(browser.find("#map").get_dom_attribute("data-copies") or -1)
+
+    assert n_copies() == 0
+    browser.find("#groups button").click()
+    for _ in range(2):
+        browser.find("#zoom-in").click()
+    assert n_copies() > 0
+    browser.find("#zoom-all").click()
+    assert (browser.n_shown(), n_copies()) == (N_FLOWERS, 0)
+    assert browser.find("#all-groups").get_dom_attribute("aria-pressed") == "true"
+
+
+def test_a_picture_of_the_map_can_be_opened(browser):
+    browser.find("#map").send_keys("n")
+    assert browser.find("#open").get_property("href") == (FLOWERS / data(browser)["names"][0]).as_uri()
 
 
 def test_hovering_shows_the_picture_its_name_and_its_groups(browser):
@@ -150,14 +212,14 @@ def test_hovering_shows_the_picture_its_name_and_its_groups(browser):
     content = data(browser)
     lines = browser.find("#tip-words").text.splitlines()
     assert lines[0] == content["names"][number]
-    assert lines[1] == f"cluster {content['cluster'][number]}"
+    assert lines[1] == f"group {content['cluster'][number]}"
     assert lines[2] == content["labels"][content["label"][number]]
     pixels = browser.driver.execute_script(
-        "return [...document.getElementById('tip-picture').getContext('2d').getImageData(0, 0, 64, 64).data]"
+        "return [...document.getElementById('tip-picture').getContext('2d').getImageData(0, 0, 96, 96).data]"
     )
-    shown = np.array(pixels, np.uint8).reshape(64, 64, 4)[..., :3]
-    flower = shipped_data() / "flowers" / content["names"][number]
-    expected = Image.open(flower).convert("RGB").resize((64, 64))
+    shown = np.array(pixels, np.uint8).reshape(96, 96, 4)[..., :3]
+    flower = FLOWERS / content["names"][number]
+    expected = Image.open(flower).convert("RGB").resize((96, 96))
     # A JPEG at quality 72 of the same picture; others of the set are 30 and more apart.
     assert np.abs(shown.astype(int) - np.asarray(expected).astype(int)).mean() < 15
 
@@ -168,9 +230,10 @@ def test_a_group_can_be_shown_alone_and_all_again(browser):
     button.click()
     assert browser.n_shown() == sizes[2]
     assert button.get_dom_attribute("aria-pressed") == "true"
-    assert browser.find("#said").text == "only cluster 2"
-    button.click()
+    assert browser.find("#said").text == "only group 2"
+    browser.find("#all-groups").click()
     assert browser.n_shown() == N_FLOWERS
+    assert button.get_dom_attribute("aria-pressed") == "false"
 
 
 def test_clicking_a_picture_shows_its_group_alone(browser):
@@ -202,7 +265,7 @@ def test_all_of_the_map_works_by_keyboard(browser):
     map_ = browser.find("#map")
     map_.send_keys("n", "n")
     content = data(browser)
-    assert browser.find("#said").text.startswith(f"{content['names'][1]}, cluster {content['cluster'][1]}")
+    assert browser.find("#said").text.startswith(f"{content['names'][1]}, group {content['cluster'][1]}")
     map_.send_keys(Keys.ENTER)
     assert browser.n_shown() == content["cluster"].count(content["cluster"][1])
     map_.send_keys(Keys.ESCAPE)
@@ -218,12 +281,13 @@ def test_before_the_first_picture_comes_the_last(browser):
     assert browser.find("#said").text.startswith(data(browser)["names"][-1])
 
 
-def test_every_control_can_be_reached_by_tab(browser):
+def test_every_control_of_the_map_can_be_reached_by_tab(browser):
+    browser.find("nav a[href='#map-section']").click()
     reached = []
     for _ in range(16):
         ActionChains(browser.driver).send_keys(Keys.TAB).perform()
         reached.append(browser.driver.switch_to.active_element.get_dom_attribute("id"))
-    assert {"map", "zoom-in", "zoom-out", "zoom-all"} <= set(reached)
+    assert {"map", "zoom-in", "zoom-out", "zoom-all", "all-groups"} <= set(reached)
 
 
 def test_zooming_by_wheel_and_button_shows_less_and_all_again(browser):
@@ -254,7 +318,7 @@ def test_nothing_is_wider_than_a_phone(browser, width):
 def test_a_card_a_cluster_and_the_table_of_classes(browser, sample_run):
     metrics = sample_run.json("metrics.json")
     assert len(browser.all("article")) == metrics["k"]
-    assert browser.find("article h3").text == f"Cluster 0: {metrics['cluster_sizes'][0]} pictures"
+    assert browser.find("article h3").text == f"Group 0: {metrics['cluster_sizes'][0]} pictures"
     cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in browser.all("#classes tbody tr")]
     assert [[int(cell or 0) for cell in row] for row in cells] == metrics["class_by_cluster"]["counts"]
 
@@ -303,6 +367,16 @@ def test_no_name_or_label_is_ever_executed(chromium, hostile):
     assert "{{ 7 * 7 }}" in " ".join(names)
     assert set(hostile.parent.iterdir()) == before
     assert "not an image" in chromium.find("#bad").text
+    there = {file.as_uri() for file in (hostile.parent / "<b onclick=alert(1)>&quot;").rglob("*")}
+    links = {link.get_property("href") for link in chromium.all("figure a")}
+    assert len(links) == len(HOSTILE)
+    assert links <= there
+    for list_ in chromium.all("details.all"):
+        list_.find_element(By.TAG_NAME, "summary").click()
+    tiles = WebDriverWait(chromium.driver, 5).until(lambda _: chromium.all(".tiles a"))
+    # The script leaves some signs as they are that Python escapes.
+    assert {unquote(str(link.get_property("href"))) for link in tiles} <= set(map(unquote, there))
+    assert chromium.driver.execute_script("return window.pwned") is None
 
 
 def test_the_policy_of_the_page_stops_what_would_be_injected(chromium, sample_run, tmp_path):
@@ -313,14 +387,19 @@ def test_the_policy_of_the_page_stops_what_would_be_injected(chromium, sample_ru
     assert "Content Security Policy" in "".join(chromium.complaints())
 
 
-def test_above_a_number_the_map_is_a_sample_and_says_so(tmp_path, monkeypatch, chromium):
-    monkeypatch.setattr(page, "MOST_SHOWN", 8)
-    monkeypatch.setattr(page, "MOST_THUMBNAILS", 5)
+def test_above_a_number_the_page_shows_a_sample_and_says_so(tmp_path, monkeypatch, chromium):
+    monkeypatch.setattr(pictures, "MOST_SHOWN", 8)
+    monkeypatch.setattr(pictures, "MOST_THUMBNAILS", 5)
     write_pictures(tmp_path / "in", 12)
     run = gpu_cluster.run(tmp_path / "in", **SMALL, out=tmp_path / "run").folder
     chromium.open(run / "report.html")
     words = chromium.find("#map-section p").text
-    assert "The map shows 8 of 12 pictures, chosen at random. 5 of them have a thumbnail." in words
+    assert "The map shows 8 of 12 pictures: the nearest to the centres" in words
+    assert "5 of them have a small copy." in words
     assert chromium.n_shown() == 8
     thumbs = data(chromium)["thumb"]
     assert sorted(number for number in thumbs if number >= 0) == [0, 1, 2, 3, 4]
+    summary = chromium.find("details.all summary")
+    assert summary.text.startswith("The nearest 1 of ")
+    summary.click()
+    assert "gpu-cluster run --config run.json --thumbnails" in chromium.find("details.all p").text
