@@ -253,7 +253,9 @@ class ReduceConfig(_Section):
         "l2", description="Scaling before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
     )
     pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
-        "auto", description="Number of PCA components: a number, none, or auto = square root of n clipped to 8..32."
+        "auto",
+        description="Number of PCA components: a number, none, or auto (the square root of the number of images, at "
+        "least 8 and at most 32).",
     )
     whitening: float = Field(
         0.35,
