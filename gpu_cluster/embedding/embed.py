@@ -7,16 +7,18 @@ can decode are reported with their reason. This module must not know what become
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, Pixels
 from gpu_cluster.errors import DeviceError, InterruptedJobError
@@ -30,6 +32,20 @@ from gpu_cluster.store.store import EmbeddingShards, Store
 log = logging.getLogger(__name__)
 
 
+_Embeds = TypeVar("_Embeds", bound=Callable[..., Embeddings])
+
+
+def _explains_memory_errors(embed: _Embeds) -> _Embeds:
+    @functools.wraps(embed)
+    def explained(manifest: Manifest, source: Source, engine: Engine, **others: Any) -> Embeddings:
+        n, d = len(manifest) - len(manifest.bad), engine.extractor.n_features
+        with memory_error_explained("embedding", n, d, engine.backend):
+            return embed(manifest, source, engine, **others)
+
+    return cast("_Embeds", explained)
+
+
+@_explains_memory_errors
 def embed(
     manifest: Manifest,
     source: Source,
@@ -48,6 +64,8 @@ def embed(
 
     Raises
     ------
+    DeviceError
+        When the memory of the device is too small.
     InterruptedJobError
         When the observer asked to stop; with a store, the current shard is finished first.
     StoreError
@@ -170,13 +188,14 @@ def _run(engine: Engine, pixels: Pixels, positions: IntArray, x: Array) -> None:
     while first < len(positions):
         part = slice(first, first + engine.batch_size)
         try:
-            features = engine.features(pixels[part])
+            # A slice of a whole batch would be a copy of it on the device.
+            features = engine.features(pixels if len(positions) <= engine.batch_size else pixels[part])
         except OutOfMemoryError as error:
             if engine.batch_size == 1:
                 free = backend.free_bytes() / 1e9
                 raise DeviceError(
                     f"out of memory on the {backend.name} for a single image; {free:.1f} GB are free; "
-                    "use a smaller --image-size, --precision float16, or another device"
+                    f"use a smaller --image-size, --precision float16, or another device ({_brief(error)})"
                 ) from error
             engine.batch_size //= 2
             continue
@@ -184,6 +203,11 @@ def _run(engine: Engine, pixels: Pixels, positions: IntArray, x: Array) -> None:
         # The features may be a view of memory that the engine reuses, so the copy must be finished before it goes on.
         backend.synchronize()
         first = part.stop
+
+
+def _brief(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else f"{words[:200]} ..."
 
 
 def _decoded(picture: Picture) -> npt.NDArray[np.uint8]:

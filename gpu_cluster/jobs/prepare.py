@@ -73,6 +73,8 @@ def opened(
     """
     with events.stage("scan"):
         choice = select(config.device)
+        for note in choice.notes:
+            events.notice(note)
         manifest = find()
         weights = vgg16.find_weights(config.embed.weights)
         tools = make(weights, choice.backend, manifest)
