@@ -189,7 +189,7 @@ def _compiled_before() -> bool:
 def _tensorflow_sees_it() -> Finding:
     reason = tensorflow_devices.why_no_card()
     remedy = (
-        "see which library TensorFlow misses: TF_CPP_MIN_LOG_LEVEL=0 python -c \"import tensorflow as tf; "
+        'see which library TensorFlow misses: TF_CPP_MIN_LOG_LEVEL=0 python -c "import tensorflow as tf; '
         "tf.config.list_physical_devices('GPU')\""
     )
     return Finding("TensorFlow", reason is None, reason or "computes on the card", remedy)

@@ -7,13 +7,14 @@ devices as `PhysicalDevice` objects. Nothing computes on them.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpu_cluster.backend import select, tensorflow_devices
+from gpu_cluster.backend import tensorflow_devices
 
 ON_THE_CARD = "/job:localhost/replica:0/task:0/device:GPU:0"
 
@@ -26,7 +27,6 @@ class Driver:
         self.visible: str | None = None
 
     def cuInit(self, _flags: int) -> int:  # noqa: N802 - CUDA's name
-        import os
 
         # The driver reads the variable when it starts, and never again.
         self.visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -67,7 +67,7 @@ def pretended(
     cupy = ModuleType("cupy")
     cupy.cuda = SimpleNamespace(runtime=runtime, is_available=lambda: seen() > 0)  # type: ignore[attr-defined]
     patch.setattr(tensorflow_devices, "driver", lambda: driver)
-    patch.setattr(select, "version", lambda _wheel: "1.0")
+    patch.setattr(sys.modules["gpu_cluster.backend.select"], "version", lambda _wheel: "1.0")
     pretend_tensorflow(patch, 0 if blind else n)
     # Without what this process has loaded for other tests.
     patch.setattr(tensorflow_devices, "_loaded", lambda: loaded)
