@@ -86,5 +86,7 @@ def pretend_tensorflow(patch: pytest.MonkeyPatch, n: int) -> list[Any]:
     patch.setattr(tf.config, "list_physical_devices", lambda _kind=None: physical)
     patch.setattr(tf.config, "list_logical_devices", lambda _kind=None: logical)
     patch.setattr(tf.config.experimental, "set_memory_growth", lambda card, _on: growing.append(card))
+    # Without starting this process's TensorFlow: with a real card, memory growth would not be set for it.
+    patch.setattr(tensorflow_devices, "_first_operation", lambda: None)
     patch.setattr(tensorflow_devices, "_operation_on_the_card", lambda: ON_THE_CARD)
     return growing

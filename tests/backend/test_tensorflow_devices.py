@@ -31,7 +31,8 @@ tensorflow_devices._operation_on_the_card = lambda: "/device:GPU:0"
 
 
 def in_a_new_process(code: str) -> str:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # Without the cards that this machine may have.
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(
         [sys.executable, "-c", _A_CARD + code], capture_output=True, text=True, check=False, env=environment
     )
@@ -87,13 +88,13 @@ def test_an_operation_that_fails_on_the_card_is_an_error_with_its_words(monkeypa
 
 def test_a_card_that_cannot_be_started_keeps_no_job_on_the_cpu_from_running(monkeypatch):
     pretend_tensorflow(monkeypatch, 1)
-    real, calls, hidden = tensorflow_devices._first_operation, [], []
+    calls: list[int] = []
+    hidden: list[tuple[list[str], str]] = []
 
     def fails_once() -> None:
         calls.append(1)
         if len(calls) == 1:
             raise tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY")
-        real()
 
     monkeypatch.setattr(tensorflow_devices, "_first_operation", fails_once)
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind)))
