@@ -174,8 +174,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _config(job: Job[RunConfig, Extractor], **options: Any) -> RunConfig:
-    given = {"device": job.config.device, "k": _K, "image_size": job.config.embed.image_size, "no_cache": True}
-    return build_config(RunConfig, **given, **options)
+    image_size = job.config.embed.image_size
+    return build_config(RunConfig, device=job.config.device, k=_K, image_size=image_size, no_cache=True, **options)
 
 
 def _embedded(engine: Engine, job: Job[RunConfig, Extractor], observer: Observer) -> Embeddings:

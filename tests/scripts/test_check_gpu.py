@@ -1,4 +1,4 @@
-"""`scripts/check_gpu` where there is no card: what it says first, and its order of checks with programs that only record.
+"""`scripts/check_gpu` where there is no card: what it says first, and its order, with programs that only record.
 
 What it would find on a card needs one.
 """
