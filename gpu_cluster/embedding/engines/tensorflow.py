@@ -67,7 +67,14 @@ class TensorFlowEngine(Engine):
                     pictures, self.config, batch_size=self.batch_size, device=self.backend.tensorflow_device
                 )
             )
-        for positions, pixels in decoded:
+        while True:
+            try:
+                positions, pixels = next(decoded)
+            except StopIteration:
+                return
+            except tf.errors.ResourceExhaustedError as error:
+                # The batch was already decoded, so a smaller one cannot be tried here.
+                raise MemoryError(str(error)) from error
             yield positions.numpy(), pixels
 
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -117,3 +117,13 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(tmp_pat
     done = subprocess.run([sys.executable, "-c", code, *files], env=environment, check=False, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_no_memory_for_the_next_batch_is_a_memory_error_which_embedding_explains(tmp_path, monkeypatch):
+    def fails(*_given: Any, **_options: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
+        yield
+
+    monkeypatch.setattr(tensorflow_input, "batches", fails)
+    with pytest.raises(MemoryError, match="failed to allocate"):
+        list(engine_of(CpuBackend()).batches(scanned_pictures(write_pictures(tmp_path, 2))))
