@@ -127,3 +127,44 @@ def test_no_memory_for_the_next_batch_is_a_memory_error_which_embedding_explains
     monkeypatch.setattr(tensorflow_input, "batches", fails)
     with pytest.raises(MemoryError, match="failed to allocate"):
         list(engine_of(CpuBackend()).batches(scanned_pictures(write_pictures(tmp_path, 2))))
+
+
+# TensorFlow parts the CPU into two devices; the second one stands for a card, which sees nothing of the first.
+_TWO_DEVICES = """
+import sys
+import numpy as np, tensorflow as tf
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import EmbedConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.embed import embed_shard
+from gpu_cluster.embedding.engines import TensorFlowEngine
+from tests.helpers import scanned_pictures
+from pathlib import Path
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+class Second(CpuBackend):
+    tensorflow_device, pads_batches = "/CPU:1", True
+
+pictures = scanned_pictures([Path(name) for name in sys.argv[1:]])
+config = EmbedConfig(image_size=32, batch_size=4)
+found = {}
+for backend in (Second(), CpuBackend()):
+    engine = TensorFlowEngine(backend, extractors.of_vgg16(vgg16.find_weights(), config), config)
+    engine.build()
+    found[backend.tensorflow_device] = embed_shard(pictures, engine).x
+    copied = {pixels.device[-5:] for _, pixels in engine.batches(pictures)}
+    print("placed:", engine._found.device[-5:], *copied)
+print("apart:", np.abs(found["/CPU:0"] - found["/CPU:1"]).max() < 1e-6)
+"""
+
+
+def test_batches_network_and_results_are_on_the_device_of_the_backend(tmp_path):
+    files = write_pictures(tmp_path, 10)
+    done = subprocess.run([sys.executable, "-c", _TWO_DEVICES, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["placed:", "CPU:1", "CPU:1"],
+        ["placed:", "CPU:0", "CPU:0"],
+        ["apart:", "True"],
+    ]
