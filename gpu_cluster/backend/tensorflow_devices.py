@@ -76,9 +76,10 @@ def prepare() -> str | None:
             try:
                 # Setting what is set already is no error, even after the first operation.
                 tf.config.experimental.set_memory_growth(card, True)
-            except RuntimeError:
+            except (RuntimeError, ValueError):
+                # A RuntimeError after the first operation, a ValueError if the program has parted the card.
                 reason = (
-                    "TensorFlow had started in this process before, and has taken the memory of the card; set "
+                    "this process had set TensorFlow up before, so that it does not share the memory of the card; set "
                     "TF_FORCE_GPU_ALLOW_GROWTH=true before it starts, or use a process of its own"
                 )
         try:

@@ -54,8 +54,19 @@ def test_a_tensorflow_that_was_started_without_sharing_memory_is_an_error_on_the
         "GpuBackend().share_device_with('tensorflow')"
     )
     assert "cpu works" in said
-    assert "DeviceError: the network cannot run on the GPU: TensorFlow had started in this process before" in said
+    assert "DeviceError: the network cannot run on the GPU: this process had set TensorFlow up before" in said
     assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in said
+
+
+def test_a_job_on_the_cpu_shows_tensorflow_one_card_of_several():
+    code = (
+        "import os\nfrom gpu_cluster.backend import CpuBackend, tensorflow_devices\n"
+        "tensorflow_devices.driver = lambda: object()\nCpuBackend().share_device_with('tensorflow')\n"
+        "print('shown:', os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,5"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert "shown: 4" in done.stdout.splitlines(), done.stderr
 
 
 def test_the_cpus_work_stays_on_the_cpu_and_the_cards_is_placed_on_the_card():

@@ -121,7 +121,8 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(tmp_pat
 
 def test_no_memory_for_the_next_batch_is_a_memory_error_which_embedding_explains(tmp_path, monkeypatch):
     def fails(*_given: Any, **_options: Any) -> Any:
-        raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
+        for _ in range(1):
+            raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
         yield
 
     monkeypatch.setattr(tensorflow_input, "batches", fails)
