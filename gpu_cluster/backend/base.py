@@ -73,6 +73,11 @@ class Backend(ABC):
     precisions: tuple[Precision, ...]
     #: Pictures whose embeddings are written together: about twenty seconds of work.
     shard_size: int
+    #: TensorFlow's name of the device on which its work is placed.
+    tensorflow_device: str
+    #: Whether a batch of another size costs more than filling it up: on a GPU cuDNN chooses, and times, its algorithms
+    #: again for each size of batch.
+    pads_batches: bool
 
     @property
     @abstractmethod
@@ -90,7 +95,13 @@ class Backend(ABC):
 
     @abstractmethod
     def share_device_with(self, library: str) -> None:
-        """Make a library that runs networks (named by its engine) share the device; call this before it computes."""
+        """Make a library that runs networks (named by its engine) share the device; call this before it computes.
+
+        Raises
+        ------
+        DeviceError
+            When the library cannot compute on the device.
+        """
 
     @abstractmethod
     def batch_size(self, image_size: int) -> int:
@@ -118,6 +129,10 @@ class Backend(ABC):
     @abstractmethod
     def peak_bytes(self) -> int:
         """Return the peak memory in bytes: of the device, or of the process if the device is the CPU."""
+
+    @abstractmethod
+    def claimed_bytes(self) -> int:
+        """Return the memory that `claim_device` set aside; 0 if it sets none aside."""
 
     @abstractmethod
     def to_host(self, array: Array) -> HostArray:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from gpu_cluster.backend import tensorflow_devices
 from gpu_cluster.backend.base import (
     N_NEIGHBOURS,
     Array,
@@ -34,6 +32,9 @@ class CpuBackend(Backend):
     name = "cpu"
     precisions: tuple[Precision, ...] = ("float32",)
     shard_size = 256
+    tensorflow_device = tensorflow_devices.CPU
+    # Padding would cost as much work as pictures.
+    pads_batches = False
 
     @property
     def xp(self) -> ModuleType:
@@ -51,16 +52,9 @@ class CpuBackend(Backend):
     def share_device_with(self, library: str) -> None:
         if library != "tensorflow":
             return
-        # TensorFlow raises its errors as exceptions as well; its log lines are about kernels that it does not need.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        with _native_stderr_kept():
-            import tensorflow as tf
-
-            # A GPU build of TensorFlow would run the network on a GPU, but this backend promises the CPU. Setting
-            # CUDA_VISIBLE_DEVICES instead would hide the GPU from everything else in the process too.
-            if tf.config.list_physical_devices("GPU"):
-                tf.config.set_visible_devices([], "GPU")
-            tf.zeros(()).numpy()
+        # A GPU build of TensorFlow sees the cards too. They stay visible to it, because a later job of this process may
+        # be for a card; the engine places this backend's work on the CPU.
+        tensorflow_devices.prepare()
 
     def batch_size(self, image_size: int) -> int:
         # Larger batches are no faster: a few pictures are enough for the convolutions to keep every core busy.
@@ -92,6 +86,9 @@ class CpuBackend(Backend):
         # ru_maxrss is in kibibytes on Linux and in bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
+
+    def claimed_bytes(self) -> int:
+        return 0
 
     def to_host(self, array: Array) -> HostArray:
         return np.asarray(array)
@@ -164,27 +161,6 @@ class CpuBackend(Backend):
             "adjusted_rand": float(metrics.adjusted_rand_score(truth, labels)),
             "normalized_mutual_info": float(metrics.normalized_mutual_info_score(truth, labels)),
         }
-
-
-@contextmanager
-def _native_stderr_kept() -> Iterator[None]:
-    """Hold back what C++ code writes to file descriptor 2, and show it only if the block fails.
-
-    TensorFlow 2.21 logs lines on import and at its first operation, before its log level takes effect.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(terminal, kept.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 class _Capsule:

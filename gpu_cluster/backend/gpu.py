@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gpu_cluster.backend import tensorflow_devices
 from gpu_cluster.backend.base import (
     N_NEIGHBOURS,
     Array,
@@ -23,6 +24,7 @@ from gpu_cluster.backend.base import (
     smallest_group,
 )
 from gpu_cluster.config import Algorithm, Precision
+from gpu_cluster.errors import DeviceError
 
 _GIB = 1 << 30
 
@@ -40,7 +42,10 @@ class GpuBackend(Backend):
     name = "gpu"
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
     shard_size = 4096
-    _claimed: ClassVar[bool] = False
+    tensorflow_device = tensorflow_devices.CARD
+    pads_batches = True
+    # The size in bytes of the pool that this process has claimed.
+    _claimed: ClassVar[int | None] = None
 
     @property
     def xp(self) -> ModuleType:
@@ -57,19 +62,12 @@ class GpuBackend(Backend):
     def claim_device(self, matrix_bytes: int) -> None:
         # Only once in a process, because the pool cannot be replaced while arrays are alive. It grows by itself when a
         # later matrix is larger.
-        if not GpuBackend._claimed:
-            GpuBackend._claimed = True
-            _claim(matrix_bytes)
+        if GpuBackend._claimed is None:
+            GpuBackend._claimed = _claim(matrix_bytes)
 
     def share_device_with(self, library: str) -> None:
-        if library != "tensorflow":
-            return
-        import tensorflow as tf
-
-        # This must come before TensorFlow uses the GPU: by default it would claim all remaining GPU memory.
-        for device in tf.config.list_physical_devices("GPU"):
-            if not tf.config.experimental.get_memory_growth(device):
-                tf.config.experimental.set_memory_growth(device, True)
+        if library == "tensorflow" and (reason := tensorflow_devices.why_no_card()):
+            raise DeviceError(f"the network cannot run on the GPU: {reason}; gpu-cluster doctor says what to do")
 
     def batch_size(self, image_size: int) -> int:
         a_picture = _BYTES_A_PICTURE * (image_size / 224) ** 2
@@ -85,6 +83,7 @@ class GpuBackend(Backend):
         return {
             "device": self.name,
             "processor": properties["name"].decode(),
+            "compute_capability": f"{properties['major']}.{properties['minor']}",
             "memory_bytes": total,
             "driver_cuda": cupy.cuda.runtime.driverGetVersion(),
             "versions": {name: version(name) for name in libraries},
@@ -122,6 +121,9 @@ class GpuBackend(Backend):
 
         found = rmm.statistics.get_statistics()
         return 0 if found is None else int(found.peak_bytes)
+
+    def claimed_bytes(self) -> int:
+        return GpuBackend._claimed or 0
 
     def fit_pca(self, x: Array, n_components: int) -> PCAFit:
         import cupy
@@ -205,7 +207,8 @@ class GpuBackend(Backend):
         }
 
 
-def _claim(matrix_bytes: int) -> None:
+def _claim(matrix_bytes: int) -> int:
+    """Make the pool of GPU memory from which CuPy and cuML take theirs, and return its size in bytes."""
     import cupy
     import rmm
     import rmm.statistics
@@ -219,6 +222,7 @@ def _claim(matrix_bytes: int) -> None:
     rmm.reinitialize(pool_allocator=True, initial_pool_size=initial)
     rmm.statistics.enable_statistics()
     cupy.cuda.set_allocator(rmm_cupy_allocator)
+    return initial
 
 
 def describe_gpus() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from gpu_cluster.cli.terminal import (
     print_verdict,
 )
 from gpu_cluster.config import CompareConfig, Device, PredictConfig, RunConfig
+from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observers
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import diagnose
@@ -260,20 +262,32 @@ def selftest(
     device: Annotated[
         str, typer.Option(help="gpu fails without a GPU; auto uses one only if there is one.", **choices(Device))
     ] = "auto",
-    out: Annotated[Path, typer.Option(help="JSON file to write the verdict to.", metavar="PATH")] = Path(
-        "gpu-cluster-selftest.json"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="JSON file for the verdict; send it with a report of a fault.", metavar="PATH")
+    ] = Path("gpu-cluster-selftest.json"),
+    as_json: Json = False,
     debug: _Debug = False,
     **options: Any,
 ) -> None:
-    """Do the same work with the sample set on the CPU and on the GPU, and compare the results.
+    """Do the same work with the sample set on the CPU and on the GPU, twice on each, and compare the results.
+
+    The table shows the embeddings in every precision of the GPU, the clusters in two spaces, what two runs have in
+    common, the memory, and the speed of decoding, of the network and of the copy between them.
 
     Exit codes: 0 all results are within their tolerance; 1 one is not, or the GPU that was asked for cannot be used.
     """
     config = build_config(RunConfig, device=device, **options)
-    verdict = selftest_job(config.device, image_size=config.embed.image_size, observer=TerminalObserver())
-    print_verdict(verdict)
-    out.write_text(json.dumps(verdict.as_json(), indent=2) + "\n", encoding="utf-8")
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        raise ConfigError(f"--out: expected a file in a folder that can be written, found {str(out)!r}")
+    # Notices go to standard output, which belongs to the JSON.
+    observer = None if as_json else TerminalObserver()
+    verdict = selftest_job(config.device, image_size=config.embed.image_size, observer=observer)
+    text = json.dumps(verdict.as_json(), indent=2)
+    out.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(text)
+    else:
+        print_verdict(verdict)
     raise typer.Exit(0 if verdict.passed else 1)
 
 

@@ -34,7 +34,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
-from gpu_cluster.jobs.selftest import Verdict
+from gpu_cluster.jobs.verdict import Verdict
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult

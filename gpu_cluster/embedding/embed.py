@@ -8,15 +8,17 @@ what becomes of the embeddings.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.shards import embed_shard, plan_shards
@@ -32,6 +34,20 @@ from gpu_cluster.words import count
 log = logging.getLogger(__name__)
 
 
+_Embeds = TypeVar("_Embeds", bound=Callable[..., Embeddings])
+
+
+def _explains_memory_errors(embed: _Embeds) -> _Embeds:
+    @functools.wraps(embed)
+    def explained(manifest: Manifest, source: Source, engine: Engine, **others: Any) -> Embeddings:
+        n, d = len(manifest) - len(manifest.bad), engine.extractor.n_features
+        with memory_error_explained("embedding", n, d, engine.backend):
+            return embed(manifest, source, engine, **others)
+
+    return cast("_Embeds", explained)
+
+
+@_explains_memory_errors
 def embed(
     manifest: Manifest,
     source: Source,
@@ -50,6 +66,8 @@ def embed(
 
     Raises
     ------
+    DeviceError
+        When the memory of the device is too small.
     InterruptedJobError
         When the observer asked to stop; the batch in work is finished first, and the store keeps all complete batches.
     StoreError

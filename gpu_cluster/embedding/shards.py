@@ -111,13 +111,14 @@ def _features(engine: Engine, pixels: Pixels, n: int) -> Array:
     while first < n:
         part = slice(first, first + engine.batch_size)
         try:
-            features = engine.features(pixels[part])
+            # A slice of a whole batch would be a copy of it on the device.
+            features = engine.features(pixels if n <= engine.batch_size else pixels[part])
         except OutOfMemoryError as error:
             if engine.batch_size == 1:
                 free = backend.free_bytes() / 1e9
                 raise DeviceError(
                     f"out of memory on the {backend.name} for a single image; {free:.1f} GB are free; "
-                    "use a smaller --image-size, --precision float16, or another device"
+                    f"use a smaller --image-size, --precision float16, or another device ({_brief(error)})"
                 ) from error
             engine.batch_size //= 2
             continue
@@ -126,6 +127,11 @@ def _features(engine: Engine, pixels: Pixels, n: int) -> Array:
         backend.synchronize()
         first = part.stop
     return x
+
+
+def _brief(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else f"{words[:200]} ..."
 
 
 def _decoded(picture: Picture) -> npt.NDArray[np.uint8]:

@@ -167,10 +167,8 @@ def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
             raise WeightsError(f"{where} are damaged: {name} holds values that are not finite")
 
 
-def use_tensorflow() -> None:
-    """Make Keras compute with TensorFlow, whatever the user's settings are.
-
-    This must be called before TensorFlow is imported, because that import loads Keras.
+def check_keras() -> None:
+    """Check that Keras computes with TensorFlow, if this process has loaded it already.
 
     Raises
     ------
@@ -178,7 +176,6 @@ def use_tensorflow() -> None:
         When this process has loaded Keras with another backend.
     """
     if "keras" not in sys.modules:
-        os.environ["KERAS_BACKEND"] = "tensorflow"
         return
     import keras
 
@@ -197,15 +194,27 @@ def count_features(pooling: Pooling, image_size: int) -> int:
     return channels * (image_size >> len(_BLOCKS)) ** 2 if pooling == "flatten" else channels
 
 
-# Without this cache, a process that embeds several times would build and trace the network every time.
-@functools.lru_cache(maxsize=1)
 def build(
     weights: Weights, image_size: int, precision: Precision, pooling: Pooling
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return the compiled network: pictures (B, side, side, 3) float32 RGB 0..255 -> (B, `count_features`) float32.
 
-    Channels are last on every device: convolutions on a CPU and on tensor cores read this layout without a transpose.
+    Its weights lie on the device that `tf.device` sets. Channels are last on every device; TensorFlow's optimiser may
+    change this inside the network (docs/gpu.md).
     """
+    import tensorflow as tf
+
+    # This setting belongs to the process; another network may have changed it since this one was built.
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    return _built(weights, image_size, precision, pooling, tf.zeros(()).device)
+
+
+# Without this cache, a process that embeds several times would build and trace the network every time. The device is
+# part of the key, because a network whose weights lie on another device would copy them for each batch.
+@functools.lru_cache(maxsize=1)
+def _built(
+    weights: Weights, image_size: int, precision: Precision, pooling: Pooling, _device: str
+) -> Callable[[tf.Tensor], tf.Tensor]:
     import keras
     import tensorflow as tf
 

@@ -1,7 +1,7 @@
 """Checks what a job needs on this machine: whether each thing is there, and what to do if it is not.
 
-Input: a device, weights, an output folder and a store. Output: a list of `Check`s, which the command line shows. It
-claims no memory of the device and writes nothing.
+Input: a device, weights, an output folder and a store. Output: a list of `Check`s, which the command line shows. On a
+GPU it lets TensorFlow do one small operation; otherwise it takes no memory of the device. It writes nothing.
 """
 
 from __future__ import annotations
@@ -112,7 +112,12 @@ def _gpu(*, needed: bool) -> list[Check]:
     """Check what a GPU needs; something missing is a fault only if a GPU is needed."""
     fault: Status = "missing" if needed else "absent"
     checks = [
-        Check(f"GPU {finding.name}", "ok" if finding.ok else fault, finding.found, "" if finding.ok else finding.remedy)
+        Check(
+            f"GPU {finding.name}",
+            "ok" if finding.ok else fault,
+            "; ".join((finding.found, *finding.notes)),
+            "" if finding.ok else finding.remedy,
+        )
         for finding in look_for_gpu()
     ]
     rapids = _versions("cuml-cu12", "cudf-cu12", "rmm-cu12")

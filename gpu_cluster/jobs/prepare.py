@@ -75,6 +75,8 @@ def opened(
     events.job_started(how_to_go_on(config.store))
     with events.stage("scan"):
         choice = select(config.device)
+        for note in choice.notes:
+            events.notice(note)
         check_installed()
         manifest = find()
         weights = vgg16.find_weights(config.embed.weights)

@@ -5,8 +5,6 @@ This module only puts the steps in order; each step is a function in a module of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend
+from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.clustering.model import Model, save_model
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
@@ -23,7 +22,7 @@ from gpu_cluster.config import EmbedConfig, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
-from gpu_cluster.errors import DeviceError, JobError
+from gpu_cluster.errors import JobError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.jobs.prepare import (
     Job,
@@ -106,7 +105,7 @@ def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Man
     if not n:
         return manifest, None
     originals = manifest.originals(embeddings.rows)
-    with _memory_error_explained(n, d, backend):
+    with memory_error_explained("clustering", n, d, backend):
         found = find_clusters(
             embeddings.x,
             config,
@@ -145,20 +144,6 @@ def _try_page(folder: Path, events: Recorder) -> None:
         cause = error.__cause__ or error
         why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
         events.notice(f"report.html could not be written, which `gpu-cluster report` can do later: {why}")
-
-
-@contextmanager
-def _memory_error_explained(n: int, d: int, backend: Backend) -> Iterator[None]:
-    """Turn a MemoryError (NumPy, CuPy and RMM all raise it) into an error that says what did not fit and what helps."""
-    try:
-        yield
-    except MemoryError as error:
-        size, free = n * d * 4 / 1e9, backend.free_bytes() / 1e9
-        raise DeviceError(
-            f"out of memory on the {backend.name} while clustering a matrix of {n} x {d} float32, {size:.2f} GB, "
-            f"{free:.2f} GB free: try a smaller --silhouette-sample, or --sweep-space projection, or a smaller --pca; "
-            "or use a device with more memory"
-        ) from error
 
 
 # A picture counts as far when this share of the pictures that formed its cluster are nearer to the centre.

@@ -11,8 +11,8 @@ import pytest
 
 import gpu_cluster as api
 from gpu_cluster.backend import CpuBackend, look_for_gpu, select
+from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.errors import ConfigError, DeviceError
-from gpu_cluster.jobs.run import _memory_error_explained
 from tests.helpers import gpu_cluster, write_pictures
 
 HAS_GPU = all(finding.ok for finding in look_for_gpu())
@@ -70,7 +70,7 @@ def test_a_precision_that_the_cpu_has_not_is_wrong_use():
 def test_out_of_memory_while_clustering_names_the_matrix_and_what_helps():
     with (
         pytest.raises(DeviceError, match=r"matrix of 2000 x 512 float32, 0\.00 GB, .* GB free: .*--silhouette-sample"),
-        _memory_error_explained(2000, 512, CpuBackend()),
+        memory_error_explained("clustering", 2000, 512, CpuBackend()),
     ):
         # More than any machine has: NumPy refuses at once.
         np.empty((1 << 50, 512), np.float32)

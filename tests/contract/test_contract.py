@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpu_cluster.backend import CpuBackend, tensorflow_devices
+from gpu_cluster.backend.select import LEAST_DRIVERS, TENSORFLOW_CODE
+
 from .calls import SNAPSHOT, Call, bind, parameters, resolve, snapshot, source_calls, source_reads
 
 RECORDED = json.loads(SNAPSHOT.read_text())
@@ -112,3 +115,22 @@ def test_estimators_are_constructed_for_real():
 @needs_wheels
 def test_cupy_raises_a_memory_error_when_memory_runs_out():
     assert issubclass(resolve("cupy.cuda.memory.OutOfMemoryError"), MemoryError)
+
+
+@needs_wheels
+def test_the_drivers_asked_for_are_those_that_tensorflows_code_needs():
+    built = resolve("tensorflow.sysconfig.get_build_info")()
+    # `compute_90` is the intermediate form, which the driver compiles for what is newer than the code before it.
+    assert built["cuda_compute_capabilities"] == [*TENSORFLOW_CODE, "compute_90"]
+    major, minor = map(int, built["cuda_version"].split(".")[:2])
+    assert LEAST_DRIVERS[-1][:2] == ((9, 0), 1000 * major + 10 * minor)
+
+
+@needs_wheels
+def test_a_gpu_build_of_tensorflow_without_a_card_says_so_and_computes_on_the_cpu():
+    if resolve("cupy").cuda.is_available():
+        pytest.skip("a card is here; this is about its absence")
+    assert tensorflow_devices.why_no_card() == "TensorFlow sees no card"
+    CpuBackend().share_device_with("tensorflow")
+    with resolve("tensorflow").device(CpuBackend.tensorflow_device):
+        assert float(resolve("tensorflow").ones(())) == 1

@@ -15,7 +15,7 @@ from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig, StoreConfig
 from gpu_cluster.embedding import extractors, shards, vgg16
 from gpu_cluster.embedding.embed import embed
-from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, TensorFlowEngine, choose_engine
+from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.shards import embed_shard, plan_shards
 from gpu_cluster.errors import DeviceError
@@ -117,17 +117,36 @@ def test_out_of_memory_for_a_single_picture_is_an_error_that_says_what_helps(tmp
         embedded_shard(scanned_pictures(write_pictures(tmp_path, 2)), mean_colours(most=0))
 
 
-def test_tensorflows_own_error_is_the_seams_out_of_memory():
-    import tensorflow as tf
+class NoMatrix(CpuBackend):
+    """Has no memory for the matrix of embeddings, or for the pool from which it would be taken."""
 
-    def fails(_pixels: Any) -> Any:
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+    def claim_device(self, matrix_bytes: int) -> None:
+        raise MemoryError("std::bad_alloc: out_of_memory: CUDA error")
 
-    extractor = Extractor({}, 3, lambda _precision: fails)
-    engine = TensorFlowEngine(CpuBackend(), extractor, SMALL)
-    engine.build()
-    with pytest.raises(OutOfMemoryError, match="OOM when allocating"):
-        engine.features(np.zeros((1, 32, 32, 3), np.float32))
+
+def test_no_memory_for_the_matrix_of_embeddings_is_explained(tmp_path):
+    files = write_pictures(tmp_path, 2)
+    pictures = scanned_pictures(files)
+    manifest = Manifest(Path("/"), tuple(map(str, files)), tuple(picture.facts for picture in pictures))
+    engine = mean_colours()
+    engine.backend = NoMatrix()
+    says = r"out of memory on the cpu while embedding a matrix of 2 x 3 float32, .* GB free: .* --batch-size"
+    with pytest.raises(DeviceError, match=says):
+        embed(manifest, pictures[0].source, engine, store=None, store_config=StoreConfig(), observer=Recorder())
+
+
+def test_a_whole_batch_is_not_sliced(tmp_path):
+    seen = []
+    engine = mean_colours()
+
+    def features(pixels: Any) -> Any:
+        # A slice of an array is another one, which has a base.
+        seen.append(pixels.base is None)
+        return pixels.mean(axis=(1, 2))
+
+    engine.features = features  # type: ignore[method-assign]
+    embed_shard(scanned_pictures(write_pictures(tmp_path, 20)), engine)
+    assert seen == [True, True]
 
 
 class InMemory(Source):

@@ -169,3 +169,32 @@ def test_the_manifest_is_valid_and_broken_ones_are_refused():
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith(" passed, 0 failed")
+
+
+@pytest.mark.parametrize(
+    ("cache", "kept"),
+    [
+        ("", {"CUDA_CACHE_MAXSIZE=4294967296"}),
+        (
+            "/shared/cache",
+            {"XDG_CACHE_HOME=/shared/cache", "CUDA_CACHE_PATH=/shared/cache/cuda", "CUPY_CACHE_DIR=/shared/cache/cupy"},
+        ),
+    ],
+)
+def test_what_is_compiled_for_a_card_is_kept_with_the_embeddings(tmp_path, monkeypatch, cache, kept):
+    for name in ("XDG_CACHE_HOME", "CUDA_CACHE_PATH", "CUPY_CACHE_DIR", "CUDA_CACHE_MAXSIZE"):
+        monkeypatch.delenv(name, raising=False)
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nenv\n")
+    program.chmod(0o755)
+    said = batch(cwd=tmp_path, CACHE=cache, GPU_CLUSTER=program).out.splitlines()
+    assert kept <= set(said)
+    assert cache or not [line for line in said if line.startswith(("CUDA_CACHE_PATH", "CUPY_CACHE_DIR"))]
+
+
+def test_the_kubernetes_file_keeps_what_is_compiled_for_a_card_in_the_cache_claim():
+    text = (SCRIPTS / "k8s" / "job.yaml").read_text()
+    given = dict(re.findall(r"- name: (\w+)\n +value: \"?([^\"\n]+)", text))
+    assert given["CUDA_CACHE_PATH"] == given["XDG_CACHE_HOME"] + "/cuda"
+    assert given["CUPY_CACHE_DIR"] == given["XDG_CACHE_HOME"] + "/cupy"
+    assert int(given["CUDA_CACHE_MAXSIZE"]) == 4 << 30

@@ -43,7 +43,7 @@ def commands(instructions: list[tuple[str, str]]) -> list[str]:
 
 
 def test_every_stage_stands_on_the_base_that_the_builder_chooses(instructions, final):
-    assert instructions[0] == ("ARG", "BASE_IMAGE=nvidia/cuda:12.9.1-base-ubuntu24.04")
+    assert instructions[0] == ("ARG", "BASE_IMAGE=debian:13-slim")
     named = {rest.split(" AS ")[1] for rest in values(instructions, "FROM") if " AS " in rest}
     assert {rest.split(" AS ")[0] for rest in values(instructions, "FROM")} <= {"${BASE_IMAGE}", *named}
     assert final[0] == ("FROM", "${BASE_IMAGE}")
@@ -79,6 +79,22 @@ def test_runs_go_into_a_volume_by_default(final):
     volumes = json.loads(values(final, "VOLUME")[0])
     assert sorted(volumes) == ["/cache", "/data", "/runs"]
     assert str(Path(values(final, "WORKDIR")[-1]) / "runs") in volumes
+
+
+def test_the_runtime_is_asked_for_the_cards_and_no_driver_is_refused(final):
+    # NVIDIA_REQUIRE_CUDA, which NVIDIA's base images set, would refuse drivers that the lock accepts.
+    (settings,) = values(final, "ENV")
+    given = dict(setting.split("=", 1) for setting in settings.split())
+    nvidia = {name: value for name, value in given.items() if name.startswith("NVIDIA_")}
+    assert nvidia == {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+
+
+def test_what_is_compiled_for_a_card_is_kept_in_the_cache_volume(final):
+    (settings,) = values(final, "ENV")
+    given = dict(setting.split("=", 1) for setting in settings.split())
+    assert given["CUDA_CACHE_PATH"] == "/cache/cuda"
+    assert given["CUPY_CACHE_DIR"] == "/cache/cupy"
+    assert int(given["CUDA_CACHE_MAXSIZE"]) == 4 << 30
 
 
 def test_the_label_has_the_version_of_the_project(final):

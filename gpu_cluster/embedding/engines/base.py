@@ -73,6 +73,8 @@ class Engine(ABC):
         ------
         ConfigError
             When the libraries are already loaded with settings that cannot be used.
+        DeviceError
+            When they cannot compute on the device.
         """
 
     @abstractmethod
@@ -87,6 +89,11 @@ class Engine(ABC):
             (B,) int64, host; ascending positions in `pictures`.
         pixels
             Their pixels, for `features`.
+
+        Raises
+        ------
+        MemoryError
+            When there is no memory for the next batch.
         """
 
     @abstractmethod

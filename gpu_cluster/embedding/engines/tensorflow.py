@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, IntArray
+from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.embedding.engines.base import Engine, OutOfMemoryError
@@ -19,6 +20,18 @@ from gpu_cluster.images.source import Picture
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+# When the memory is full, the libraries that compute convolutions and products do not start. TensorFlow reports this as
+# an internal or unknown error with one of these texts.
+_NO_MEMORY = (
+    "out of memory",
+    "OUT_OF_MEMORY",
+    "STATUS_ALLOC_FAILED",
+    "STATUS_NOT_INITIALIZED",
+    "DNN library initialization failed",
+    "No DNN in stream executor",
+)
 
 
 class TensorFlowEngine(Engine):
@@ -37,20 +50,41 @@ class TensorFlowEngine(Engine):
     def build(self) -> None:
         if self._network is not None:
             return
-        vgg16.use_tensorflow()
+        vgg16.check_keras()
         self.backend.share_device_with(self.name)
         self.batch_size = self.config.batch_size or self.backend.batch_size(self.config.image_size)
-        self._network = self.extractor.build(self.precision)
+        import tensorflow as tf
+
+        with tf.device(self.backend.tensorflow_device):
+            self._network = self.extractor.build(self.precision)
 
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
-        for positions, pixels in tensorflow_input.batches(pictures, self.config, batch_size=self.batch_size):
+        import tensorflow as tf
+
+        # Decoding and resizing are always done on the CPU. The scope must not contain a `yield`: the code that takes
+        # the batches would run in it.
+        with tf.device(CPU):
+            decoded = iter(
+                tensorflow_input.batches(
+                    pictures, self.config, batch_size=self.batch_size, device=self.backend.tensorflow_device
+                )
+            )
+        while True:
+            try:
+                positions, pixels = next(decoded)
+            except StopIteration:
+                return
+            except tf.errors.ResourceExhaustedError as error:
+                # The batch was already decoded, so a smaller one cannot be tried here.
+                raise MemoryError(str(error)) from error
             yield positions.numpy(), pixels
 
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         import tensorflow as tf
 
         try:
-            return np.asarray(tensorflow_input.to_square(tf.constant(decoded), self.config))
+            with tf.device(CPU):
+                return np.asarray(tensorflow_input.to_square(tf.constant(decoded), self.config))
         except tf.errors.ResourceExhaustedError as error:
             raise OutOfMemoryError(str(error)) from error
 
@@ -58,12 +92,21 @@ class TensorFlowEngine(Engine):
         import tensorflow as tf
 
         assert self._network is not None, "build comes first"
+        n = len(pixels)
         try:
-            # The tensor must live until the next batch, because the returned array is a view of its memory.
-            self._found = self._network(tf.convert_to_tensor(pixels))
-        except tf.errors.ResourceExhaustedError as error:
-            raise OutOfMemoryError(str(error)) from error
-        return self.backend.from_dlpack(tf.experimental.dlpack.to_dlpack(self._found))
+            with tf.device(self.backend.tensorflow_device):
+                batch = tf.convert_to_tensor(pixels)
+                if self.backend.pads_batches and n < self.batch_size:
+                    batch = tf.pad(batch, [[0, self.batch_size - n], [0, 0], [0, 0], [0, 0]])
+                found = self._network(batch)
+                # The tensor must live until the next batch, because the returned array is a view of its memory.
+                # `identity` copies nothing on the device, and copies to it what was computed elsewhere.
+                self._found = tf.identity(found if len(found) == n else found[:n])
+            return self.backend.from_dlpack(tf.experimental.dlpack.to_dlpack(self._found))
+        except tf.errors.OpError as error:
+            if isinstance(error, tf.errors.ResourceExhaustedError) or any(word in str(error) for word in _NO_MEMORY):
+                raise OutOfMemoryError(str(error)) from error
+            raise
 
 
 @dataclass(frozen=True)

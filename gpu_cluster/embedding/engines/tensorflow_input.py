@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.config import PixelsConfig
 from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source
@@ -34,9 +35,12 @@ def decoder_of(facts: FileFacts) -> int:
     return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else _PILLOW
 
 
-def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int) -> tf.data.Dataset:
+def batches(
+    pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int, device: str = CPU
+) -> tf.data.Dataset:
     """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
 
+    If `device` is a card, one batch is copied to it ahead of time, while the network runs on the batch before.
     All pictures must have the same source. Those that cannot be decoded are left out: their positions do not appear.
     """
     import tensorflow as tf
@@ -54,7 +58,8 @@ def batches(pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: in
     decoded = tf.data.Dataset.from_tensor_slices(columns).map(
         read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    return decoded.ignore_errors().batch(batch_size).prefetch(2)
+    ready = decoded.ignore_errors().batch(batch_size).prefetch(2)
+    return ready if device == CPU else ready.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=1))
 
 
 # With this cache, the function is traced only once for all shards of a job.

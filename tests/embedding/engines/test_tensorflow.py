@@ -5,8 +5,104 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
-from tests.helpers import write_pictures
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import EmbedConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.engines import OutOfMemoryError, TensorFlowEngine, tensorflow_input
+from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.shards import embed_shard
+from tests.helpers import scanned_pictures, write_pictures
+
+SMALL = EmbedConfig(image_size=32, batch_size=4)
+
+
+class Pads(CpuBackend):
+    """The CPU, with the way of a GPU to fill up batches."""
+
+    pads_batches = True
+
+
+def engine_of(backend: CpuBackend, network: Any = None) -> TensorFlowEngine:
+    extractor = extractors.of_vgg16(vgg16.find_weights(), SMALL)
+    if network is not None:
+        extractor = Extractor({}, 3, lambda _precision: network)
+    engine = TensorFlowEngine(backend, extractor, SMALL)
+    engine.build()
+    return engine
+
+
+@pytest.mark.parametrize(("backend", "sizes"), [(Pads(), [4, 4, 4]), (CpuBackend(), [4, 4, 2])])
+def test_the_network_sees_one_size_of_batch_where_others_cost_more(tmp_path, backend, sizes):
+    seen = []
+
+    def means(pictures: tf.Tensor) -> tf.Tensor:
+        seen.append(len(pictures))
+        return tf.reduce_mean(pictures, (1, 2))
+
+    pictures = scanned_pictures(write_pictures(tmp_path, 10))
+    found = [batch.x for batch in embed_shard(pictures, engine_of(backend, means))]
+    assert seen == sizes
+    plain = [batch.x for batch in embed_shard(pictures, engine_of(CpuBackend(), means))]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(plain))
+
+
+def test_a_filled_up_batch_has_the_embeddings_of_its_pictures_alone():
+    pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype(np.float32)
+    padded, plain = engine_of(Pads()).features(pixels).copy(), engine_of(CpuBackend()).features(pixels)
+    assert padded.shape == plain.shape
+    # TensorFlow's embedding of a picture varies by 4e-8 with the batch it is in.
+    np.testing.assert_allclose(padded, plain, atol=1e-6)
+
+
+def test_batches_copied_ahead_to_a_device_are_those_that_are_not(tmp_path):
+    # On the CPU too this is TensorFlow's copy to a device: only the spelling differs from the engine's own.
+    pictures = scanned_pictures(write_pictures(tmp_path, 10))
+    given: dict[str, Any] = {"config": SMALL, "batch_size": 4}
+    plain = list(tensorflow_input.batches(pictures, **given))
+    ahead = list(tensorflow_input.batches(pictures, **given, device="/cpu:0"))
+    assert [positions.numpy().tolist() for positions, _ in ahead] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    for (_, expected), (_, found) in zip(plain, ahead, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"),
+        tf.errors.UnimplementedError(None, None, "DNN library initialization failed. Look at the errors above"),
+        tf.errors.InternalError(None, None, "cudnnCreate: CUDNN_STATUS_NOT_INITIALIZED"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_library_of_the_card_that_finds_no_memory_is_the_seams_out_of_memory(error):
+    def fails(_pictures: tf.Tensor) -> tf.Tensor:
+        raise error
+
+    with pytest.raises(OutOfMemoryError):
+        engine_of(CpuBackend(), fails).features(np.zeros((1, 32, 32, 3), np.float32))
+
+
+def test_another_error_of_tensorflow_is_not_taken_for_a_lack_of_memory():
+    def fails(_pictures: tf.Tensor) -> tf.Tensor:
+        raise tf.errors.InternalError(None, None, "no kernel image is available for execution on the device")
+
+    with pytest.raises(tf.errors.InternalError, match="no kernel image"):
+        engine_of(CpuBackend(), fails).features(np.zeros((1, 32, 32, 3), np.float32))
+
+
+def test_the_network_is_built_again_for_another_device_and_the_setting_of_tf32_is_that_of_its_precision():
+    weights = vgg16.find_weights()
+    first = vgg16.build(weights, 32, "float32", "average")
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    assert vgg16.build(weights, 32, "float32", "average") is first
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    assert vgg16._built(weights, 32, "float32", "average", "/device:GPU:0") is not first
 
 
 def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(tmp_path):
@@ -22,3 +118,54 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(tmp_pat
     done = subprocess.run([sys.executable, "-c", code, *files], env=environment, check=False, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_no_memory_for_the_next_batch_is_a_memory_error_which_embedding_explains(tmp_path, monkeypatch):
+    def fails(*_given: Any, **_options: Any) -> Any:
+        for _ in range(1):
+            raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate memory")
+        yield
+
+    monkeypatch.setattr(tensorflow_input, "batches", fails)
+    with pytest.raises(MemoryError, match="failed to allocate"):
+        list(engine_of(CpuBackend()).batches(scanned_pictures(write_pictures(tmp_path, 2))))
+
+
+# TensorFlow parts the CPU into two devices; the second one stands for a card, which sees nothing of the first.
+_TWO_DEVICES = """
+import sys
+import numpy as np, tensorflow as tf
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import EmbedConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.engines import TensorFlowEngine
+from tests.helpers import scanned_pictures
+from pathlib import Path
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+class Second(CpuBackend):
+    tensorflow_device, pads_batches = "/CPU:1", True
+
+pictures = scanned_pictures([Path(name) for name in sys.argv[1:]])
+config = EmbedConfig(image_size=32, batch_size=4)
+found = {}
+for backend in (Second(), CpuBackend()):
+    engine = TensorFlowEngine(backend, extractors.of_vgg16(vgg16.find_weights(), config), config)
+    engine.build()
+    found[backend.tensorflow_device] = embed_shard(pictures, engine).x
+    copied = {pixels.device[-5:] for _, pixels in engine.batches(pictures)}
+    print("placed:", engine._found.device[-5:], *copied)
+print("apart:", np.abs(found["/CPU:0"] - found["/CPU:1"]).max() < 1e-6)
+"""
+
+
+def test_batches_network_and_results_are_on_the_device_of_the_backend(tmp_path):
+    files = write_pictures(tmp_path, 10)
+    done = subprocess.run([sys.executable, "-c", _TWO_DEVICES, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["placed:", "CPU:1", "CPU:1"],
+        ["placed:", "CPU:0", "CPU:0"],
+        ["apart:", "True"],
+    ]

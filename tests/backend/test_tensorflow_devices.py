@@ -1,0 +1,161 @@
+"""TensorFlow's devices: set up once for the CPU and the card, one card of several, and what a job is told.
+
+The cards are pretended; TensorFlow, its context and its rule that devices are fixed by the first operation are real.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from gpu_cluster.backend import CpuBackend, GpuBackend, gpu, tensorflow_devices
+from gpu_cluster.errors import DeviceError
+
+from .cards import pretend_tensorflow
+
+# TensorFlow's own context is told of a card that it cannot start, and what is only pretended is named.
+_A_CARD = """
+import sys
+from tensorflow.python.eager.context import LogicalDevice, PhysicalDevice, context
+import tensorflow as tf
+from gpu_cluster.backend import CpuBackend, GpuBackend, tensorflow_devices
+context()._initialize_physical_devices()
+context()._physical_devices.append(PhysicalDevice("/physical_device:GPU:0", "GPU"))
+tf.config.list_logical_devices = lambda kind=None: [LogicalDevice("/device:GPU:0", "GPU")]
+tensorflow_devices._operation_on_the_card = lambda: "/device:GPU:0"
+"""
+
+
+def in_a_new_process(code: str) -> str:
+    # Without the cards that this machine may have.
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _A_CARD + code], capture_output=True, text=True, check=False, env=environment
+    )
+    return done.stdout + done.stderr
+
+
+def test_both_devices_can_be_used_in_one_process_in_either_order():
+    said = in_a_new_process(
+        "for backend in (CpuBackend(), GpuBackend(), CpuBackend()):\n    backend.share_device_with('tensorflow')\n"
+        "(card,) = tf.config.list_physical_devices('GPU')\n"
+        "print('shared:', tf.config.experimental.get_memory_growth(card))"
+    )
+    assert "shared: True" in said, said
+
+
+def test_a_tensorflow_that_was_started_without_sharing_memory_is_an_error_on_the_gpu_alone():
+    said = in_a_new_process(
+        "tf.zeros(()).numpy()\nCpuBackend().share_device_with('tensorflow')\nprint('cpu works')\n"
+        "GpuBackend().share_device_with('tensorflow')"
+    )
+    assert "cpu works" in said
+    assert "DeviceError: the network cannot run on the GPU: this process had set TensorFlow up before" in said
+    assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in said
+
+
+def test_a_job_on_the_cpu_shows_tensorflow_one_card_of_several():
+    code = (
+        "import os\nfrom gpu_cluster.backend import CpuBackend, tensorflow_devices\n"
+        "tensorflow_devices.driver = lambda: object()\nCpuBackend().share_device_with('tensorflow')\n"
+        "print('shown:', os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,5"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert "shown: 4" in done.stdout.splitlines(), done.stderr
+
+
+def test_the_cpus_work_stays_on_the_cpu_and_the_cards_is_placed_on_the_card():
+    assert (CpuBackend.tensorflow_device, GpuBackend.tensorflow_device) == ("/CPU:0", "/GPU:0")
+
+
+def test_every_card_that_tensorflow_sees_shares_its_memory(monkeypatch):
+    growing = pretend_tensorflow(monkeypatch, 8)
+    GpuBackend().share_device_with("tensorflow")
+    assert [card.name for card in growing] == [f"/physical_device:GPU:{number}" for number in range(8)]
+
+
+def test_an_operation_that_did_not_run_on_the_card_is_an_error(monkeypatch):
+    pretend_tensorflow(monkeypatch, 1)
+    monkeypatch.setattr(tensorflow_devices, "_operation_on_the_card", lambda: "/device:CPU:0")
+    with pytest.raises(DeviceError, match="TensorFlow computes on /device:CPU:0 instead; gpu-cluster doctor says"):
+        GpuBackend().share_device_with("tensorflow")
+
+
+def test_an_operation_that_fails_on_the_card_is_an_error_with_its_words(monkeypatch):
+    pretend_tensorflow(monkeypatch, 1)
+
+    def fails() -> str:
+        raise tf.errors.InternalError(None, None, "no kernel image is available")
+
+    monkeypatch.setattr(tensorflow_devices, "_operation_on_the_card", fails)
+    with pytest.raises(DeviceError, match="cannot compute on the card: no kernel image is available"):
+        GpuBackend().share_device_with("tensorflow")
+
+
+def test_a_card_that_cannot_be_started_keeps_no_job_on_the_cpu_from_running(monkeypatch):
+    pretend_tensorflow(monkeypatch, 1)
+    calls: list[int] = []
+    hidden: list[tuple[list[str], str]] = []
+
+    def fails_once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(tensorflow_devices, "_first_operation", fails_once)
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind)))
+    CpuBackend().share_device_with("tensorflow")
+    assert hidden == [([], "GPU")]
+    calls.clear()
+    with pytest.raises(DeviceError, match="cannot start the card: CUDA_ERROR_OUT_OF_MEMORY"):
+        GpuBackend().share_device_with("tensorflow")
+
+
+@pytest.mark.parametrize(
+    ("before", "loaded", "after", "in_time"),
+    [
+        (None, False, "0", True),
+        ("3,5", False, "3", True),
+        ("GPU-1f2e,GPU-77aa", False, "GPU-1f2e", True),
+        ("3", True, "3", True),
+        ("-1", False, "-1", True),
+        ("3,5", True, "3,5", False),
+        (None, True, None, False),
+    ],
+)
+def test_one_card_is_shown_and_a_process_that_has_loaded_cuda_is_left_alone(
+    monkeypatch, before, loaded, after, in_time
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    monkeypatch.setattr(tensorflow_devices, "_loaded", lambda: loaded)
+    assert tensorflow_devices.show_one_card() == in_time
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
+    # What the function set itself is not undone by monkeypatch.
+    if before is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+def test_a_pool_that_could_not_be_made_is_made_the_next_time(monkeypatch):
+    sizes = []
+
+    def claim(matrix_bytes: int) -> int:
+        sizes.append(matrix_bytes)
+        if len(sizes) == 1:
+            raise MemoryError("std::bad_alloc: out_of_memory")
+        return 1 << 20
+
+    monkeypatch.setattr(gpu, "_claim", claim)
+    monkeypatch.setattr(GpuBackend, "_claimed", None)
+    with pytest.raises(MemoryError):
+        GpuBackend().claim_device(1000)
+    GpuBackend().claim_device(1000)
+    GpuBackend().claim_device(1000)
+    assert sizes == [1000, 1000]
+    assert GpuBackend().claimed_bytes() == 1 << 20
