@@ -1,7 +1,8 @@
 """A backend whose arrays refuse to leave their device, and a record of everything that does.
 
 It stands for a card on machines that have none: arrays are array-api-strict's, on a device that NumPy cannot read.
-Engines compute as on the CPU, behind the seam, as cuML would on the card.
+Its PCA and the rule that ends its k-means are those of the GPU's backend, in the array API; one iteration of k-means is
+what cuML does, imitated. Other engines compute as on the CPU, behind the seam, as cuML would on the card.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ import numpy as np
 import pytest
 
 from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit
-from gpu_cluster.backend.base import HostArray
+from gpu_cluster.backend.base import HostArray, Scaling
+from gpu_cluster.backend.blockwise import fit_pca, lloyd
 from gpu_cluster.config import Algorithm
+
+from . import cuml_imitation
+
+# cuML wants a tolerance above 0.
+TINY = float(np.finfo(np.float32).tiny)
 
 DEVICE = array_api_strict.Device("device1")
 
@@ -51,23 +58,23 @@ class StrictBackend(CpuBackend):
     def from_dlpack(self, capsule: Any) -> Array:
         return self.from_host(super().from_dlpack(capsule))
 
-    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
-        fit = super().fit_pca(_inside(x), n_components)
-        mean, components = self.from_host(fit.mean), self.from_host(fit.components)
-        return PCAFit(mean, components, fit.explained_variance, fit.total_variance)
+    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
+        return fit_pca(x, n_components, scale=scale, backend=self)
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
-        fit = super().fit_kmeans(_inside(x), _inside(starts), max_iter=max_iter, tol=tol)
-        return KMeansFit(self.from_host(fit.centres), fit.n_iter)
+        def iterate(centres: Array) -> tuple[Array, Array]:
+            init = _inside(centres)
+            fit = cuml_imitation.KMeans(n_clusters=len(init), init=init, n_init=1, max_iter=1, tol=TINY)
+            fit.fit(_inside(x))
+            return self.from_host(fit.cluster_centers_), self.from_host(fit.labels_)
+
+        return lloyd(x, starts, iterate, max_iter=max_iter, tol=tol, backend=self)
 
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
         return self.from_host(super().group(_inside(x), algorithm, k=k, seed=seed))
 
     def tsne(self, x: Array, *, seed: int) -> Array:
         return self.from_host(super().tsne(_inside(x), seed=seed))
-
-    def silhouette_samples(self, x: Array, labels: Array) -> Array:
-        return self.from_host(super().silhouette_samples(_inside(x), _inside(labels)))
 
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
         return super().label_scores(truth, _inside(labels))
