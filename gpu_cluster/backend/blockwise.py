@@ -58,8 +58,10 @@ def _of_covariance(x: Array, m: int, mean: Array, scale: Scaling, backend: Backe
     for rows in blocks(x.shape[0], x.shape[1]):
         centred = _centred(x, rows, mean, scale, backend)
         scatter = scatter + xp.matrix_transpose(centred) @ centred
-    values, vectors = _strongest(scatter, m, backend)
-    return _fit(xp.matrix_transpose(vectors), values, xp.linalg.trace(scatter), mean, x, "covariance by blocks", backend)
+    values, vectors, total = _strongest(scatter, m, backend)
+    return _fit(
+        xp.matrix_transpose(vectors), values, total, mean, x, "covariance by blocks", backend
+    )
 
 
 def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:
@@ -72,7 +74,7 @@ def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) ->
             products = centred @ xp.matrix_transpose(_centred(x, others, mean, scale, backend))
             gram[rows, others] = products
             gram[others, rows] = xp.matrix_transpose(products)
-    values, vectors = _strongest(gram, m, backend)
+    values, vectors, total = _strongest(gram, m, backend)
     components = 0.0
     for rows in parts:
         centred = _centred(x, rows, mean, scale, backend)
@@ -81,18 +83,18 @@ def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) ->
     # A direction without variance has no axis: what is left of it is rounding.
     real = values[:, None] > _ROUNDING_SHARE * xp.max(values)
     components = xp.where(real, components, xp.zeros_like(components)) / xp.where(real, lengths, xp.ones_like(lengths))
-    return _fit(components, values, xp.linalg.trace(gram), mean, x, "Gram matrix by blocks", backend)
+    return _fit(components, values, total, mean, x, "Gram matrix by blocks", backend)
 
 
 def _centred(x: Array, rows: slice, mean: Array, scale: Scaling, backend: Backend) -> Array:
     return backend.xp.astype(scale(x[rows, :]), backend.xp.float64) - mean
 
 
-def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array]:
-    """Return the m largest eigenvalues (m,), largest first, and their eigenvectors as columns."""
+def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array, Array]:
+    """Return the m largest eigenvalues (m,), largest first, their eigenvectors as columns, and the sum of all values."""
     xp = backend.xp
     values, vectors = xp.linalg.eigh(symmetric)
-    return xp.flip(values[-m:], axis=0), xp.flip(vectors[:, -m:], axis=1)
+    return xp.flip(values[-m:], axis=0), xp.flip(vectors[:, -m:], axis=1), xp.sum(values)
 
 
 def _fit(
@@ -108,9 +110,7 @@ def _fit(
     )
 
 
-def lloyd(
-    x: Array, starts: Array, iterate: Iteration, *, max_iter: int, tol: float, backend: Backend
-) -> KMeansFit:
+def lloyd(x: Array, starts: Array, iterate: Iteration, *, max_iter: int, tol: float, backend: Backend) -> KMeansFit:
     """Run Lloyd's algorithm on x (n, d) from `starts` (k, d), one iteration of the device's library at a time.
 
     It ends where scikit-learn's ends: when the squared distance that the centres moved, summed over all of them, is at

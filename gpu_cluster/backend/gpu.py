@@ -69,9 +69,7 @@ class GpuBackend(Backend):
         return cudf  # type: ignore[no-any-return]
 
     def to_pandas(self, table: Any) -> pd.DataFrame:
-        import cudf
-
-        return cudf.DataFrame.to_pandas(table)  # type: ignore[no-any-return]
+        return table.to_pandas()  # type: ignore[no-any-return]
 
     def claim_device(self, matrix_bytes: int) -> None:
         # Only once in a process, because the pool cannot be replaced while arrays are alive. It grows by itself when a
@@ -186,9 +184,7 @@ class GpuBackend(Backend):
         # its second iteration on, and stop long before scikit-learn does (cuvs/cluster/kmeans.hpp). In float32 even the
         # smallest tolerance stops it when rounding makes the inertia grow.
         def iterate(centres: Array) -> tuple[Array, Array]:
-            fit = KMeans(
-                n_clusters=k, init=centres, n_init=1, max_iter=1, tol=_NO_TOLERANCE, output_type="cupy"
-            ).fit(x)
+            fit = KMeans(n_clusters=k, init=centres, n_init=1, max_iter=1, tol=_NO_TOLERANCE, output_type="cupy").fit(x)
             return fit.cluster_centers_, fit.labels_
 
         return lloyd(x, starts, iterate, max_iter=max_iter, tol=tol, backend=self)

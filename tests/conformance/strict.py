@@ -7,13 +7,14 @@ what cuML does, imitated. Other engines compute as on the CPU, behind the seam, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import IO, Any
 
 import array_api_strict
 import numpy as np
+import pandas as pd
 import pytest
 
 from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit
@@ -36,6 +37,19 @@ class LeakError(AssertionError):
     """Something left the device other than by `to_host`."""
 
 
+class Table:
+    """Stands for cuDF's DataFrame: its columns can be arrays of the device, it writes Parquet, and no text."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        on_device = type(array_api_strict.asarray(0))
+        self.inside = pd.DataFrame(
+            {name: _inside(column) if isinstance(column, on_device) else column for name, column in columns.items()}
+        )
+
+    def to_parquet(self, file: IO[bytes], *, index: bool) -> None:
+        self.inside.to_parquet(file, index=index)
+
+
 class StrictBackend(CpuBackend):
     """The CPU's engines on arrays that only `to_host` can read; `transfers` are the shapes that it did."""
 
@@ -47,6 +61,13 @@ class StrictBackend(CpuBackend):
     @property
     def xp(self) -> ModuleType:
         return array_api_strict
+
+    @property
+    def frames(self) -> Any:
+        return SimpleNamespace(DataFrame=Table, Series=pd.Series)
+
+    def to_pandas(self, table: Table) -> pd.DataFrame:
+        return table.inside
 
     def to_host(self, array: Array) -> HostArray:
         self.transfers.append(tuple(array.shape))
