@@ -59,9 +59,7 @@ def _of_covariance(x: Array, m: int, mean: Array, scale: Scaling, backend: Backe
         centred = _centred(x, rows, mean, scale, backend)
         scatter = scatter + xp.matrix_transpose(centred) @ centred
     values, vectors, total = _strongest(scatter, m, backend)
-    return _fit(
-        xp.matrix_transpose(vectors), values, total, mean, x, "covariance by blocks", backend
-    )
+    return _fit(xp.matrix_transpose(vectors), values, total, mean, x, "covariance by blocks", backend)
 
 
 def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:

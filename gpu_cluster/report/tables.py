@@ -53,7 +53,9 @@ def write_comparison(stage: Path, found: Comparison) -> None:
     """Write the table of a comparison, as CSV and as Markdown, and its plot."""
     import pandas as pd
 
-    table = pd.DataFrame({column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)})
+    table = pd.DataFrame(
+        {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
+    )
     _write_csv(stage / run_folder.COMPARISON, table)
     (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(comparison_lines(found)) + "\n", encoding="utf-8")
     (stage / run_folder.PLOTS).mkdir()
