@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from gpu_cluster.backend.base import Array, Backend, HostArray, KMeansFit, PCAFit, Scaling
+from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit, Scaling
 
 # Largest number of values in a temporary of a pass over the rows.
 _BLOCK_SIZE = 1 << 24
@@ -89,7 +89,7 @@ def _centred(x: Array, rows: slice, mean: Array, scale: Scaling, backend: Backen
 
 
 def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array, Array]:
-    """Return the m largest eigenvalues (m,), largest first, their eigenvectors as columns, and the sum of all values."""
+    """Return the m largest eigenvalues (m,), largest first, their eigenvectors as columns, and the sum of all."""
     xp = backend.xp
     values, vectors = xp.linalg.eigh(symmetric)
     return xp.flip(values[-m:], axis=0), xp.flip(vectors[:, -m:], axis=1), xp.sum(values)
@@ -117,15 +117,14 @@ def lloyd(x: Array, starts: Array, iterate: Iteration, *, max_iter: int, tol: fl
     xp = backend.xp
     most = tol * _mean_variance(x, backend) if tol else 0.0
     centres, before, n_iter = starts, None, 0
-    for n_iter in range(1, max_iter + 1):
+    while True:
         moved, labels = iterate(centres)
         steps = xp.astype(moved, xp.float64) - xp.astype(centres, xp.float64)
         shift = float(backend.to_host(xp.sum(steps * steps)))
         still = before is not None and bool(backend.to_host(xp.all(labels == before)))
-        centres, before = moved, labels
-        if still or shift <= most:
-            break
-    return KMeansFit(centres, n_iter)
+        centres, before, n_iter = moved, labels, n_iter + 1
+        if still or shift <= most or n_iter == max_iter:
+            return KMeansFit(centres, n_iter)
 
 
 def _mean_variance(x: Array, backend: Backend) -> float:
@@ -136,8 +135,7 @@ def _mean_variance(x: Array, backend: Backend) -> float:
     for rows in blocks(*x.shape):
         centred = _centred(x, rows, mean, as_it_is, backend)
         total = total + xp.sum(centred * centred)
-    found: HostArray = backend.to_host(total)
-    return float(found) / (x.shape[0] * x.shape[1])
+    return float(backend.to_host(total)) / float(np.prod(x.shape))
 
 
 def as_it_is(x: Array) -> Array:

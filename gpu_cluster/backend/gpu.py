@@ -96,11 +96,11 @@ class GpuBackend(Backend):
     @property
     def repeats(self) -> dict[str, str]:
         return {
-            "to_the_byte": "embeddings that the store holds; for the same clustered space and the same labels: centres, "
-            "distances, inertia, silhouettes and Davies-Bouldin and Calinski-Harabasz scores",
-            "within_a_tolerance": "embeddings that the network computes again, principal components and t-SNE: up to "
-            "rounding; labels: a picture between two centres can change, because cuML's k-means adds up in the order "
-            "in which threads finish; `gpu-cluster selftest` shows the tolerances",
+            "to_the_byte": "embeddings that the store holds; and, for the same clustered space and the same labels, "
+            "centres, distances, inertia, silhouettes, Davies-Bouldin and Calinski-Harabasz scores",
+            "within_a_tolerance": "embeddings that the network computes again, principal components and t-SNE, up to "
+            "rounding; labels of pictures between two centres, because cuML's k-means adds up in the order in which "
+            "threads finish; gpu-cluster selftest shows the tolerances",
         }
 
     def describe(self) -> dict[str, Any]:

@@ -148,11 +148,12 @@ def _distance_sums(x: Array, member: Array, backend: Backend) -> Array:
         left = _beside_squares(x[rows, :], backend, left=True)
         # Distances are the same in both directions, so each pair of blocks is computed once.
         for other, columns in enumerate(parts[: number + 1]):
-            squared = left @ xp.matrix_transpose(_beside_squares(x[columns, :], backend, left=False))
+            right = _beside_squares(x[columns, :], backend, left=False)
             # Rounding can put the square of a distance of 0 below 0.
-            distances = xp.sqrt(xp.abs(squared))
+            distances = xp.abs(left @ xp.matrix_transpose(right))
+            distances **= 0.5
             if other == number:
-                distances = xp.where(_diagonal(squared.shape[0], backend), xp.zeros_like(distances), distances)
+                distances = xp.where(_diagonal(right.shape[0], backend), xp.zeros_like(distances), distances)
             else:
                 sums[other] = sums[other] + xp.matrix_transpose(distances) @ member[rows, :]
             sums[number] = sums[number] + distances @ member[columns, :]

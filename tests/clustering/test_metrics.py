@@ -81,6 +81,33 @@ def test_silhouettes_above_the_limit_are_taken_on_a_fixed_sample(clustered):
     np.testing.assert_allclose(values, sk.silhouette_samples(x[rows], found.labels[rows]), atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [2, 40])
+def test_silhouettes_of_several_blocks_far_from_the_origin_equal_scikit_learns(k):
+    # Rows that are not of unit length, one alone in its cluster, and numbers of clusters that are not used.
+    x = (100 * np.random.default_rng(0).normal(size=(2_500, 5)) + 1000).astype(np.float32)
+    labels = 3 * (np.arange(2_500) % k) + 1
+    labels[7] = 0
+    found = metrics.silhouette_samples(x, labels, BACKEND)
+    assert found[7] == 0
+    np.testing.assert_allclose(found, sk.silhouette_samples(x, labels), atol=1e-6)
+
+
+def test_silhouettes_of_equal_rows_are_numbers():
+    found = metrics.silhouette_samples(np.full((6, 3), 0.1, np.float32), np.arange(6) % 2, BACKEND)
+    assert np.isfinite(found).all()
+
+
+def test_silhouettes_hold_no_matrix_of_all_distances():
+    n = 6_000
+    x = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    tracemalloc.start()
+    metrics.silhouette_samples(x, np.arange(n) % 3, BACKEND)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # All distances would take 288 MB.
+    assert peak < n * n * 8 / 4
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_silhouettes_are_not_defined_for_one_cluster_or_one_a_row(k):
     x = np.arange(4, dtype=np.float32)[:, None]

@@ -1,6 +1,7 @@
-"""What cuML 26.10 does otherwise than scikit-learn, in NumPy, written from its sources: it stands for cuML without a card.
+"""What cuML 26.10 does otherwise than scikit-learn, in NumPy, written from its sources.
 
-Only the numbers are imitated, not the speed. Each class has the parameters and attributes that `gpu.py` uses.
+It stands for cuML on machines without a card. Only the numbers are imitated, not the speed. Each class has the
+parameters and attributes that `gpu.py` uses.
 """
 
 from __future__ import annotations

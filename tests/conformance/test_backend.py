@@ -14,8 +14,11 @@ from sklearn.datasets import make_blobs
 
 from gpu_cluster.backend import Backend, CpuBackend
 from gpu_cluster.backend.blockwise import as_it_is
+from gpu_cluster.clustering.kmeans import cluster_sums
 from gpu_cluster.clustering.metrics import silhouette_samples
 from gpu_cluster.config import Algorithm
+
+from .conftest import gpu
 
 # float32 data: sums of some hundred terms differ by this much with their order.
 ROUNDING = 1e-4
@@ -48,7 +51,8 @@ def test_transfers_there_and_back_change_nothing(backend: Backend, x):
         assert found.dtype == array.dtype
 
 
-@pytest.mark.parametrize("n", [60, 500, 3000])
+# The first has fewer rows than columns.
+@pytest.mark.parametrize("n", [20, 60, 500, 3000])
 def test_pca_is_the_exact_one_in_float64(backend: Backend, n):
     random = np.random.default_rng(n)
     x = (random.normal(size=(n, 40)) * np.linspace(3, 0.1, 40)).astype(np.float32)
@@ -107,6 +111,25 @@ def test_silhouettes_are_scikit_learns(backend: Backend, x, labels):
     found = silhouette_samples(backend.from_host(x), backend.from_host(labels), backend)
     # float64 throughout; scikit-learn rounds distances to float32.
     np.testing.assert_allclose(backend.to_host(found), sk.silhouette_samples(x, labels), atol=1e-6)
+
+
+def test_silhouettes_and_centres_repeat_bit_by_bit(backend: Backend, x, labels):
+    on_device, codes = backend.from_host(x), backend.from_host(labels)
+    for found in (
+        lambda: silhouette_samples(on_device, codes, backend),
+        lambda: cluster_sums(on_device, codes, 6, backend),
+    ):
+        np.testing.assert_array_equal(backend.to_host(found()), backend.to_host(found()))
+
+
+def test_silhouettes_are_cumls(x, labels):
+    backend = gpu()
+    from cuml.metrics.cluster import silhouette_samples as cumls
+
+    on_device, codes = backend.from_host(x), backend.from_host(labels)
+    expected = backend.to_host(cumls(on_device, codes.astype("int32"), chunksize=500))
+    # cuML's are float32, summed by atomic additions.
+    np.testing.assert_allclose(backend.to_host(silhouette_samples(on_device, codes, backend)), expected, atol=ROUNDING)
 
 
 def test_label_scores_are_scikit_learns(backend: Backend, labels):
