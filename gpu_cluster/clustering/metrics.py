@@ -18,8 +18,8 @@ from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.sampling import sorted_sample
 
-# Rows whose distances to as many others are held at once by the silhouettes: 8 MB, which stay in a processor's cache.
-_SILHOUETTE_ROWS = 1024
+# The silhouettes hold the distances of this many rows to as many others at once: 32 MB.
+_SILHOUETTE_ROWS = 2000
 
 HostFloats = npt.NDArray[np.floating[Any]]
 HostInts = npt.NDArray[np.integer[Any]]
