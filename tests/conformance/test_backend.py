@@ -116,9 +116,9 @@ def test_silhouettes_are_scikit_learns(backend: Backend, x, labels):
 def test_silhouettes_and_centres_repeat_bit_by_bit(backend: Backend, x, labels):
     on_device, codes = backend.from_host(x), backend.from_host(labels)
     silhouettes = [backend.to_host(silhouette_samples(on_device, codes, backend)) for _ in range(2)]
-    np.testing.assert_array_equal(*silhouettes)
+    np.testing.assert_array_equal(silhouettes[0], silhouettes[1])
     sums = [backend.to_host(cluster_sums(on_device, codes, 6, backend)) for _ in range(2)]
-    np.testing.assert_array_equal(*sums)
+    np.testing.assert_array_equal(sums[0], sums[1])
 
 
 def test_silhouettes_are_cumls(x, labels):
