@@ -81,6 +81,7 @@ class Projection(Record):
     space : what was done to the embeddings, in words
     pcs : (n, 2) float32; first two principal components of the scaled embeddings, for plots
     pcs_variance_ratio : share of the scaled embeddings' variance along each of the two
+    pca_solver : what computed the principal components, in words
     sweep_x, sweep_space : like `x` and `space`, for the sweep over k; the same unless the sweep uses another space
     """
 
@@ -89,6 +90,7 @@ class Projection(Record):
     space: str
     pcs: Array
     pcs_variance_ratio: tuple[float, float]
+    pca_solver: str
     sweep_x: Array
     sweep_space: str
 

@@ -7,6 +7,7 @@ device, unless a docstring says host. This module must not know files, configs o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,7 @@ from gpu_cluster.config import Algorithm, Precision
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
 
 # An array of the library that the backend computes with: NumPy on the CPU, CuPy on a GPU.
 Array: TypeAlias = Any
@@ -23,6 +25,8 @@ HostArray: TypeAlias = "npt.NDArray[Any]"
 # NumPy's, on the host.
 FloatArray: TypeAlias = "npt.NDArray[np.floating[Any]]"
 IntArray: TypeAlias = "npt.NDArray[np.integer[Any]]"
+# Scales rows (b, d) float32 of a matrix, each by itself, so that a block of rows can be scaled alone.
+Scaling: TypeAlias = Callable[[Array], Array]
 
 
 # Neighbours in the graph of `Backend.group`'s spectral clustering, the same on every device.
@@ -49,12 +53,14 @@ class PCAFit:
     components : (m, d) float32, device; orthonormal rows, signs arbitrary
     explained_variance : (m,) float, host; variance along each axis, divisor n - 1
     total_variance : float; sum of the variances of all d columns
+    solver : what computed them, in words
     """
 
     mean: Array
     components: Array
     explained_variance: HostArray
     total_variance: float
+    solver: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,11 @@ class Backend(ABC):
     @property
     @abstractmethod
     def frames(self) -> ModuleType:
-        """The data frame library of this device (pandas or cuDF)."""
+        """The data frame library of this device (pandas or cuDF); its tables take this device's arrays as columns."""
+
+    @abstractmethod
+    def to_pandas(self, table: Any) -> pd.DataFrame:
+        """Return a table of `frames` as one of pandas', on the host: pandas alone writes text."""
 
     @abstractmethod
     def claim_device(self, matrix_bytes: int) -> None:
@@ -106,6 +116,11 @@ class Backend(ABC):
     @abstractmethod
     def batch_size(self, image_size: int) -> int:
         """Return how many pictures of this side can go through the network together."""
+
+    @property
+    @abstractmethod
+    def repeats(self) -> dict[str, str]:
+        """What is the same when a run is repeated with the same seed on this device, for `run.json`, in words."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -143,12 +158,19 @@ class Backend(ABC):
         """Return an array on this device; data reaches the device in no other way."""
 
     @abstractmethod
-    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
-        """Fit the first `n_components` principal axes of x (n, d) float32 with an exact solver."""
+    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
+        """Fit the first `n_components` principal axes of x (n, d) float32, scaled by `scale`, with an exact solver.
+
+        A library that takes the whole matrix gets a scaled copy of it.
+        """
 
     @abstractmethod
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
-        """Run Lloyd's algorithm once on x (n, d) float32 from the centres `starts` (k, d)."""
+        """Run Lloyd's algorithm once on x (n, d) float32 from the centres `starts` (k, d).
+
+        `tol` is scikit-learn's on every device: it ends when the centres moved by at most `tol` times the mean variance
+        of the columns (squares of the distances, summed over the centres), or when no label changed.
+        """
 
     @abstractmethod
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
@@ -156,19 +178,16 @@ class Backend(ABC):
 
         `ward` is agglomerative clustering with Ward's linkage. `spectral` works on the graph of the 10 nearest
         neighbours. `hdbscan` finds the number of groups itself; a group has at least 5 rows and at least a hundredth
-        of all rows. Ward takes O(n^2) memory, the others O(n^2) time.
+        of all rows. Ward takes O(n^2) memory, the others O(n^2) time. `k` is at most `most_groups(algorithm, n)`.
         """
+
+    @abstractmethod
+    def most_groups(self, algorithm: Algorithm, n: int) -> int:
+        """Return the largest number of groups that `group` can be asked for with n rows."""
 
     @abstractmethod
     def tsne(self, x: Array, *, seed: int) -> Array:
         """Return a t-SNE (n, 2) of x (n, d) float32, n at least 5, that starts from the principal components of x."""
-
-    @abstractmethod
-    def silhouette_samples(self, x: Array, labels: Array) -> Array:
-        """Return the silhouette (n,) of each row of x (n, d) for labels (n,) with 2 to n - 1 clusters.
-
-        Takes O(n^2 d) time; works in chunks, so that memory is bounded.
-        """
 
     @abstractmethod
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,10 +20,14 @@ from gpu_cluster.backend.base import (
     HostArray,
     KMeansFit,
     PCAFit,
+    Scaling,
     perplexity,
     smallest_group,
 )
 from gpu_cluster.config import Algorithm, Precision
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class CpuBackend(Backend):
@@ -46,6 +50,9 @@ class CpuBackend(Backend):
 
         return pd
 
+    def to_pandas(self, table: Any) -> pd.DataFrame:
+        return cast("pd.DataFrame", table)
+
     def claim_device(self, matrix_bytes: int) -> None:
         pass
 
@@ -59,6 +66,10 @@ class CpuBackend(Backend):
     def batch_size(self, image_size: int) -> int:
         # Larger batches are no faster: a few pictures are enough for the convolutions to keep every core busy.
         return 32
+
+    @property
+    def repeats(self) -> dict[str, str]:
+        return {"to_the_byte": "all results, on the same machine with the same versions"}
 
     def describe(self) -> dict[str, Any]:
         libraries = ("numpy", "scikit-learn", "pandas")
@@ -96,10 +107,11 @@ class CpuBackend(Backend):
     def from_host(self, array: HostArray) -> Array:
         return array
 
-    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
+    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
         from sklearn.decomposition import PCA
 
         n, d = x.shape
+        x = scale(x)
         # Never 'auto': above 500 rows it uses a randomised solver without a seed. For tall matrices the covariance is
         # as exact at these numbers of components, and needs memory for d x d instead of another n x d.
         solver = "covariance_eigh" if n >= 10 * d else "full"
@@ -109,6 +121,7 @@ class CpuBackend(Backend):
             components=fit.components_.astype(np.float32),
             explained_variance=fit.explained_variance_.astype(np.float64),
             total_variance=float(np.var(x, axis=0, dtype=np.float64, ddof=1).sum()),
+            solver=f"scikit-learn's PCA, {solver}",
         )
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
@@ -137,6 +150,9 @@ class CpuBackend(Backend):
                 n_clusters=k, affinity="nearest_neighbors", n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed
             ).fit_predict(x)
 
+    def most_groups(self, algorithm: Algorithm, n: int) -> int:
+        return n
+
     def tsne(self, x: Array, *, seed: int) -> Array:
         from sklearn.manifold import TSNE
 
@@ -144,11 +160,6 @@ class CpuBackend(Backend):
         # Half of scikit-learn's default number of iterations: starting from principal components, the layout no longer
         # changes much after these.
         return TSNE(init="pca", perplexity=perplexity(n), max_iter=500, random_state=seed).fit_transform(x)
-
-    def silhouette_samples(self, x: Array, labels: Array) -> Array:
-        from sklearn.metrics import silhouette_samples
-
-        return silhouette_samples(x, labels)
 
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
         from sklearn import metrics

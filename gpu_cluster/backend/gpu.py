@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,11 +20,16 @@ from gpu_cluster.backend.base import (
     HostArray,
     KMeansFit,
     PCAFit,
+    Scaling,
     perplexity,
     smallest_group,
 )
+from gpu_cluster.backend.blockwise import fit_pca, lloyd
 from gpu_cluster.config import Algorithm, Precision
 from gpu_cluster.errors import DeviceError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _GIB = 1 << 30
 
@@ -34,6 +39,15 @@ _POOL_SHARE = 0.6
 # and the convolution's workspace needs as much again.
 _BYTES_A_PICTURE = 4 * 224 * 224 * 64 * 4
 _LARGEST_BATCH = 256
+
+# A matrix with more columns than this and than rows is not given to cuML's PCA, which computes a covariance (d, d) and
+# all its eigenvectors, however few the rows are.
+_WIDE = 4096
+# Largest number of values in a matrix that is given to cuML's PCA, which counts them in 32 bits in places.
+_MOST_VALUES = 2**31 - 1
+
+# cuML requires a tolerance above 0; this one never ends an iteration.
+_NO_TOLERANCE = float(np.finfo(np.float32).tiny)
 
 
 class GpuBackend(Backend):
@@ -59,6 +73,9 @@ class GpuBackend(Backend):
 
         return cudf  # type: ignore[no-any-return]
 
+    def to_pandas(self, table: Any) -> pd.DataFrame:
+        return table.to_pandas()  # type: ignore[no-any-return]
+
     def claim_device(self, matrix_bytes: int) -> None:
         # Only once in a process, because the pool cannot be replaced while arrays are alive. It grows by itself when a
         # later matrix is larger.
@@ -73,6 +90,16 @@ class GpuBackend(Backend):
         a_picture = _BYTES_A_PICTURE * (image_size / 224) ** 2
         fitting = int(self.free_bytes() * (1 - _POOL_SHARE) / a_picture)
         return int(np.clip(1 << max(fitting, 1).bit_length() - 1, 1, _LARGEST_BATCH))
+
+    @property
+    def repeats(self) -> dict[str, str]:
+        return {
+            "to_the_byte": "embeddings that the store holds; and, for the same clustered space and the same labels, "
+            "centres, distances, inertia, silhouettes, Davies-Bouldin and Calinski-Harabasz scores",
+            "within_a_tolerance": "embeddings that the network computes again, principal components and t-SNE, up to "
+            "rounding; labels of pictures between two centres, because cuML's k-means adds up in the order in which "
+            "threads finish; gpu-cluster selftest shows the tolerances",
+        }
 
     def describe(self) -> dict[str, Any]:
         import cupy
@@ -125,10 +152,13 @@ class GpuBackend(Backend):
     def claimed_bytes(self) -> int:
         return GpuBackend._claimed or 0
 
-    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
+    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
         import cupy
         from cuml.decomposition import PCA
 
+        if not self._suits_cuml(*x.shape):
+            return fit_pca(x, n_components, scale=scale, backend=self)
+        x = scale(x)
         fit = PCA(n_components=n_components, svd_solver="full", output_type="cupy").fit(x)
         return PCAFit(
             mean=cupy.ravel(fit.mean_),
@@ -136,18 +166,30 @@ class GpuBackend(Backend):
             components=cupy.ascontiguousarray(fit.components_),
             explained_variance=cupy.asnumpy(fit.explained_variance_).astype(np.float64),
             total_variance=float(cupy.var(x, axis=0, dtype=cupy.float64, ddof=1).sum()),
+            solver="cuML's PCA, full",
         )
 
+    def _suits_cuml(self, n: int, d: int) -> bool:
+        """Return whether cuML's PCA can fit a matrix (n, d) and has the memory for it."""
+        # The scaled copy and cuML's own in column order; the covariance, its eigenvectors and the solver's work space.
+        needed = 4 * (2 * n * d + 5 * d * d)
+        too_wide = d > max(n, _WIDE)
+        # cuML refuses a single column.
+        return d > 1 and not too_wide and n * d <= _MOST_VALUES and needed <= self.free_bytes() + _free_in_pool()
+
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
-        import cupy
         from cuml.cluster import KMeans
 
-        # scikit-learn's tol is relative to the mean variance of the columns; cuML's is absolute and must be above 0.
-        variance = float(cupy.var(x, axis=0, dtype=cupy.float64).mean())
-        absolute = max(tol * variance, float(np.finfo(np.float32).tiny))
         k = starts.shape[0]
-        fit = KMeans(n_clusters=k, init=starts, n_init=1, max_iter=max_iter, tol=absolute, output_type="cupy").fit(x)
-        return KMeansFit(centres=fit.cluster_centers_, n_iter=int(fit.n_iter_))
+
+        # One iteration at a time: cuML would compare the tolerance with the relative change of the inertia too, from
+        # its second iteration on, and stop long before scikit-learn does (cuvs/cluster/kmeans.hpp). In float32 even the
+        # smallest tolerance stops it when rounding makes the inertia grow.
+        def iterate(centres: Array) -> tuple[Array, Array]:
+            fit = KMeans(n_clusters=k, init=centres, n_init=1, max_iter=1, tol=_NO_TOLERANCE, output_type="cupy").fit(x)
+            return fit.cluster_centers_, fit.labels_
+
+        return lloyd(x, starts, iterate, max_iter=max_iter, tol=tol, backend=self)
 
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
         import cupy
@@ -160,12 +202,19 @@ class GpuBackend(Backend):
             found = AgglomerativeClustering(n_clusters=k, linkage="ward").fit_predict(self.to_host(x))
             return cupy.asarray(found, dtype=cupy.int64)
         if algorithm == "hdbscan":
-            found = HDBSCAN(min_cluster_size=min(smallest_group(n), n), output_type="cupy").fit_predict(x)
+            size = min(smallest_group(n), n)
+            # cuML does not count the row itself among the neighbours, and scikit-learn does.
+            found = HDBSCAN(min_cluster_size=size, min_samples=max(1, size - 1), output_type="cupy").fit_predict(x)
             return cupy.asarray(found, dtype=cupy.int64)
         found = SpectralClustering(
             n_clusters=k, n_neighbors=min(N_NEIGHBOURS, n - 1), random_state=seed, output_type="cupy"
         ).fit_predict(x)
         return cupy.asarray(found, dtype=cupy.int64)
+
+    def most_groups(self, algorithm: Algorithm, n: int) -> int:
+        # cuML computes at most this many eigenvectors, and with fewer of them than groups it gives all rows one label
+        # (cuml#8569).
+        return max(1, (n - 1) // 3) if algorithm == "spectral" else n
 
     def tsne(self, x: Array, *, seed: int) -> Array:
         from cuml.manifold import TSNE
@@ -175,14 +224,6 @@ class GpuBackend(Backend):
         return TSNE(
             init="pca", perplexity=perplexity(n), n_neighbors=neighbours, random_state=seed, output_type="cupy"
         ).fit_transform(x)
-
-    def silhouette_samples(self, x: Array, labels: Array) -> Array:
-        import cupy
-        from cuml.metrics.cluster import silhouette_samples
-
-        # cuML holds the distances between two chunks, 4 bytes each; they may take a quarter of the free memory.
-        chunk = int(np.clip((self.free_bytes() / 16) ** 0.5, 1, x.shape[0]))
-        return silhouette_samples(x, labels.astype(cupy.int32), chunksize=chunk)
 
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
         import cupy
@@ -223,6 +264,19 @@ def _claim(matrix_bytes: int) -> int:
     rmm.statistics.enable_statistics()
     cupy.cuda.set_allocator(rmm_cupy_allocator)
     return initial
+
+
+def _free_in_pool() -> int:
+    """Return the bytes that RMM's pool has claimed and not given out; 0 before `claim_device`."""
+    import rmm.mr
+    import rmm.statistics
+
+    used = rmm.statistics.get_statistics()
+    if used is None:
+        return 0
+    # The statistics wrap the pool.
+    pool = rmm.mr.get_current_device_resource().get_upstream()
+    return max(0, int(pool.pool_size()) - int(used.current_bytes))
 
 
 def describe_gpus() -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.backend.base import HostArray
+from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.sampling import sorted_sample
 
@@ -23,9 +24,6 @@ START_ROWS = 20_000
 # A restart replaces the best one only if it is better by more than rounding. Of two equal restarts the first one stays,
 # because which of them is lower in the last digits differs between devices.
 _BETTER = 1 - 1e-6
-
-# Largest number of values in a temporary of a pass over the rows.
-_BLOCK_SIZE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -154,10 +152,3 @@ def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
     sizes = cluster_sizes(labels, k, backend)[:, None]
     means = cluster_sums(x, labels, k, backend) / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
     return xp.where(sizes > 0, xp.astype(means, centres.dtype), centres)
-
-
-def blocks(n: int, width: int) -> Iterator[slice]:
-    """Yield slices that cover n rows, so short that a temporary of `width` values for each row has a bounded size."""
-    size = max(1, _BLOCK_SIZE // max(1, width))
-    for first in range(0, n, size):
-        yield slice(first, min(first + size, n))

@@ -14,8 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.sampling import sorted_sample
+
+# The silhouettes hold the distances of this many rows to as many others at once: 32 MB.
+_SILHOUETTE_ROWS = 2000
 
 HostFloats = npt.NDArray[np.floating[Any]]
 HostInts = npt.NDArray[np.integer[Any]]
@@ -28,7 +32,7 @@ def davies_bouldin(xp: ModuleType, centres: Array, spreads: Array) -> Array:
     """
     k, d = centres.shape
     worst = []
-    for rows in kmeans.blocks(k, k * d):
+    for rows in blocks(k, k * d):
         difference = centres[rows, None, :] - centres[None, :, :]
         apart = xp.sqrt(xp.sum(difference * difference, axis=2))
         together = spreads[rows, None] + spreads[None, :]
@@ -107,7 +111,66 @@ def silhouettes(
         k = int(np.unique(backend.to_host(labels)).size)
     if not 2 <= k <= len(rows) - 1:
         return np.empty(0, np.float32), rows[:0]
-    return backend.to_host(backend.silhouette_samples(x, labels)), rows
+    return backend.to_host(silhouette_samples(x, labels, backend)), rows
+
+
+def silhouette_samples(x: Array, labels: Array, backend: Backend) -> Array:
+    """Return the silhouette (n,) float64 of each row of x (n, d) for labels (n,) with 2 to n - 1 clusters.
+
+    The sums of the distances from a row to each cluster are a block of distances times a matrix that is 1 where a row
+    belongs to a cluster: products of matrices, which repeat to the byte on a GPU too, where sums by atomic additions do
+    not. Takes O(n^2 (d + k)) time and, besides (n, k) sums, the memory of a block of distances and two blocks of rows.
+    """
+    xp = backend.xp
+    # Clusters without a row do not count.
+    held, dense = np.unique(backend.to_host(labels), return_inverse=True)
+    member = kmeans.one_hot(backend.from_host(dense), len(held), backend)
+    sums = _distance_sums(x, member, backend)
+    sizes = xp.sum(member, axis=0)
+    own_size = xp.sum(member * sizes, axis=1)
+    own = xp.sum(sums * member, axis=1) / xp.where(own_size > 1, own_size - 1, xp.ones_like(own_size))
+    nearest = xp.min(xp.where(member > 0, xp.full_like(sums, np.inf), sums / sizes), axis=1)
+    larger = xp.where(own > nearest, own, nearest)
+    # Rousseeuw gives a row alone in its cluster 0; so does a row whose distances are all 0, as in scikit-learn.
+    defined = (own_size > 1) & (larger > 0)
+    return xp.where(defined, (nearest - own) / xp.where(defined, larger, xp.ones_like(larger)), xp.zeros_like(own))
+
+
+def _distance_sums(x: Array, member: Array, backend: Backend) -> Array:
+    """Return the sum (n, k) float64 of the distances from each row of x to the rows of each cluster.
+
+    `member` (n, k) is 1 in the column of the row's cluster, else 0.
+    """
+    xp, n = backend.xp, x.shape[0]
+    parts = [slice(first, min(first + _SILHOUETTE_ROWS, n)) for first in range(0, n, _SILHOUETTE_ROWS)]
+    sums = [0.0] * len(parts)
+    for number, rows in enumerate(parts):
+        left = _beside_squares(x[rows, :], backend, left=True)
+        # Distances are the same in both directions, so each pair of blocks is computed once.
+        for other, columns in enumerate(parts[: number + 1]):
+            right = _beside_squares(x[columns, :], backend, left=False)
+            # Rounding can put the square of a distance of 0 below 0.
+            distances = xp.abs(left @ xp.matrix_transpose(right))
+            distances **= 0.5
+            if other == number:
+                distances = xp.where(_diagonal(right.shape[0], backend), xp.zeros_like(distances), distances)
+            else:
+                sums[other] = sums[other] + xp.matrix_transpose(distances) @ member[rows, :]
+            sums[number] = sums[number] + distances @ member[columns, :]
+    return xp.concat(sums)
+
+
+def _beside_squares(x: Array, backend: Backend, *, left: bool) -> Array:
+    """Return rows (b, d + 2) float64 whose products, left with right, are |x|^2 - 2 x y + |y|^2."""
+    xp = backend.xp
+    x = xp.astype(x, xp.float64)
+    squares = xp.sum(x * x, axis=1, keepdims=True)
+    ones = xp.ones_like(squares)
+    return xp.concat([-2 * x, squares, ones] if left else [x, ones, squares], axis=1)
+
+
+def _diagonal(n: int, backend: Backend) -> Array:
+    return backend.from_host(np.eye(n, dtype=bool))
 
 
 def mean_or_none(values: HostFloats) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.events import Observer
 from gpu_cluster.results import NearDuplicate
@@ -40,7 +41,7 @@ def find_near_duplicates(
     x = x / kmeans.row_norms(x, backend)
     pairs: dict[tuple[int, int], float] = {}
     numbers = backend.from_host(np.arange(n))
-    for part in kmeans.blocks(n, n):
+    for part in blocks(n, n):
         cosines = x[part, :] @ xp.matrix_transpose(x)
         cosines = xp.where(numbers[part, None] == numbers[None, :], -xp.ones_like(cosines), cosines)
         best, which = backend.to_host(xp.max(cosines, axis=1)), backend.to_host(xp.argmax(cosines, axis=1))

@@ -7,10 +7,13 @@ not know what is found in that space.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, IntArray, PCAFit
+from gpu_cluster.backend.base import Scaling
+from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ReduceConfig
@@ -38,12 +41,16 @@ def reduce(
 
     Copies, as named by `originals` (see `copies`), get the principal components of their originals.
 
-    Memory: one more (n, d) matrix while it runs; it is kept only if the sweep runs on the scaled columns.
+    Memory: rows are scaled in blocks, so that x is the only (n, d) matrix. There is one more while a library fits PCA
+    to the whole matrix, and one that stays if the sweep or the clustering uses the scaled columns.
     """
     low, span = _column_range(x, backend) if config.scaling == "minmax" else (None, None)
-    scaled = scale(x, config.scaling, backend, low=low, span=span)
-    n_components = count_components(config.pca, *scaled.shape)
-    fit = _fixed_signs(_fit(scaled, max(2, n_components), backend), backend)
+
+    def scaled(rows: Array) -> Array:
+        return scale(rows, config.scaling, backend, low=low, span=span)
+
+    n_components = count_components(config.pca, *x.shape)
+    fit = _fixed_signs(_fit(x, max(2, n_components), scaled, backend), backend)
     kept = None if config.pca == "none" else min(n_components, len(fit.explained_variance))
     reduction = Reduction(
         scaling=config.scaling,
@@ -55,7 +62,7 @@ def reduce(
         divisors=_divisors(fit, kept, config.whitening, backend) if kept is not None and config.whitening else None,
         normalize=config.normalize,
     )
-    projected, pcs = _applied(scaled, reduction, backend)
+    projected, pcs = apply(reduction, x, backend)
     space = _words(reduction, config.whitening)
     log.info("space: %s", space)
     swept_scaled = sweep_space == "scaled"
@@ -66,13 +73,14 @@ def reduce(
         space=space,
         pcs=as_originals(pcs, originals, backend),
         pcs_variance_ratio=_variance_ratio(fit),
-        sweep_x=scaled if swept_scaled else projected,
-        sweep_space=f"{scaling}, {scaled.shape[1]} columns" if swept_scaled else space,
+        pca_solver=fit.solver,
+        sweep_x=scaled(x) if swept_scaled else projected,
+        sweep_space=f"{scaling}, {x.shape[1]} columns" if swept_scaled else space,
     )
 
 
 def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Array]:
-    """Project other embeddings x (n, d) float32 into a space that was fitted before.
+    """Project embeddings x (n, d) float32 into a space: those that it was fitted on, or others.
 
     Returns
     -------
@@ -81,17 +89,18 @@ def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Arra
     pcs
         (n, 2) float32, their first two principal components.
     """
-    return _applied(scale(x, reduction.scaling, backend, low=reduction.low, span=reduction.span), reduction, backend)
 
+    def scaled(rows: Array) -> Array:
+        return scale(rows, reduction.scaling, backend, low=reduction.low, span=reduction.span)
 
-def _applied(scaled: Array, reduction: Reduction, backend: Backend) -> tuple[Array, Array]:
-    scores = _project(scaled, reduction, backend)
-    x = scaled if reduction.kept is None else scores[:, : reduction.kept]
+    parts = blocks(*x.shape)
+    scores = backend.xp.concat([_project(scaled(x[rows, :]), reduction, backend) for rows in parts])
+    space = scaled(x) if reduction.kept is None else scores[:, : reduction.kept]
     if reduction.divisors is not None:
-        x = x / reduction.divisors
+        space = space / reduction.divisors
     if reduction.normalize:
-        x = x / kmeans.row_norms(x, backend)
-    return x, _first_two(scores, backend)
+        space = space / kmeans.row_norms(space, backend)
+    return space, _first_two(scores, backend)
 
 
 def _divisors(fit: PCAFit, kept: int, power: float, backend: Backend) -> Array:
@@ -150,23 +159,24 @@ def count_components(pca: int | str, n: int, d: int) -> int:
     return max(1, min(wanted, n - 1, d))
 
 
-def _fit(scaled: Array, n_components: int, backend: Backend) -> PCAFit:
+def _fit(x: Array, n_components: int, scaled: Scaling, backend: Backend) -> PCAFit:
     """Fit PCA and drop the components without variance; if all rows are equal, one component of zeros remains."""
     xp = backend.xp
-    n, d = scaled.shape
+    n, d = x.shape
     if n == 1:
         nothing = np.zeros((1, d), np.float32)
-        return PCAFit(xp.mean(scaled, axis=0), backend.from_host(nothing), np.zeros(1), 0.0)
-    fit = backend.fit_pca(scaled, max(1, min(n_components, n - 1, d)))
-    mean_square = float(backend.to_host(xp.sum(kmeans.row_squares(scaled, backend), dtype=xp.float64))) / n
+        return PCAFit(scaled(x)[0, :], backend.from_host(nothing), np.zeros(1), 0.0, "none: there is one row")
+    fit = backend.fit_pca(x, max(1, min(n_components, n - 1, d)), scale=scaled)
+    of_mean = float(backend.to_host(xp.sum(fit.mean * fit.mean, dtype=xp.float64)))
+    mean_square = fit.total_variance * (n - 1) / n + of_mean
     variance = fit.explained_variance
     n_real = int(np.sum(variance > max(variance[0] * _NULL_SHARE, mean_square * _EQUAL_SHARE)))
     if n_real == 0:
         log.info("the embeddings are equal up to rounding: nothing varies")
-        return PCAFit(fit.mean, fit.components[:1, :] * 0, np.zeros(1), 0.0)
+        return replace(fit, components=fit.components[:1, :] * 0, explained_variance=np.zeros(1), total_variance=0.0)
     if n_real < len(variance):
         log.info("%d of %d components vary; the others are dropped", n_real, len(variance))
-    return PCAFit(fit.mean, fit.components[:n_real, :], variance[:n_real], fit.total_variance)
+    return replace(fit, components=fit.components[:n_real, :], explained_variance=variance[:n_real])
 
 
 def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
@@ -175,7 +185,7 @@ def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
     largest = xp.max(fit.components, axis=1, keepdims=True)
     smallest = xp.min(fit.components, axis=1, keepdims=True)
     signs = xp.where(largest >= -smallest, xp.ones_like(largest), -xp.ones_like(largest))
-    return PCAFit(fit.mean, fit.components * signs, fit.explained_variance, fit.total_variance)
+    return replace(fit, components=fit.components * signs)
 
 
 def _project(scaled: Array, fit: Reduction, backend: Backend) -> Array:

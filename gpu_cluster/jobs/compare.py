@@ -155,7 +155,7 @@ def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, reada
     # If all files became unreadable while the job ran, the groups found before are still reported.
     if readable or any(row.reason is None for row in found.rows):
         with job.events.stage("report"):
-            write_comparison(folder, found, backend=job.backend)
+            write_comparison(folder, found)
     record = JobRecord(
         config=job.config,
         manifest=found.manifest,
@@ -292,6 +292,11 @@ def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
         return replace(row, reason=f"left out: {n:,} images are more than {MOST_IMAGES:,}")
     if n < 3:
         return replace(row, reason=f"left out: {count(n, 'image')} {'is' if n == 1 else 'are'} too few")
+    if algorithm != "kmeans" and k > (most := backend.most_groups(cast(Algorithm, algorithm), n)):
+        return replace(
+            row,
+            reason=f"left out: on the {backend.name} it finds at most {most:,} groups among {n:,} images; k is {k:,}",
+        )
     group = _grouper(algorithm, config, backend)
     start = time.perf_counter()
     try:
@@ -340,7 +345,8 @@ def _grouper(algorithm: str, config: CompareConfig, backend: Backend) -> Callabl
         n = x.shape[0]
         if k >= n:
             return backend.from_host(np.arange(n))
-        return backend.group(x, cast(Algorithm, algorithm), k=k, seed=config.seed)
+        asked = cast(Algorithm, algorithm)
+        return backend.group(x, asked, k=min(k, backend.most_groups(asked, n)), seed=config.seed)
 
     return group
 

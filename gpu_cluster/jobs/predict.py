@@ -206,6 +206,8 @@ def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
 
 
 def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path, backend: Backend) -> Prediction:
+    import pandas as pd
+
     if embeddings.x.shape[0]:
         x, pcs = apply(model.reduction, embeddings.x, backend)
         on_device = kmeans.nearest(x, model.centres, backend)
@@ -230,9 +232,9 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         "content_hash": [manifest.files[row].content_hash for row in embeddings.rows],
     }
     if model.cluster_labels is not None:
-        names = backend.frames.Series([model.cluster_labels[label] for label in labels], dtype="str")
+        names = pd.Series([model.cluster_labels[label] for label in labels], dtype="str")
         columns = {"path": columns.pop("path"), "cluster": columns.pop("cluster"), _LABEL_COLUMN: names, **columns}
-    table = backend.frames.DataFrame(columns)
+    table = pd.DataFrame(columns)
     if out.suffix == ".csv":
         content = table.to_csv(index=False, lineterminator="\n").encode()
     else:

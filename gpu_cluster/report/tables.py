@@ -1,6 +1,9 @@
 """Writes results into the files of the run folder: tables, scores, the record of the run, and plots.
 
 This module must not compute results; it only formats them. docs/run-folder.md describes the formats.
+
+The device's own data frames take what is on the device (clusters, distances, positions) and write it as Parquet. Text
+and CSV are pandas': cuDF writes at most 10 digits, which do not give the same float32 when they are read.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +28,9 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def write_report(
     stage: Path, manifest: Manifest, source: Source, findings: Findings, config: ReportConfig, *, backend: Backend
@@ -33,24 +39,24 @@ def write_report(
     write_bad_files(stage / run_folder.BAD_FILES, manifest)
     assignments = _assignments(manifest, findings, backend)
     # Numbers are written with the fewest digits that give the same float32 when they are read.
-    assignments.to_csv(stage / run_folder.ASSIGNMENTS, index=False, lineterminator="\n")
+    _write_csv(stage / run_folder.ASSIGNMENTS, backend.to_pandas(assignments))
     _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
-    _sweep_table(findings, backend).to_csv(stage / run_folder.SWEEP, index=False, lineterminator="\n")
-    _near_duplicates_table(manifest, findings, backend).to_csv(
-        stage / run_folder.NEAR_DUPLICATES, index=False, lineterminator="\n"
-    )
+    _write_csv(stage / run_folder.SWEEP, _sweep_table(findings))
+    _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings))
     _write_json(stage / run_folder.METRICS, _metrics(manifest, findings))
     plots.draw_all(
         stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
     )
 
 
-def write_comparison(stage: Path, found: Comparison, *, backend: Backend) -> None:
+def write_comparison(stage: Path, found: Comparison) -> None:
     """Write the table of a comparison, as CSV and as Markdown, and its plot."""
-    table = backend.frames.DataFrame(
+    import pandas as pd
+
+    table = pd.DataFrame(
         {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
     )
-    table.to_csv(stage / run_folder.COMPARISON, index=False, lineterminator="\n")
+    _write_csv(stage / run_folder.COMPARISON, table)
     page = [*comparison_lines(found), "", conclusion(found)]
     (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(page) + "\n", encoding="utf-8")
     (stage / run_folder.PLOTS).mkdir()
@@ -161,7 +167,7 @@ def write_run_record(
 ) -> None:
     """Write `manifest.parquet` and `run.json`; the latter can be given as `--config` to repeat the run."""
     manifest = result.manifest
-    _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest, backend))
+    _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest))
     config = result.config.model_dump(mode="json")
     path, sha256 = result.weights
     _write_json(
@@ -174,16 +180,19 @@ def write_run_record(
             "files": manifest.counts(),
             "weights": {"path": str(path), "sha256": sha256},
             **result.device,
+            "repeats": dict(backend.repeats),
             "device_reason": result.device_reason,
-            **_embedding_facts(findings),
+            **_facts(findings),
             "stages_s": {stage_name: round(seconds, 3) for stage_name, seconds in result.stages_s.items()},
             "notices": list(result.notices),
         },
     )
 
 
-def _manifest_table(manifest: Manifest, backend: Backend) -> Any:
+def _manifest_table(manifest: Manifest) -> pd.DataFrame:
     """Return the table with one row for each file found."""
+    import pandas as pd
+
     statuses = [manifest.status(row) for row in range(len(manifest))]
     files = manifest.files
     text = {
@@ -195,11 +204,12 @@ def _manifest_table(manifest: Manifest, backend: Backend) -> Any:
         "content_hash": [file.content_hash for file in files],
         "label": list(manifest.labels or [None] * len(manifest)),
     }
-    numbers = {
-        name: [getattr(file, name) for file in files] for name in ("size", "mtime_ns", "width", "height", "orientation")
-    }
-    table = backend.frames.DataFrame({**text, **numbers})
-    return table.astype({**dict.fromkeys(text, "str"), **dict.fromkeys(numbers, "Int64")})
+    numbers = ("size", "mtime_ns", "width", "height", "orientation")
+    # Made as columns of integers: a list in which a number is missing would become floats, which round nanoseconds.
+    return pd.DataFrame(
+        {name: pd.Series(values, dtype="str") for name, values in text.items()}
+        | {name: pd.Series([getattr(file, name) for file in files], dtype="Int64") for name in numbers}
+    )
 
 
 def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
@@ -208,13 +218,13 @@ def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> An
     is_medoid = np.zeros(len(rows), dtype=bool)
     is_medoid[clustering.medoids] = True
     labels = manifest.labels or (None,) * len(manifest)
-    pcs = backend.to_host(findings.projection.pcs)
+    pcs = findings.projection.pcs
     return backend.frames.DataFrame(
         {
             "path": [printable(manifest.paths[row]) for row in rows],
-            "cluster": backend.to_host(clustering.labels),
+            "cluster": clustering.labels,
             "label": backend.frames.Series([labels[row] for row in rows], dtype="str"),
-            "distance": backend.to_host(clustering.distances),
+            "distance": clustering.distances,
             "silhouette": findings.scores.silhouettes,
             "is_medoid": is_medoid,
             "pc1": pcs[:, 0],
@@ -226,22 +236,24 @@ def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> An
     )
 
 
-def _near_duplicates_table(manifest: Manifest, findings: Findings, backend: Backend) -> Any:
+def _near_duplicates_table(manifest: Manifest, findings: Findings) -> pd.DataFrame:
+    import pandas as pd
+
     pairs, rows = findings.near_duplicates, findings.embeddings.rows
-    return backend.frames.DataFrame(
+    return pd.DataFrame(
         {
-            "path": backend.frames.Series([printable(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
-            "other": backend.frames.Series(
-                [printable(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"
-            ),
-            "cosine": backend.frames.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
+            "path": pd.Series([printable(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
+            "other": pd.Series([printable(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"),
+            "cosine": pd.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
         }
     )
 
 
-def _sweep_table(findings: Findings, backend: Backend) -> Any:
+def _sweep_table(findings: Findings) -> pd.DataFrame:
+    import pandas as pd
+
     points, best_k = findings.sweep.points, findings.sweep.best_k
-    return backend.frames.DataFrame(
+    return pd.DataFrame(
         {
             "k": [point.k for point in points],
             "inertia": [point.inertia for point in points],
@@ -290,7 +302,7 @@ def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
     }
 
 
-def _embedding_facts(findings: Findings | None) -> dict[str, Any]:
+def _facts(findings: Findings | None) -> dict[str, Any]:
     if findings is None:
         return {}
     embeddings = findings.embeddings
@@ -299,7 +311,12 @@ def _embedding_facts(findings: Findings | None) -> dict[str, Any]:
         "images_per_s": None if embeddings.images_per_s is None else round(embeddings.images_per_s, 3),
         "precision": embeddings.precision,
         "batch_size": embeddings.batch_size,
+        "pca_solver": findings.projection.pca_solver,
     }
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def _write_parquet(path: Path, table: Any) -> None:

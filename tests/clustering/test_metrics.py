@@ -66,7 +66,8 @@ def test_silhouettes_of_all_rows_equal_scikit_learns(clustered):
     x, found = clustered
     values, rows = metrics.silhouettes(x, found.labels, len(found.centres), sample=1000, seed=0, backend=BACKEND)
     np.testing.assert_array_equal(rows, np.arange(200))
-    np.testing.assert_allclose(values, sk.silhouette_samples(x, found.labels), rtol=1e-6)
+    # scikit-learn rounds the distances to float32.
+    np.testing.assert_allclose(values, sk.silhouette_samples(x, found.labels), atol=1e-6)
 
 
 def test_silhouettes_above_the_limit_are_taken_on_a_fixed_sample(clustered):
@@ -77,7 +78,34 @@ def test_silhouettes_above_the_limit_are_taken_on_a_fixed_sample(clustered):
     assert len(rows) == 80
     np.testing.assert_array_equal(rows, same_rows)
     np.testing.assert_array_equal(values, again)
-    np.testing.assert_allclose(values, sk.silhouette_samples(x[rows], found.labels[rows]), rtol=1e-6)
+    np.testing.assert_allclose(values, sk.silhouette_samples(x[rows], found.labels[rows]), atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 40])
+def test_silhouettes_of_several_blocks_far_from_the_origin_equal_scikit_learns(k):
+    # Rows that are not of unit length, one alone in its cluster, and numbers of clusters that are not used.
+    x = (100 * np.random.default_rng(0).normal(size=(4_500, 5)) + 1000).astype(np.float32)
+    labels = 3 * (np.arange(4_500) % k) + 1
+    labels[7] = 0
+    found = metrics.silhouette_samples(x, labels, BACKEND)
+    assert found[7] == 0
+    np.testing.assert_allclose(found, sk.silhouette_samples(x, labels), atol=1e-6)
+
+
+def test_silhouettes_of_equal_rows_are_numbers():
+    found = metrics.silhouette_samples(np.full((6, 3), 0.1, np.float32), np.arange(6) % 2, BACKEND)
+    assert np.isfinite(found).all()
+
+
+def test_silhouettes_hold_no_matrix_of_all_distances():
+    n = 10_000
+    x = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    tracemalloc.start()
+    metrics.silhouette_samples(x, np.arange(n) % 3, BACKEND)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # All distances would take 800 MB.
+    assert peak < n * n * 8 / 4
 
 
 @pytest.mark.parametrize("k", [1, 4])

@@ -1,23 +1,31 @@
 """A backend whose arrays refuse to leave their device, and a record of everything that does.
 
 It stands for a card on machines that have none: arrays are array-api-strict's, on a device that NumPy cannot read.
-Engines compute as on the CPU, behind the seam, as cuML would on the card.
+Its PCA and the rule that ends its k-means are those of the GPU's backend, in the array API; one iteration of k-means is
+what cuML does, imitated. Other engines compute as on the CPU, behind the seam, as cuML would on the card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import IO, Any
 
 import array_api_strict
 import numpy as np
+import pandas as pd
 import pytest
 
 from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit
-from gpu_cluster.backend.base import HostArray
+from gpu_cluster.backend.base import HostArray, Scaling
+from gpu_cluster.backend.blockwise import fit_pca, lloyd
 from gpu_cluster.config import Algorithm
+
+from . import cuml_imitation
+
+# cuML wants a tolerance above 0.
+TINY = float(np.finfo(np.float32).tiny)
 
 DEVICE = array_api_strict.Device("device1")
 
@@ -27,6 +35,19 @@ _SIDE_DOORS = ("__dlpack__", "__iter__", "__float__", "__int__", "__bool__", "__
 
 class LeakError(AssertionError):
     """Something left the device other than by `to_host`."""
+
+
+class Table:
+    """Stands for cuDF's DataFrame: its columns can be arrays of the device, it writes Parquet, and no text."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        on_device = type(array_api_strict.asarray(0))
+        self.inside = pd.DataFrame(
+            {name: _inside(column) if isinstance(column, on_device) else column for name, column in columns.items()}
+        )
+
+    def to_parquet(self, file: IO[bytes], *, index: bool) -> None:
+        self.inside.to_parquet(file, index=index)
 
 
 class StrictBackend(CpuBackend):
@@ -41,6 +62,13 @@ class StrictBackend(CpuBackend):
     def xp(self) -> ModuleType:
         return array_api_strict
 
+    @property
+    def frames(self) -> Any:
+        return SimpleNamespace(DataFrame=Table, Series=pd.Series)
+
+    def to_pandas(self, table: Table) -> pd.DataFrame:
+        return table.inside
+
     def to_host(self, array: Array) -> HostArray:
         self.transfers.append(tuple(array.shape))
         return _inside(array).copy()
@@ -51,23 +79,23 @@ class StrictBackend(CpuBackend):
     def from_dlpack(self, capsule: Any) -> Array:
         return self.from_host(super().from_dlpack(capsule))
 
-    def fit_pca(self, x: Array, n_components: int) -> PCAFit:
-        fit = super().fit_pca(_inside(x), n_components)
-        mean, components = self.from_host(fit.mean), self.from_host(fit.components)
-        return PCAFit(mean, components, fit.explained_variance, fit.total_variance)
+    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
+        return fit_pca(x, n_components, scale=scale, backend=self)
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
-        fit = super().fit_kmeans(_inside(x), _inside(starts), max_iter=max_iter, tol=tol)
-        return KMeansFit(self.from_host(fit.centres), fit.n_iter)
+        def iterate(centres: Array) -> tuple[Array, Array]:
+            init = _inside(centres)
+            fit = cuml_imitation.KMeans(n_clusters=len(init), init=init, n_init=1, max_iter=1, tol=TINY)
+            fit.fit(_inside(x))
+            return self.from_host(fit.cluster_centers_), self.from_host(fit.labels_)
+
+        return lloyd(x, starts, iterate, max_iter=max_iter, tol=tol, backend=self)
 
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
         return self.from_host(super().group(_inside(x), algorithm, k=k, seed=seed))
 
     def tsne(self, x: Array, *, seed: int) -> Array:
         return self.from_host(super().tsne(_inside(x), seed=seed))
-
-    def silhouette_samples(self, x: Array, labels: Array) -> Array:
-        return self.from_host(super().silhouette_samples(_inside(x), _inside(labels)))
 
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
         return super().label_scores(truth, _inside(labels))

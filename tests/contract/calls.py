@@ -21,8 +21,8 @@ SNAPSHOT = Path(__file__).with_name("signatures.json")
 WHEELS = ("cuml-cu12", "cudf-cu12", "cupy-cuda12x", "rmm-cu12", "tensorflow")
 LIBRARIES = ("cupy", "cuml", "cudf", "rmm", "tensorflow")
 
-# What a table can be asked for; `Backend.frames` makes them.
-_TABLE_METHODS = ("to_csv", "to_parquet", "astype")
+# What a table that `Backend.frames` made is asked for, and where.
+_TABLE_METHODS = {"tables.py": "to_parquet", "gpu.py": "to_pandas"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class _Reader:
             return "cupy." + dotted.removeprefix("backend.xp.")
         if dotted.startswith("backend.frames."):
             return "cudf." + dotted.removeprefix("backend.frames.")
-        if self._file.name == "tables.py" and function.attr in _TABLE_METHODS:
+        if function.attr == _TABLE_METHODS.get(self._file.name):
             return f"cudf.DataFrame.{function.attr}"
         first, _, rest = dotted.partition(".")
         return f"{self._names[first]}.{rest}" if first in self._names else None

@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import gpu_cluster
 import gpu_cluster.jobs.compare
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, GpuBackend
 from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.reduce import reduce as real_reduce
 from gpu_cluster.config import CompareConfig
@@ -175,6 +175,17 @@ def test_as_many_groups_as_pictures_go_through_every_algorithm(tmp_path, n):
     result = gpu_cluster.compare(tmp_path / "in", features=["colours"], image_size=32, k=n, out=tmp_path / "run")
     assert [row.reason for row in result.rows] == [None] * 4
     assert [row.k for row in result.rows[:3]] == [n] * 3
+
+
+def test_more_groups_than_the_device_can_find_cost_a_row_with_the_reason(tmp_path, monkeypatch):
+    # A GPU's limit, on a machine without one.
+    monkeypatch.setattr(CpuBackend, "most_groups", GpuBackend.most_groups)
+    write_pictures(tmp_path / "in", 12)
+    for k, reason in ((4, "left out: on the cpu it finds at most 3 groups among 12 images; k is 4"), (3, None)):
+        result = gpu_cluster.compare(
+            tmp_path / "in", features=["colours"], image_size=32, k=k, out=tmp_path / f"run{k}"
+        )
+        assert [row.reason for row in result.rows] == [None, None, reason, None]
 
 
 def test_one_group_and_noise_alone_are_not_called_stable(tmp_path):

@@ -37,6 +37,12 @@ def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
     assert not list(sample_run.folder.parent.glob(".run*"))
 
 
+def test_the_record_says_what_computed_the_components_and_what_repeats(sample_run):
+    record = sample_run.json("run.json")
+    assert record["pca_solver"] == "scikit-learn's PCA, full"
+    assert record["repeats"] == {"to_the_byte": "all results, on the same machine with the same versions"}
+
+
 def test_assignments_have_a_row_an_image_in_order_with_its_own_label(table):
     columns = ["path", "cluster", "label", "distance", "silhouette", "is_medoid", "pc1", "pc2", "tsne1", "tsne2"]
     assert list(table.columns) == [*columns, "content_hash"]

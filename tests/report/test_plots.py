@@ -21,6 +21,7 @@ def projection(pcs: np.ndarray) -> Projection:
         space="test",
         pcs=pcs,
         pcs_variance_ratio=(0.5, 0.25),
+        pca_solver="none",
         sweep_x=pcs,
         sweep_space="test",
     )

@@ -1,0 +1,143 @@
+"""Arithmetic that every device does in the same way, in the array API: in blocks of rows, float32 data, float64 sums.
+
+Input: arrays of a backend, on its device. Output: what its libraries would return. No temporary is of the size of the
+input. This module must not know which device it works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+
+from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit, Scaling
+
+# Largest number of values in a temporary of a pass over the rows.
+_BLOCK_SIZE = 1 << 24
+
+# A direction whose variance is below this share of the strongest one's is float64 rounding in a Gram matrix.
+_ROUNDING_SHARE = 1e-12
+
+# One iteration of Lloyd's algorithm: from centres (k, d) to the next centres, and the labels (n,) of the nearest of
+# these.
+Iteration: TypeAlias = Callable[[Array], tuple[Array, Array]]
+
+
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Yield slices that cover n rows, so short that a temporary of `width` values for each row has a bounded size."""
+    size = max(1, _BLOCK_SIZE // max(1, width))
+    for first in range(0, n, size):
+        yield slice(first, min(first + size, n))
+
+
+def column_means(x: Array, backend: Backend, scale: Scaling) -> Array:
+    """Return the mean (d,) float64 of each column of the scaled matrix (n, d)."""
+    xp = backend.xp
+    total = 0.0
+    for rows in blocks(*x.shape):
+        total = total + xp.sum(scale(x[rows, :]), axis=0, dtype=xp.float64)
+    return total / x.shape[0]
+
+
+def fit_pca(x: Array, n_components: int, *, scale: Scaling, backend: Backend) -> PCAFit:
+    """Fit principal axes as `Backend.fit_pca` does, with one matrix in memory: x (n, d) itself.
+
+    The axes are the eigenvectors of the covariance (d, d), which is summed over centred blocks of rows. With fewer rows
+    than columns, they come from the eigenvectors of the Gram matrix (n, n) of the centred rows instead (Turk and
+    Pentland 1991). Memory: 8 bytes for each number of the smaller of these two matrices, and as much again three times
+    for its eigenvectors.
+    """
+    mean = column_means(x, backend, scale)
+    return (_of_covariance if x.shape[1] <= x.shape[0] else _of_gram)(x, n_components, mean, scale, backend)
+
+
+def _of_covariance(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:
+    xp = backend.xp
+    scatter = 0.0
+    for rows in blocks(x.shape[0], x.shape[1]):
+        centred = _centred(x, rows, mean, scale, backend)
+        scatter = scatter + xp.matrix_transpose(centred) @ centred
+    values, vectors, total = _strongest(scatter, m, backend)
+    return _fit(xp.matrix_transpose(vectors), values, total, mean, x, "covariance by blocks", backend)
+
+
+def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:
+    xp = backend.xp
+    n, parts = x.shape[0], list(blocks(*x.shape))
+    gram = xp.zeros_like(xp.broadcast_to(backend.from_host(np.zeros((n, 1))), (n, n)))
+    for number, rows in enumerate(parts):
+        centred = _centred(x, rows, mean, scale, backend)
+        for others in parts[: number + 1]:
+            products = centred @ xp.matrix_transpose(_centred(x, others, mean, scale, backend))
+            gram[rows, others] = products
+            gram[others, rows] = xp.matrix_transpose(products)
+    values, vectors, total = _strongest(gram, m, backend)
+    components = 0.0
+    for rows in parts:
+        centred = _centred(x, rows, mean, scale, backend)
+        components = components + xp.matrix_transpose(vectors[rows, :]) @ centred
+    lengths = xp.sqrt(xp.sum(components * components, axis=1))[:, None]
+    # A direction without variance has no axis: what is left of it is rounding.
+    real = values[:, None] > _ROUNDING_SHARE * xp.max(values)
+    components = xp.where(real, components, xp.zeros_like(components)) / xp.where(real, lengths, xp.ones_like(lengths))
+    return _fit(components, values, total, mean, x, "Gram matrix by blocks", backend)
+
+
+def _centred(x: Array, rows: slice, mean: Array, scale: Scaling, backend: Backend) -> Array:
+    return backend.xp.astype(scale(x[rows, :]), backend.xp.float64) - mean
+
+
+def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array, Array]:
+    """Return the m largest eigenvalues (m,), largest first, their eigenvectors as columns, and the sum of all."""
+    xp = backend.xp
+    values, vectors = xp.linalg.eigh(symmetric)
+    return xp.flip(values[-m:], axis=0), xp.flip(vectors[:, -m:], axis=1), xp.sum(values)
+
+
+def _fit(
+    components: Array, values: Array, total: Array, mean: Array, x: Array, solver: str, backend: Backend
+) -> PCAFit:
+    xp, freedom = backend.xp, x.shape[0] - 1
+    return PCAFit(
+        mean=xp.astype(mean, xp.float32),
+        components=xp.astype(components, xp.float32),
+        explained_variance=np.maximum(backend.to_host(values), 0) / freedom,
+        total_variance=float(backend.to_host(total)) / freedom,
+        solver=solver,
+    )
+
+
+def lloyd(x: Array, starts: Array, iterate: Iteration, *, max_iter: int, tol: float, backend: Backend) -> KMeansFit:
+    """Run Lloyd's algorithm on x (n, d) from `starts` (k, d), one iteration of the device's library at a time.
+
+    It ends where scikit-learn's ends: when the squared distance that the centres moved, summed over all of them, is at
+    most `tol` times the mean variance of the columns, or when no label changed.
+    """
+    xp = backend.xp
+    most = tol * _mean_variance(x, backend) if tol else 0.0
+    centres, before, n_iter = starts, None, 0
+    while True:
+        moved, labels = iterate(centres)
+        steps = xp.astype(moved, xp.float64) - xp.astype(centres, xp.float64)
+        shift = float(backend.to_host(xp.sum(steps * steps)))
+        still = before is not None and bool(backend.to_host(xp.all(labels == before)))
+        centres, before, n_iter = moved, labels, n_iter + 1
+        if still or shift <= most or n_iter == max_iter:
+            return KMeansFit(centres, n_iter)
+
+
+def _mean_variance(x: Array, backend: Backend) -> float:
+    """Return the mean over the columns of x (n, d) of their variances."""
+    xp = backend.xp
+    mean = column_means(x, backend, as_it_is)
+    total = 0.0
+    for rows in blocks(*x.shape):
+        centred = _centred(x, rows, mean, as_it_is, backend)
+        total = total + xp.sum(centred * centred)
+    return float(backend.to_host(total)) / float(np.prod(x.shape))
+
+
+def as_it_is(x: Array) -> Array:
+    """Return x: the scaling that scales nothing."""
+    return x
