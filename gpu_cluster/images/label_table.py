@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -16,9 +18,13 @@ from typing import TextIO
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
+from gpu_cluster.images.decode import suffixes
+from gpu_cluster.options import did_you_mean
 
 _SEPARATORS = ",;\t|"
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# The line that Excel may write, and reads, above the header.
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 # A header is looked for in this much of a file.
 _HEAD_CHARACTERS = 1 << 16
@@ -75,11 +81,7 @@ class LabelTable:
                 header, separator = self._header(stream)
                 for column, option in ((config.file_col, "--file-col"), (config.label_col, "--label-col")):
                     if column not in header:
-                        has = ", ".join(map(repr, header)) or "no header"
-                        split = "" if separator == "," else f" (separated by {separator!r})"
-                        raise DataError(
-                            f"{source!r} has no column {column!r}; it has {has}{split}; name it with {option}"
-                        )
+                        raise self._without(column, option, header, separator)
                 for record in csv.DictReader(stream, delimiter=separator):
                     name, label = record[config.file_col], record[config.label_col]
                     if name:
@@ -97,37 +99,69 @@ class LabelTable:
         """Return the error for a table that is not UTF-8; it shows how its labels read in likely encodings."""
         source = printable(str(self.path))
         readings = "; ".join(f"{encoding} gives {words}" for encoding, words in self._readings())
+        shown = f", the first of these that reads right ({readings})" if readings else ""
         return DataError(
             f"the labels {source!r} are not UTF-8, and their encoding cannot be found out for sure; name it with "
-            f"--labels-encoding{f' ({readings})' if readings else ''}, or save the table as 'CSV UTF-8'"
+            f"--labels-encoding{shown}, or save the table as 'CSV UTF-8'"
         )
+
+    def _without(self, column: str, option: str, header: Sequence[str], separator: str) -> DataError:
+        """Return the error for a table without a column that is needed, with the likeliest reason."""
+        if any(map(is_not_utf8, header)):
+            return self.unreadable()
+        source = printable(str(self.path))
+        has = ", ".join(repr(printable(name)) for name in header) or "no header"
+        split = "" if separator == "," else f" (separated by {separator!r})"
+        if any(os.path.splitext(name.strip())[1].lower() in suffixes() for name in header):
+            return DataError(
+                f"{source!r} has no header: its first line is {has}{split}; write a line with the names of the columns "
+                f"above it: {self._config.file_col}{separator}{self._config.label_col}"
+            )
+        meant = did_you_mean(column, header)
+        return DataError(f"{source!r} has no column {column!r}; it has {has}{split}; name it with {option}{meant}")
 
     def _readings(self) -> Iterator[tuple[str, str]]:
         """Yield the most likely encodings, and some of the labels as they read in each."""
         import charset_normalizer
 
         with self._opened() as stream:
-            records = csv.DictReader(stream, delimiter=self._header(stream)[1])
-            columns = (self._config.label_col, self._config.file_col)
-            cells = (record[column] or "" for record in records for column in columns)
-            odd = list(dict.fromkeys(cell.strip() for cell in cells if is_not_utf8(cell)))
+            header, separator = self._header(stream)
+            columns = [name for name in (self._config.label_col, self._config.file_col) if name in header]
+            records = csv.DictReader(stream, delimiter=separator)
+            cells = [*(record[column] or "" for record in records for column in columns), *header]
+        odd = list(dict.fromkeys(cell.strip() for cell in cells if is_not_utf8(cell)))
         content = "\n".join(odd[:200]).encode("utf-8", "surrogateescape")
         # All code pages are asked for, however unlikely, because a few short labels say little about the language.
         found = charset_normalizer.from_bytes(content, cp_isolation=_CODE_PAGES, threshold=1)
         texts: dict[str, str] = {}
         for match in found:
             texts.setdefault(str(match), match.encoding)
-        for text, encoding in list(texts.items())[:_MOST_READINGS]:
-            yield encoding, ", ".join(map(repr, text.split("\n")[:_LABELS_A_READING]))
+        likely = list(texts.items())[:_MOST_READINGS]
+        # Only words that the encodings read differently help to choose between them.
+        by_word = list(zip(*(text.split("\n") for text, _ in likely), strict=False))
+        telling = sorted(range(len(by_word)), key=lambda one: -len(set(by_word[one])))[:_LABELS_A_READING]
+        readings: dict[str, str] = {}
+        for number, (_, encoding) in enumerate(likely):
+            readings.setdefault(", ".join(repr(by_word[one][number]) for one in sorted(telling)), encoding)
+        for shown, encoding in readings.items():
+            yield encoding, shown
 
     def _header(self, stream: TextIO) -> tuple[Sequence[str], str]:
-        """Return the columns and their separator: the one that gives the wanted columns, or else the most columns."""
+        """Return the columns and their separator: the one that gives the wanted columns, or else the most columns.
+
+        The stream is left at the header.
+        """
         head = stream.read(_HEAD_CHARACTERS)
         stream.seek(0)
+        separators = _SEPARATORS
+        stated = _SEPARATOR_LINE.match(head)
+        if stated:
+            separators, head = stated[1], head[stated.end() :]
+            stream.readline()
         wanted = {self._config.file_col, self._config.label_col}
         headers = {
             separator: next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])
-            for separator in _SEPARATORS
+            for separator in separators
         }
         best = max(headers, key=lambda separator: (len(wanted & set(headers[separator])), len(headers[separator])))
         return headers[best], best

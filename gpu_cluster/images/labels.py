@@ -19,6 +19,9 @@ from gpu_cluster.images.label_table import LabelTable, is_not_utf8
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.words import count
 
+# Rows of a table whose file was not found, that a message names.
+_MOST_NAMED = 3
+
 
 def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Manifest:
     """Return the manifest with its labels, or as it is if there are no labels.
@@ -29,9 +32,25 @@ def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Man
         When the labels do not fit the files, or more than one CSV in the named folders could hold them.
     """
     if config.labels_from_folders:
+        _tell_what_is_not_used(config, observer)
         return _by_folder(manifest)
     table = config.labels or _find_table(manifest, config)
-    return manifest if table is None else _by_table(manifest, table, config, observer)
+    if table is None:
+        _tell_what_is_not_used(config, observer)
+        return manifest
+    return _by_table(manifest, table, config, observer)
+
+
+def _tell_what_is_not_used(config: InputConfig, observer: Observer) -> None:
+    """Report options that were given for a labels CSV when there is none."""
+    usual = InputConfig()
+    names = ("file_col", "label_col", "labels_encoding")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != getattr(usual, name)]
+    if given:
+        why = "no labels CSV was found; name it with --labels"
+        if config.labels_from_folders:
+            why = "the labels come from the folders (--labels-from-folders)"
+        observer.notice(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} not used, because {why}")
 
 
 def _by_folder(manifest: Manifest) -> Manifest:
@@ -78,9 +97,11 @@ def _by_table(manifest: Manifest, path: Path, config: InputConfig, observer: Obs
         return manifest
     if config.labels is None:
         observer.notice(f"Labels found in {source}")
-    if matched.n_without_file:
-        verb = "names" if matched.n_without_file == 1 else "name"
-        observer.notice(f"{count(matched.n_without_file, 'row')} of {source} {verb} a file that was not found")
+    if matched.without_file:
+        n, shown = len(matched.without_file), ", ".join(map(printable, matched.without_file[:_MOST_NAMED]))
+        more = f", and {n - _MOST_NAMED:,} more" if n > _MOST_NAMED else ""
+        verb = "names" if n == 1 else "name"
+        observer.notice(f"{count(n, 'row')} of {source} {verb} a file that was not found: {shown}{more}")
     if matched.ambiguous:
         observer.notice(_ambiguity(manifest, matched, source))
     # The table is used, so it is not among the files that are passed over, which it can lie beside.
@@ -89,7 +110,7 @@ def _by_table(manifest: Manifest, path: Path, config: InputConfig, observer: Obs
         manifest,
         labels=tuple(matched.labels),
         label_source=source,
-        n_labels_without_file=matched.n_without_file,
+        n_labels_without_file=len(matched.without_file),
         n_ambiguous_labels=len(matched.ambiguous),
         passed_over=tuple(other for other in manifest.passed_over if os.path.normpath(manifest.root / other) != own),
     )
@@ -103,13 +124,13 @@ class _Matched:
     ----------
     labels : one for each row of the manifest
     n_named : rows of the table that name one file
-    n_without_file : rows of the table that name no file
+    without_file : the names of files in the rows of the table whose file was not found
     ambiguous : name, and the rows of the manifest, for each row of the table whose name several files have
     """
 
     labels: list[str | None]
     n_named: int = 0
-    n_without_file: int = 0
+    without_file: list[str] = field(default_factory=list)
     ambiguous: list[tuple[str, list[int]]] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -135,7 +156,7 @@ def _match(manifest: Manifest, table: LabelTable) -> _Matched:
         n_odd_found += bool(rows) and is_not_utf8(name)
         n_odd_lost += not rows and is_not_utf8(name)
         if not rows:
-            matched.n_without_file += 1
+            matched.without_file.append(name)
         elif len(rows) > 1:
             matched.ambiguous.append((name, rows))
         else:
@@ -167,7 +188,11 @@ def _why_no_label(manifest: Manifest, matched: _Matched, source: str, config: In
     if matched.ambiguous:
         return _ambiguity(manifest, matched, repr(source))
     expected = f"expected names relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}"
-    return f"column {config.file_col!r} of {source!r} names none of the pictures found ({len(manifest):,}); {expected}"
+    found = f", found {printable(matched.without_file[0])!r}" if matched.without_file else ""
+    return (
+        f"column {config.file_col!r} of {source!r} names none of the pictures found ({len(manifest):,}); "
+        f"{expected}{found}"
+    )
 
 
 def _ambiguity(manifest: Manifest, matched: _Matched, source: str) -> str:
@@ -192,7 +217,8 @@ class _Rows:
 
     def find(self, name: str) -> list[int]:
         """Return the row for an absolute path or a path relative to the root or the CSV; or all for a file name."""
-        for candidate in (name, name.strip()):
+        # Only where no file has a backslash in its name, it separates folders, as in a table written on Windows.
+        for candidate in (name, name.strip(), name.strip().replace("\\", "/")):
             for base in self._bases:
                 row = self._by_path.get(os.path.normpath(base / candidate))
                 if row is not None:

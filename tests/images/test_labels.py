@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -145,6 +146,19 @@ def test_a_folder_of_an_odd_name_is_searched_and_labelled(tmp_path):
     assert find(folder, labels=labels)[0].labels == ("x",)
 
 
+def test_a_table_may_name_files_as_windows_does_where_no_file_has_the_name_with_the_backslash(tmp_path):
+    touch(tmp_path / "in", "a/1.png", "b/2.png", "c\\3.png", "c/3.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a\\1.png,x", "b\\2.png,y", "c\\3.png,z")
+    manifest, notices = find(tmp_path / "in", labels=labels)
+    assert dict(zip(manifest.paths, manifest.labels or (), strict=True)) == {
+        "a/1.png": "x",
+        "b/2.png": "y",
+        "c/3.png": None,
+        "c\\3.png": "z",
+    }
+    assert notices == []
+
+
 def test_spaces_around_names_and_labels_in_a_table_do_no_harm(tmp_path):
     touch(tmp_path / "in", "a.png", "b.png")
     labels = table(tmp_path / "l.csv", "file,label", "a.png , x", " b.png,y ")
@@ -223,7 +237,7 @@ def test_labels_without_a_file_and_files_without_a_label_are_counted(tmp_path):
     assert manifest.labels == ("x", None, None, None)
     assert manifest.n_labels_without_file == 3
     assert manifest.n_files_without_label == 3
-    assert notices == [f"3 rows of {labels} name a file that was not found"]
+    assert notices == [f"3 rows of {labels} name a file that was not found: gone.png, y.png, z.png"]
 
 
 def test_two_labels_of_a_file_are_an_error_that_shows_them(tmp_path):
@@ -253,6 +267,34 @@ def test_a_table_without_a_column_is_an_error_that_says_which_there_are(tmp_path
     assert f"l.csv' has no column '{missing}'; it has {has}; name it with {option}" in str(caught.value)
 
 
+def test_a_column_that_differs_in_its_capitals_is_said_to_be_meant(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    with pytest.raises(DataError, match=r"no column 'file'; .* name it with --file-col \(did you mean 'File'\?\)"):
+        find(tmp_path / "in", labels=table(tmp_path / "l.csv", "File;Label", "a.png;x"))
+
+
+def test_a_table_without_a_header_is_said_to_have_none(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    with pytest.raises(DataError, match=r"has no header: its first line is 'a\.png', 'x' .*: file;label$"):
+        find(tmp_path / "in", labels=table(tmp_path / "l.csv", "a.png;x", "b.png;y"))
+
+
+@pytest.mark.parametrize("end", ["", "\r"], ids=["unix", "windows"])
+def test_the_line_of_excel_that_names_the_separator_is_no_header(tmp_path, end):
+    touch(tmp_path, "a.png", "b.png")
+    table(tmp_path / "l.csv", f"sep=;{end}", f"file;label{end}", f"a.png;x{end}", f"b.png;y,z{end}", encoding="utf-8-sig")
+    # It is found in the folder too, where only the header is looked at.
+    assert find(tmp_path)[0].labels == ("x", "y,z")
+
+
+@pytest.mark.parametrize("options", [{"label_col": "species"}, {"labels_encoding": "cp1251", "file_col": "image"}])
+def test_options_for_a_table_are_told_when_there_is_none(tmp_path, options):
+    touch(tmp_path, "a.png")
+    notice = find(tmp_path, **options)[1][-1]
+    assert all(f"--{name.replace('_', '-')}" in notice for name in options)
+    assert "not used, because no labels CSV was found" in notice
+
+
 def test_an_empty_table_is_an_error(tmp_path):
     touch(tmp_path / "in", "a.png")
     with pytest.raises(DataError, match=r"has no column 'file'; it has no header"):
@@ -263,7 +305,8 @@ def test_a_table_given_that_names_none_of_the_images_is_an_error_that_shows_what
     touch(tmp_path / "in", "deep/a.png")
     labels = table(tmp_path / "l.csv", "file,label", "z.png,x")
     with pytest.raises(
-        DataError, match=r"'file' of .*l\.csv' names none of the pictures found \(1\); .*such as 'deep/a\.png'"
+        DataError,
+        match=r"'file' of .*l\.csv' names none of the pictures found \(1\); .*such as 'deep/a\.png', found 'z\.png'",
     ):
         find(tmp_path / "in", labels=labels)
 
@@ -349,6 +392,27 @@ def test_file_names_of_another_encoding_that_are_not_found_are_not_passed_over_a
     with pytest.raises(DataError, match=r"are not UTF-8.*'Hüte\.png'"):
         find(tmp_path / "in", labels=labels)
     assert find(tmp_path / "in", labels=labels, labels_encoding="cp1252")[0].labels == ("x", "y")
+
+
+def test_names_of_columns_that_are_not_utf8_are_shown_as_they_read(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png")
+    header, columns = "Файл;Метка", {"file_col": "Файл", "label_col": "Метка"}  # noqa: RUF001
+    labels = table(tmp_path / "l.csv", header, "a.png;x", "b.png;y", encoding="cp1251")
+    with pytest.raises(DataError, match=r"are not UTF-8.*--labels-encoding.*cp1251 gives 'Файл', 'Метка'"):  # noqa: RUF001
+        find(tmp_path / "in", labels=labels)
+    assert find(tmp_path / "in", labels=labels, labels_encoding="cp1251", **columns)[0].labels == ("x", "y")
+
+
+def test_no_two_encodings_are_shown_with_the_same_words(tmp_path):
+    touch(tmp_path / "in", *(f"{number}.png" for number in range(4)))
+    # cp1251 and mac_cyrillic read small letters alike, and only the capital differently.
+    words = ("роза", "мак", "тюльпан", "Лилия")  # noqa: RUF001
+    rows = [f"{number}.png,{word}" for number, word in enumerate(words)]
+    with pytest.raises(DataError) as caught:
+        find(tmp_path / "in", labels=table(tmp_path / "l.csv", "file,label", *rows, encoding="cp1251"))
+    readings = re.findall(r" gives ([^;)]*)", str(caught.value))
+    assert len(readings) == len(set(readings)) > 1
+    assert "'Лилия'" in str(caught.value)
 
 
 def test_an_encoding_that_is_not_that_of_the_table_is_an_error(tmp_path):
