@@ -8,6 +8,7 @@ another, and a command refuses the options that it does not have. This module mu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,16 +58,28 @@ def _as_text(ks: Any) -> Any:
     if isinstance(ks, str):
         return ks
     if not isinstance(ks, range):
-        # Whoever gives a pair most likely means both ends.
-        pair = isinstance(ks, tuple | list) and len(ks) in (2, 3) and all(isinstance(k, int) for k in ks)
-        meant = f" (did you mean {':'.join(map(str, ks))!r}?)" if pair else ""
         raise ValueError(
             "a range of k is A:B or A:B:STEP in whole numbers, for example 2:15, or Python's range(2, 16); "
-            f"found {ks!r}{meant}"
+            f"found {ks!r}{_meant_range(ks)}"
         )
     if not ks or ks.step < 1:
         raise ValueError(f"a range of k must increase and must not be empty; found {ks}")
     return f"{ks[0]}:{ks[-1]}" + ("" if ks.step == 1 else f":{ks.step}")
+
+
+def _meant_range(ks: Any) -> str:
+    """Return in words the range that holds all numbers of a list, for the end of an error; '' if there is none."""
+    if not isinstance(ks, tuple | list) or not all(isinstance(k, int) for k in ks):
+        return ""
+    steps = {after - before for before, after in itertools.pairwise(ks)}
+    if not steps or min(steps) < 1:
+        return ""
+    if len(ks) == 2 or steps == {1}:
+        # Whoever gives a pair most likely means both ends.
+        return f" (did you mean '{ks[0]}:{ks[-1]}'?)"
+    if len(steps) == 1:
+        return f" (did you mean '{ks[0]}:{ks[-1]}:{steps.pop()}'?)"
+    return f" (numbers cannot be listed one by one; '{ks[0]}:{ks[-1]}' tries these and all between them)"
 
 
 def _checked_range(text: str) -> str:

@@ -24,6 +24,13 @@ WRONG: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], str]
     "number for a config": (api.run, ("in",), {"config": 42}, "config: expected the path of a TOML file"),
     "number for a folder": (api.run, ("in",), {"out": 42}, "--out: expected a path; found 42"),
     "pair for a range": (api.run, ("in",), {"k_range": (2, 5)}, "found (2, 5) (did you mean '2:5'?)"),
+    "list for a range": (api.run, ("in",), {"k_range": [2, 4, 6, 8]}, "(did you mean '2:8:2'?)"),
+    "uneven list for a range": (
+        api.run,
+        ("in",),
+        {"k_range": [2, 4, 8]},
+        "found [2, 4, 8] (numbers cannot be listed one by one; '2:8' tries these",
+    ),
     "number for a range": (api.run, ("in",), {"k_range": 5}, "--k-range: a range of k is A:B or A:B:STEP"),
     "range downwards": (api.run, ("in",), {"k_range": "5:2"}, "--k-range: a range of k goes upwards"),
     "text for a number": (api.run, ("in",), {"k": "six"}, "--k: expected a whole number; found 'six'"),

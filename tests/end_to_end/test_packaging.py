@@ -36,6 +36,7 @@ def test_a_wheel_carries_the_weights_their_attribution_and_the_sample_set(wheel)
     assert "gpu_cluster/data/weights/ATTRIBUTION.md" in names
     assert sum(name.startswith("gpu_cluster/data/flowers/") and name.endswith(".png") for name in names) == 210
     assert "gpu_cluster/data/flowers/flower_labels.csv" in names
+    assert "gpu_cluster/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 
 
@@ -59,6 +60,10 @@ def test_the_version_is_the_same_everywhere():
     done = subprocess.run([Path(sys.executable).with_name("gpu-cluster"), "version"], capture_output=True, check=True)
     assert done.stdout.decode().strip() == project["version"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_type_checkers_use_the_types_of_the_package():
+    assert (Path(gpu_cluster.__file__).parent / "py.typed").is_file()
 
 
 def test_the_public_api_is_documented():
