@@ -83,7 +83,13 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
         For everything else that stops a job (see `gpu_cluster.errors`).
     """
     events = Recorder(observer or Observer())
+    finished = FinishedRun(run)
     if not config.input.images and config.input.input_list is None:
+        if not finished.model.is_dir():
+            raise ConfigError(
+                f"predict: {printable(str(run))!r} is no run folder; name the folder that `gpu-cluster run` left first, "
+                f"and the pictures after it: gpu-cluster predict RUN {printable(str(run))}"
+            )
         raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")
     # If `out` is a link, the table is written to where it points, as with a run folder.
     try:
@@ -94,7 +100,6 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     page = _page(out) if config.report.report else None
     _check_out(out, page)
     # Before any folder of pictures is searched, which can take long.
-    finished = FinishedRun(run)
     model = load_model(finished.model, select(config.device).backend)
     if page is not None:
         _check_tables(finished)

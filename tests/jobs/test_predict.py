@@ -147,6 +147,13 @@ def test_no_pictures_are_wrong_use(tmp_path, trained):
         gpu_cluster.predict(trained, [], out=tmp_path / "p.csv")
 
 
+def test_pictures_without_a_run_are_said_to_be_no_run(tmp_path):
+    done = command("predict", FLOWERS, "--out", tmp_path / "p.csv")
+    assert done.code == 2
+    assert f"{str(FLOWERS)!r} is no run folder" in done.err
+    assert f"gpu-cluster predict RUN {FLOWERS}" in done.err
+
+
 def test_a_table_is_anybodys_to_read_as_other_files_are(tmp_path, trained, sample_images):
     earlier = os.umask(0o022)
     try:
