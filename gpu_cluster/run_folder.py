@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpu_cluster.errors import ConfigError, JobError
-from gpu_cluster.files import write_whole
+from gpu_cluster.errors import ConfigError, DataError, JobError
+from gpu_cluster.files import printable, write_whole
 
 # The files of a run folder; their names are defined only here.
 RECORD = "run.json"
@@ -61,6 +61,9 @@ CONTENTS = _MARKS | {
     COMPARISON,
     COMPARISON_PAGE,
 }
+
+# Run folders that a message names.
+_MOST_NAMED = 3
 
 # What a rename says if something has the new name already.
 _NAME_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -175,6 +178,37 @@ class FinishedRun:
 def is_run_folder(names: Iterable[str]) -> bool:
     """Tell from the names in a folder whether it is the run folder of an earlier job."""
     return _MARKS.issubset(names)
+
+
+def check_is_run_folder(folder: Path) -> None:
+    """Raise an error that says what to name instead, if this is not the run folder of an earlier job.
+
+    Raises
+    ------
+    DataError
+        When it does not exist, is a file or another folder, or cannot be read.
+    """
+    shown = printable(str(folder))
+    expected = "expected the folder that `gpu-cluster run` left"
+    try:
+        # A run of an earlier version, or a damaged one, is still a run: its reader says what is wrong with it.
+        if folder.is_dir() and any(mark in os.listdir(folder) for mark in _MARKS):
+            return
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{RECORD}"))
+    except OSError as error:
+        raise DataError(f"cannot read {shown!r}: {error.strerror}") from error
+    if not folder.exists():
+        found = "it does not exist"
+    elif not folder.is_dir():
+        above = next((parent for parent in folder.parents if (parent / RECORD).is_file()), None)
+        found = f"it is a file{'' if above is None else f'; the run folder is {printable(str(above))!r}'}"
+    elif inside:
+        more = f", and {len(inside) - _MOST_NAMED:,} more" if len(inside) > _MOST_NAMED else ""
+        # The newest runs are the last, because their names begin with the time.
+        found = f"it holds the runs {', '.join(map(printable, reversed(inside[-_MOST_NAMED:])))}{more}; name one of them"
+    else:
+        found = f"it holds no {RECORD}"
+    raise DataError(f"{shown!r} is no run folder: {expected}; {found}")
 
 
 def _foreign(names: Iterable[str]) -> list[str]:

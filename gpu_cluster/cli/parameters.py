@@ -95,17 +95,19 @@ def choices(annotation: Any) -> dict[str, Any]:
 
 def _parameter(option: Option) -> Any:
     """Return the type as which Typer reads an option, with its help; both come from the declaration of the option."""
-    # An option that is not a single number, path or switch is read as text here and parsed by the config, whose errors
-    # also name the words that are allowed.
+    # An option that is not a path or a switch is read as text here and parsed by the config, whose errors say what was
+    # expected and name the words that are allowed.
     kinds = {part for part in _parts(option.field.annotation) if part is not type(None)}
-    kind = kinds.pop() if len(kinds) == 1 and kinds <= {bool, int, float, Path} else str
+    kind = kinds.pop() if len(kinds) == 1 else str
+    metavar = _METAVAR_OF.get(option.name, _METAVARS.get(kind))
+    kind = kind if kind in (bool, Path) else str
     words = " ".join(filter(None, (option.field.description, _MORE_HELP.get(option.name))))
     default = option.field.default
     if default is not None and default is not False and default != ():
         words += f" (default: {'on' if default is True else default})"
     flag = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
     flags = [_SHORT_FLAGS[option.name], flag] if option.name in _SHORT_FLAGS else [flag]
-    shown = choices(option.field.annotation) or {"metavar": _METAVAR_OF.get(option.name, _METAVARS.get(kind))}
+    shown = choices(option.field.annotation) or {"metavar": metavar}
     panel = _PANELS[option.section or option.name]
     return Annotated[kind | None, typer.Option(*flags, help=words, rich_help_panel=panel, show_default=False, **shown)]
 

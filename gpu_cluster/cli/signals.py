@@ -11,6 +11,9 @@ from types import FrameType
 from gpu_cluster.events import Observer
 
 
+_FINISHING = b"interrupted: the job ends after the batch of pictures in work; press Ctrl-C again to end it at once\n"
+
+
 class Terminated(BaseException):
     """SIGTERM has arrived; it is raised inside the job, so that the job removes its temporary folder."""
 
@@ -58,7 +61,7 @@ class Signals(Observer):
         if first and self._stage == "embed":
             # If the message cannot be written, the batch is still finished.
             with suppress(OSError):
-                os.write(2, b"interrupted: the job ends after the batch of pictures in work; Ctrl-C ends it at once\n")
+                os.write(2, _FINISHING)
             return
         # A further Ctrl-C must not interrupt the cleaning up.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

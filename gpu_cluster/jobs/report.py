@@ -9,7 +9,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.images import decode
 from gpu_cluster.report.page import explained, write_page
-from gpu_cluster.run_folder import FinishedRun
+from gpu_cluster.run_folder import FinishedRun, check_is_run_folder
 
 
 def report(folder: Path, observer: Observer | None = None, *, root: Path | None = None) -> Path:
@@ -33,6 +33,7 @@ def report(folder: Path, observer: Observer | None = None, *, root: Path | None 
     """
     if root is not None and not root.is_dir():
         raise ConfigError(f"--root: expected the folder that holds the pictures now; found {printable(str(root))!r}")
+    check_is_run_folder(folder)
     run = FinishedRun(folder)
     with explained(folder):
         max_pixels = run.max_pixels

@@ -58,6 +58,8 @@ WRONG = {
     "range of k from 0": (["pictures", "--k-range", "0:5"], r"--k-range: .*1 or above; found '0:5'"),
     "range of k without numbers": (["pictures", "--k-range", "a:b"], r"--k-range: .*A:B.*found 'a:b'"),
     "range of k beyond n": (["pictures", "--k-range", "2:7"], r"--k-range: 2:7 reaches 7 clusters.*found 6.*up to 6"),
+    "k no number": (["pictures", "-k", "abc"], r"--k: expected a whole number; found 'abc'"),
+    "share no number": (["pictures", "--holdout", "x"], r"--holdout: expected a number; found 'x'"),
     "k beyond n": (["pictures", "--k", "7"], r"--k: 7 clusters .* need at least 7 images; found 6; .* up to 6"),
     "labels absent": (["pictures", "--labels", "absent.csv"], r"cannot read the labels '.*absent\.csv'"),
     "labels without the column": (

@@ -129,7 +129,8 @@ def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
         assert process.stderr is not None
         process.send_signal(signal.SIGINT)
         lines = iter(process.stderr.readline, "")
-        assert any(line.startswith("interrupted: the job ends after the batch") for line in lines)
+        told = "interrupted: the job ends after the batch of pictures in work; press Ctrl-C again"
+        assert any(line.startswith(told) for line in lines)
         process.send_signal(signal.SIGINT)
         _, found = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -128,9 +128,22 @@ def test_pictures_that_were_deleted_since_are_told_and_kept(moved, tiny):
 
 
 def test_a_folder_that_is_no_run_is_an_error_that_says_what_is_expected(tmp_path):
-    with pytest.raises(DataError, match="expected the folder that `gpu-cluster run` left, found FileNotFoundError"):
+    expected = "is no run folder: expected the folder that `gpu-cluster run` left; "
+    with pytest.raises(DataError, match=expected + r"it holds no run\.json"):
         report(tmp_path)
+    with pytest.raises(DataError, match=expected + "it does not exist"):
+        report(tmp_path / "absent")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_above_runs_and_a_file_of_a_run_lead_to_the_run(tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "run.json").touch()
+    (tmp_path / "runs" / "one" / "report.html").touch()
+    with pytest.raises(DataError, match="it holds the runs one; name one of them"):
+        report(tmp_path / "runs")
+    with pytest.raises(DataError, match=r"it is a file; the run folder is '.*runs/one'"):
+        report(tmp_path / "runs" / "one" / "report.html")
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "sweep.csv", "near_duplicates.csv", "manifest.parquet"])
