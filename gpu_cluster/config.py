@@ -394,7 +394,7 @@ class TolerantConfig(JobConfig):
     """The config of a job that leaves out the files that it cannot read and goes on with the others."""
 
     max_bad_fraction: float = Field(
-        0.5, ge=0, le=1, description="The exit code is 3 when a larger share of the files than this is unreadable."
+        0.5, ge=0, le=1, description="The exit code is 3 when a larger share of the pictures than this is unreadable."
     )
     input: PicturesConfig = PicturesConfig()
 

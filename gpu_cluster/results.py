@@ -319,7 +319,9 @@ class Compared:
 
 
 def _files(manifest: Manifest) -> str:
-    return f"{len(manifest):,} files ({len(manifest.bad):,} bad)"
+    counts = manifest.counts()
+    others = f", {counts['passed_over']:,} passed over" if counts["passed_over"] else ""
+    return f"{counts['found']:,} files found ({counts['bad']:,} bad{others})"
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> gpu_cluster.RunResult:
 
 
 def test_a_run_is_shown_in_one_line_with_what_came_of_it_and_where(result):
-    assert repr(result) == f"<RunResult: 2 clusters, 40 files (0 bad); folder '{result.folder}'>"
+    assert repr(result) == f"<RunResult: 2 clusters, 40 files found (0 bad); folder '{result.folder}'>"
 
 
 def records_in(record: Record) -> list[Record]:
@@ -44,6 +44,9 @@ def test_an_array_is_shown_by_its_type_and_shape(result):
 def test_a_prediction_and_a_comparison_are_shown_in_one_line(result, tmp_path, sample_images):
     found = gpu_cluster.predict(result.folder, sample_images[:4], out=tmp_path / "p.csv", no_cache=True)
     far = int(found.far.sum())
-    assert repr(found) == f"<Prediction: 4 of 4 files assigned, {far} of them far; table '{tmp_path / 'p.csv'}'>"
-    compared = gpu_cluster.Comparison(tmp_path, gpu_cluster.CompareConfig(), Manifest(tmp_path, ("a", "b")), ())
+    assert repr(found) == f"<Prediction: 4 of 4 files found were assigned, {far} of them far; table '{tmp_path / 'p.csv'}'>"
+    told = Manifest(tmp_path, ("a", "b"), bad={1: "empty file"}, passed_over=("c",))
+    compared = gpu_cluster.Comparison(tmp_path, gpu_cluster.CompareConfig(), told, ())
+    # The number of files that the command line prints as found.
+    assert ", 3 files found (1 bad, 1 passed over);" in repr(compared)
     assert len(repr(compared)) < 100 + len(str(tmp_path))

@@ -39,6 +39,7 @@ from gpu_cluster.jobs.report import report as report_job
 from gpu_cluster.jobs.selftest import selftest as selftest_job
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config, settings
+from gpu_cluster.words import count
 
 # Every command is stopped by these signals; the exit code of a stopped command depends on the signal.
 signals = Signals()
@@ -144,7 +145,7 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
     if not manifest.too_many_bad(max_bad_fraction):
         return 0
     print_error(
-        f"{len(manifest.bad)} of {len(manifest)} files could not be decoded, more than --max-bad-fraction "
+        f"{len(manifest.bad)} of {count(len(manifest), 'picture')} could not be decoded, more than --max-bad-fraction "
         f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
     )
     return 3

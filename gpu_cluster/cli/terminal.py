@@ -44,6 +44,7 @@ from gpu_cluster.words import count
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
 _PLAIN_EVERY_S = 5.0
+_MOST_CLUSTERS = 20
 
 
 class _Patient:
@@ -185,6 +186,7 @@ def print_summary(result: RunResult) -> None:
             console.print(f"{name}: {value}", markup=False)
         for row in _cluster_rows(findings):
             console.print(f"cluster {row[0]}: {', '.join(filter(None, row[1:]))}", markup=False)
+    _print_how_many_more(console, len(findings.clustering.sizes), f"the sizes of all are in {METRICS}")
 
 
 def print_comparison(found: Comparison) -> None:
@@ -204,9 +206,10 @@ def print_prediction(found: Prediction) -> None:
     console = _console(soft_wrap=True)
     bad_table = "" if found.bad_files is None else printable(found.bad_files.name)
     console.print(f"files: {_files(found.manifest, 'assigned', bad_table)}", markup=False)
-    for cluster, size in enumerate(np.bincount(found.labels)):
-        if size:
-            console.print(f"cluster {cluster}: {count(size, 'image')}", markup=False)
+    sizes = [(cluster, size) for cluster, size in enumerate(np.bincount(found.labels)) if size]
+    for cluster, size in sizes[:_MOST_CLUSTERS]:
+        console.print(f"cluster {cluster}: {count(size, 'image')}", markup=False)
+    _print_how_many_more(console, len(sizes), f"all are in {printable(found.out.name)}")
     console.print(f"far from the centre of their cluster: {int(found.far.sum())}", markup=False)
     if found.bad_files is not None:
         console.print(f"bad files: {printable(str(found.bad_files))}", markup=False)
@@ -317,9 +320,15 @@ def _scores(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:
     yield "more scores", f"in {METRICS}"
 
 
+def _print_how_many_more(console: Console, n_clusters: int, where: str) -> None:
+    """Print how many clusters a list leaves out, which names the first ones only, and where the others are."""
+    if n_clusters > _MOST_CLUSTERS:
+        console.print(f"and {count(n_clusters - _MOST_CLUSTERS, 'more cluster')}; {where}", markup=False)
+
+
 def _cluster_rows(findings: Findings) -> Iterator[tuple[str, str, str]]:
     table = findings.scores.contingency
-    for cluster, size in enumerate(findings.clustering.sizes):
+    for cluster, size in enumerate(findings.clustering.sizes[:_MOST_CLUSTERS]):
         yield str(cluster), count(size, "image"), "" if table is None else table.in_words(cluster, int(size))
 
 

@@ -38,7 +38,7 @@ def cluster(
     order = _by_size(found, k)
     if len(order) < k:
         apart = count(len(order), "group")
-        observer.notice(f"{k} clusters were asked for, but the pictures that differ can form only {apart}")
+        observer.notice(f"k was reduced from {k} to {len(order)}, because the pictures that differ form only {apart}")
     number = np.zeros(k, dtype=np.int64)
     number[order] = np.arange(len(order))
     labels = number[found]

@@ -60,7 +60,7 @@ class Prediction(Record):
     far: np.ndarray
 
     def __repr__(self) -> str:
-        counts = f"{len(self.rows):,} of {len(self.manifest):,} files assigned, {int(self.far.sum()):,} of them far"
+        counts = f"{len(self.rows):,} of {self.manifest.counts()['found']:,} files found were assigned, {int(self.far.sum()):,} of them far"
         return f"<Prediction: {counts}; table {str(self.out)!r}>"
 
 

@@ -146,7 +146,7 @@ def filled(folder: Path, events: Recorder, *, overwrite: bool) -> Iterator[run_f
 def nothing_readable(manifest: Manifest, stage: run_folder.Staged) -> NothingReadableError:
     """Return the error for a job in which no file could be decoded."""
     return NothingReadableError(
-        f"{count(len(manifest), 'file')} found, and none could be decoded; the reasons are in "
+        f"{count(len(manifest), 'picture')} found, and none could be decoded; the reasons are in "
         f"{printable(str(stage.folder / run_folder.BAD_FILES))!r}{moved_words(stage)}"
     )
 

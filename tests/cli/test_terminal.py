@@ -11,14 +11,19 @@ import subprocess
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gpu_cluster import run
+from gpu_cluster.cli.terminal import print_summary
 from gpu_cluster.config import shipped_data
 from tests.helpers import (
     COMMAND,
     EMBEDDED,
+    TINY,
     called,
     logged,
     picture,
@@ -196,3 +201,14 @@ def test_the_scores_that_are_shown_say_what_they_mean_and_where_the_others_are(p
     (line,) = [line for line in printed if line.startswith("adjusted Rand index: ")]
     assert re.search(r": -?\d\.\d\d \(1: the clusters are the labels; 0: no more alike than by chance\)$", line)
     assert "more scores: in metrics.json" in printed
+
+
+def test_a_long_list_of_clusters_is_cut_and_says_where_the_others_are(tmp_path, capsys):
+    write_pictures(tmp_path / "in", 8)
+    result = run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
+    assert result.findings is not None
+    many = replace(result.findings.clustering, sizes=np.ones(122, np.int64))
+    print_summary(replace(result, findings=replace(result.findings, clustering=many)))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("cluster ") for line in lines) == 20
+    assert lines[-1] == "and 102 more clusters; the sizes of all are in metrics.json"

@@ -123,7 +123,7 @@ def test_images_that_are_all_equal_are_one_cluster_and_the_user_is_told(tmp_path
     assert_complete(result, 6, duplicates=5)
     metrics = strict_json(result.folder / "metrics.json")
     assert (metrics["k"], metrics["k_asked"], metrics["cluster_sizes"]) == (1, 3, [6])
-    assert "3 clusters were asked for, but the pictures that differ can form only 1 group" in result.notices
+    assert "k was reduced from 3 to 1, because the pictures that differ form only 1 group" in result.notices
 
 
 def test_fewer_distinct_images_than_clusters_leave_no_cluster_empty(tmp_path):

@@ -108,7 +108,7 @@ def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
     done = command(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
     assert done.code == 3
     assert done.err.splitlines()[-1].startswith(
-        "error: 2 of 8 files could not be decoded, more than --max-bad-fraction"
+        "error: 2 of 8 pictures could not be decoded, more than --max-bad-fraction"
     )
     assert len(done.table("compare.csv")) == 1
 
@@ -139,7 +139,7 @@ def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
     (tmp_path / "in" / "a.png").write_text("no picture")
     done = command("compare", tmp_path / "in", "--features", "colours,hog", out=tmp_path / "run")
     assert done.code == 3
-    assert "1 file found, and none could be decoded; the reasons are in" in done.err
+    assert "1 picture found, and none could be decoded; the reasons are in" in done.err
     assert done.table("bad_files.csv")["path"].tolist() == ["a.png"]
     assert not (done.folder / "compare.csv").exists()
 
