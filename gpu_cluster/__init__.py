@@ -3,6 +3,7 @@
 These are the packages and modules, from the top down. A package imports only from those below it; `embedding`,
 `clustering` and `report` are on one level and do not import each other:
 
+- `__main__`: lets `python -m gpu_cluster` call the command line
 - `cli`: the command line: commands, terminal output, signal handling and exit codes;
   `api`: the same jobs as Python functions
 - `jobs`: one module for each job, such as `run`, `compare` and `predict`; `prepare` holds what they begin and end with

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +28,23 @@ from gpu_cluster.config import (
     PredictConfig,
     RunConfig,
 )
-from gpu_cluster.errors import ConfigError
+from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
+from gpu_cluster.files import printable
 from gpu_cluster.jobs.compare import compare as compare_job
 from gpu_cluster.jobs.embed import embed as embed_job
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.predict import predict as predict_job
 from gpu_cluster.jobs.run import run as run_job
-from gpu_cluster.options import INTERNAL, build_config, options_of
+from gpu_cluster.options import INTERNAL, build_config, command_of, options_of
 from gpu_cluster.results import Comparison, RunResult
 
 PathLike = str | os.PathLike[str]
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", RunConfig, CompareConfig)
+
+# Before each line of the description of an option.
+_IN = "    "
 
 
 class _JobOptions(TypedDict, total=False):
@@ -118,29 +124,36 @@ class RunOptions(_ClusteringOptions, total=False):
     thumbnails: int
 
 
-def _lists_options_of(model: type[JobConfig]) -> Callable[[F], F]:
-    """Give a function a signature with all options of its job, for `help`, notebooks and editors."""
+def _lists_options_of(model: type[JobConfig], typed: type) -> Callable[[F], F]:
+    """Give a function a signature and a list of all options of its job, for `help`, notebooks and editors.
+
+    `typed` is the class that names their types for completion and type checkers.
+    """
+    types = get_type_hints(typed)
+    known = {name: option for name, option in options_of(model).items() if name not in INTERNAL | {"images"}}
 
     def listed(function: F) -> F:
         plain = inspect.signature(function)
         own = [one for one in plain.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         options = [
             inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=option.field.default,
-                annotation=option.field.rebuild_annotation(),
+                name, inspect.Parameter.KEYWORD_ONLY, default=option.field.default, annotation=types[name]
             )
-            for name, option in options_of(model).items()
-            if name not in INTERNAL | {"images"}
+            for name, option in known.items()
         ]
+        described = [
+            f"{name}\n{textwrap.fill(option.field.description or '', 110, initial_indent=_IN, subsequent_indent=_IN)}"
+            for name, option in known.items()
+        ]
+        text = "\n".join((inspect.cleandoc(function.__doc__ or ""), "", "Options", "-------", *described))
+        function.__doc__ = f"{text}\n"
         function.__signature__ = plain.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
         return function
 
     return listed
 
 
-@_lists_options_of(RunConfig)
+@_lists_options_of(RunConfig, RunOptions)
 def run(
     images: PathLike | Iterable[PathLike] = (),
     *,
@@ -172,10 +185,10 @@ def run(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return run_job(build_config(RunConfig, config, images=_paths(images) or None, **options), observer)
+    return run_job(_config_of(RunConfig, config, images, options), observer)
 
 
-@_lists_options_of(CompareConfig)
+@_lists_options_of(CompareConfig, CompareOptions)
 def compare(
     images: PathLike | Iterable[PathLike] = (),
     *,
@@ -204,10 +217,10 @@ def compare(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return compare_job(build_config(CompareConfig, config, images=_paths(images) or None, **options), observer)
+    return compare_job(_config_of(CompareConfig, config, images, options), observer)
 
 
-@_lists_options_of(PredictConfig)
+@_lists_options_of(PredictConfig, PredictOptions)
 def predict(
     run: PathLike,
     images: PathLike | Iterable[PathLike] = (),
@@ -241,7 +254,7 @@ def predict(
     return predict_job(_path("run", run), config, _path("out", out), observer)
 
 
-@_lists_options_of(EmbedJobConfig)
+@_lists_options_of(EmbedJobConfig, EmbedOptions)
 def embed(
     paths: PathLike | Iterable[PathLike], *, observer: Observer | None = None, **options: Unpack[EmbedOptions]
 ) -> npt.NDArray[np.float32]:
@@ -270,6 +283,30 @@ def embed(
     """
     config = build_config(EmbedJobConfig, **options)
     return embed_job([Path(path) for path in _paths(paths)], config, observer)
+
+
+def _config_of(
+    model: type[C], file: PathLike | None, images: PathLike | Iterable[PathLike], options: Mapping[str, Any]
+) -> C:
+    """Build the config of a job; pictures that only the file names must be there.
+
+    Raises
+    ------
+    ConfigError
+        As for `build_config`.
+    DataError
+        When the pictures that the file names are gone; the message says how to name them anew.
+    """
+    named = _paths(images)
+    config = build_config(model, file, images=named or None, **options)
+    gone = [] if file is None or named else [path for path in config.input.images if not os.path.lexists(path)]
+    if gone:
+        shown = printable(os.fspath(file or ""))
+        raise DataError(
+            f"{printable(str(gone[0]))!r}, which {shown!r} names, does not exist; if the pictures were moved, name the "
+            f"folder that holds them now: gpu-cluster {command_of(model)} FOLDER --config {shown}"
+        )
+    return config
 
 
 def _paths(named: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:

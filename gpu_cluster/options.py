@@ -175,7 +175,7 @@ def _layers(
         section = known[name].section
         (given if section is None else given.setdefault(section, {}))[name] = value
     content = _read_file(Path(file)) if file is not None else {}
-    from_file = dict(_of_record(content, model)) if _is_record(file) else content
+    from_file = _without_alternatives(dict(_of_record(content, model)) if _is_record(file) else content, given)
     layers: _Layers = [(f"file {os.fspath(file or '')}", from_file), ("command line", given)]
     if "preset" in known:
         preset = given.get("preset", from_file.get("preset", RunConfig().preset))
@@ -186,6 +186,21 @@ def _layers(
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
     return layers, content
+
+
+# Options of which only one can hold, by their section: the one that is given replaces the other one of a file.
+_ALTERNATIVES = {"input": ("labels", "labels_from_folders"), "store": ("cache", "no_cache")}
+
+
+def _without_alternatives(from_file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a file without those that cannot hold together with the options given."""
+    left = dict(from_file)
+    for section, pair in _ALTERNATIVES.items():
+        table, theirs = left.get(section), given.get(section, {})
+        for one, other in (pair, pair[::-1]):
+            if isinstance(table, Mapping) and theirs.get(one) and other not in theirs:
+                left[section] = {name: value for name, value in table.items() if name != other}
+    return left
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:

@@ -205,7 +205,9 @@ def check_is_run_folder(folder: Path) -> None:
     elif inside:
         more = f", and {len(inside) - _MOST_NAMED:,} more" if len(inside) > _MOST_NAMED else ""
         # The newest runs are the last, because their names begin with the time.
-        found = f"it holds the runs {', '.join(map(printable, reversed(inside[-_MOST_NAMED:])))}{more}; name one of them"
+        found = (
+            f"it holds the runs {', '.join(map(printable, reversed(inside[-_MOST_NAMED:])))}{more}; name one of them"
+        )
     else:
         found = f"it holds no {RECORD}"
     raise DataError(f"{shown!r} is no run folder: {expected}; {found}")

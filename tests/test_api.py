@@ -24,6 +24,13 @@ WRONG: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], str]
     "number for a config": (api.run, ("in",), {"config": 42}, "config: expected the path of a TOML file"),
     "number for a folder": (api.run, ("in",), {"out": 42}, "--out: expected a path; found 42"),
     "pair for a range": (api.run, ("in",), {"k_range": (2, 5)}, "found (2, 5) (did you mean '2:5'?)"),
+    "pictures moved since": (
+        api.run,
+        (),
+        {"config": "moved.toml"},
+        "absent', which 'moved.toml' names, does not exist; if the pictures were moved, name the folder that holds "
+        "them now: gpu-cluster run FOLDER --config moved.toml",
+    ),
     "list for a range": (api.run, ("in",), {"k_range": [2, 4, 6, 8]}, "(did you mean '2:8:2'?)"),
     "uneven list for a range": (
         api.run,
@@ -69,9 +76,10 @@ def test_what_is_given_wrongly_is_an_error_that_says_what_was_expected(
     tmp_path, monkeypatch, function, given, options, message
 ):
     write_pictures(tmp_path / "in", 6)
+    (tmp_path / "moved.toml").write_text('[input]\nimages = ["absent"]\n')
     monkeypatch.chdir(tmp_path)
     before = listing(tmp_path)
-    with pytest.raises(api.ConfigError) as caught:
+    with pytest.raises((api.ConfigError, api.DataError)) as caught:
         function(*given, **options)
     assert message in str(caught.value)
     assert listing(tmp_path) == before

@@ -272,6 +272,9 @@ def test_the_python_functions_name_the_options_of_the_config_with_types_that_fit
     for name in set(declared) - {"images"}:
         default = declared[name].field.default
         assert shown[name].default == default
+        # This is what `help` shows: plain types, and the description of each option.
+        assert "Validator" not in str(shown[name])
+        assert f"\n{name}\n    {(declared[name].field.description or '')[:40]}" in (function.__doc__ or "")
         TypeAdapter(hints[name], config={"arbitrary_types_allowed": True}).validate_python(default)
 
 
@@ -423,6 +426,21 @@ def test_a_flag_goes_over_a_run_record(tmp_path):
     record = written(tmp_path, json.dumps({"config": config.model_dump(mode="json")}), "run.json")
     again = build_config(RunConfig, record, k=5)
     assert (again.sweep.k, again.embed.image_size) == (5, 64)
+
+
+@pytest.mark.parametrize(
+    ("before", "given"),
+    [
+        ({"labels": "a.csv"}, {"labels_from_folders": True}),
+        ({"labels_from_folders": True}, {"labels": "a.csv"}),
+        ({"cache": "store"}, {"no_cache": True}),
+        ({"no_cache": True}, {"cache": "store"}),
+    ],
+)
+def test_a_flag_replaces_the_option_of_a_run_record_that_it_excludes(tmp_path, before, given):
+    record = {"config": build_config(RunConfig, **before).model_dump(mode="json")}
+    file = written(tmp_path, json.dumps(record), "run.json")
+    assert build_config(RunConfig, file, **given) == build_config(RunConfig, **given)
 
 
 def test_another_preset_than_that_of_a_run_record_is_refused(tmp_path):

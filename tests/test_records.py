@@ -44,7 +44,10 @@ def test_an_array_is_shown_by_its_type_and_shape(result):
 def test_a_prediction_and_a_comparison_are_shown_in_one_line(result, tmp_path, sample_images):
     found = gpu_cluster.predict(result.folder, sample_images[:4], out=tmp_path / "p.csv", no_cache=True)
     far = int(found.far.sum())
-    assert repr(found) == f"<Prediction: 4 of 4 files found were assigned, {far} of them far; table '{tmp_path / 'p.csv'}'>"
+    assert (
+        repr(found)
+        == f"<Prediction: 4 of 4 files found were assigned, {far} of them far; table '{tmp_path / 'p.csv'}'>"
+    )
     told = Manifest(tmp_path, ("a", "b"), bad={1: "empty file"}, passed_over=("c",))
     compared = gpu_cluster.Comparison(tmp_path, gpu_cluster.CompareConfig(), told, ())
     # The number of files that the command line prints as found.

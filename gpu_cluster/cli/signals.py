@@ -10,7 +10,6 @@ from types import FrameType
 
 from gpu_cluster.events import Observer
 
-
 _FINISHING = b"interrupted: the job ends after the batch of pictures in work; press Ctrl-C again to end it at once\n"
 
 

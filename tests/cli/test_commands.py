@@ -148,6 +148,11 @@ def test_without_anything_it_says_in_three_lines_what_to_do_first():
     ]
 
 
+def test_the_package_can_be_called_as_a_module(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "gpu_cluster", "version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == version("gpu-cluster")
+
+
 def test_the_version_is_that_of_the_package():
     assert called("--version").out == called("version").out == f"{version('gpu-cluster')}\n"
 

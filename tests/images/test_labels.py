@@ -282,7 +282,9 @@ def test_a_table_without_a_header_is_said_to_have_none(tmp_path):
 @pytest.mark.parametrize("end", ["", "\r"], ids=["unix", "windows"])
 def test_the_line_of_excel_that_names_the_separator_is_no_header(tmp_path, end):
     touch(tmp_path, "a.png", "b.png")
-    table(tmp_path / "l.csv", f"sep=;{end}", f"file;label{end}", f"a.png;x{end}", f"b.png;y,z{end}", encoding="utf-8-sig")
+    table(
+        tmp_path / "l.csv", f"sep=;{end}", f"file;label{end}", f"a.png;x{end}", f"b.png;y,z{end}", encoding="utf-8-sig"
+    )
     # It is found in the folder too, where only the header is looked at.
     assert find(tmp_path)[0].labels == ("x", "y,z")
 
@@ -396,9 +398,9 @@ def test_file_names_of_another_encoding_that_are_not_found_are_not_passed_over_a
 
 def test_names_of_columns_that_are_not_utf8_are_shown_as_they_read(tmp_path):
     touch(tmp_path / "in", "a.png", "b.png")
-    header, columns = "Файл;Метка", {"file_col": "Файл", "label_col": "Метка"}  # noqa: RUF001
+    header, columns = "Файл;Метка", {"file_col": "Файл", "label_col": "Метка"}
     labels = table(tmp_path / "l.csv", header, "a.png;x", "b.png;y", encoding="cp1251")
-    with pytest.raises(DataError, match=r"are not UTF-8.*--labels-encoding.*cp1251 gives 'Файл', 'Метка'"):  # noqa: RUF001
+    with pytest.raises(DataError, match=r"are not UTF-8.*--labels-encoding.*cp1251 gives 'Файл', 'Метка'"):
         find(tmp_path / "in", labels=labels)
     assert find(tmp_path / "in", labels=labels, labels_encoding="cp1251", **columns)[0].labels == ("x", "y")
 
@@ -406,7 +408,7 @@ def test_names_of_columns_that_are_not_utf8_are_shown_as_they_read(tmp_path):
 def test_no_two_encodings_are_shown_with_the_same_words(tmp_path):
     touch(tmp_path / "in", *(f"{number}.png" for number in range(4)))
     # cp1251 and mac_cyrillic read small letters alike, and only the capital differently.
-    words = ("роза", "мак", "тюльпан", "Лилия")  # noqa: RUF001
+    words = ("роза", "мак", "тюльпан", "Лилия")
     rows = [f"{number}.png,{word}" for number, word in enumerate(words)]
     with pytest.raises(DataError) as caught:
         find(tmp_path / "in", labels=table(tmp_path / "l.csv", "file,label", *rows, encoding="cp1251"))
