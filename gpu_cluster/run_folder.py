@@ -41,6 +41,7 @@ THUMBNAILS = "thumbnails.parquet"
 EVENTS = "events.jsonl"
 COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
+COMPARISON_PLOT = f"{PLOTS}/compare.png"
 
 # Every run folder holds both of these. They show a new run that a folder is an earlier run, whose name it may take.
 _MARKS = frozenset({RECORD, BAD_FILES})

@@ -124,8 +124,22 @@ def _wheels() -> Finding:
             found.append(f"{wheel} {version(wheel)}")
         except PackageNotFoundError:
             missing.append(wheel)
-    words = ", ".join(found) + (f"{', ' if found else ''}no {', no '.join(missing)}" if missing else "")
-    return Finding("wheels", not missing, words, "install the gpu extra: pip install 'gpu-cluster[gpu]'")
+    words = ", ".join([*found, *(f"no {wheel}" for wheel in missing)])
+    if "tensorflow" in missing and _is_installed("tensorflow-cpu"):
+        words += "; the installed tensorflow-cpu cannot use a GPU"
+    remedy = (
+        "in a new environment (the extras cpu and gpu exclude each other), install the gpu extra from a checkout: "
+        "pip install '.[gpu]'"
+    )
+    return Finding("wheels", not missing, words, remedy)
+
+
+def _is_installed(wheel: str) -> bool:
+    try:
+        version(wheel)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _cupy_sees_a_device() -> Finding:

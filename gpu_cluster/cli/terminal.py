@@ -38,7 +38,7 @@ from gpu_cluster.jobs.verdict import Verdict
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
-from gpu_cluster.run_folder import BAD_FILES, METRICS, PAGE
+from gpu_cluster.run_folder import BAD_FILES, COMPARISON_PLOT, METRICS, PAGE
 from gpu_cluster.store.maintenance import Recipe
 from gpu_cluster.words import count
 
@@ -199,6 +199,7 @@ def print_comparison(found: Comparison) -> None:
     if found.earlier_run is not None:
         console.print(f"earlier run: moved to {printable(str(found.earlier_run))}", markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
+    console.print(f"plot: {printable(str(found.folder / COMPARISON_PLOT))}", markup=False)
 
 
 def print_prediction(found: Prediction) -> None:

@@ -70,10 +70,6 @@ def sweep_k(
     best_k, chosen_by = choose(config, points, x.shape[0])
     if config.k is not None and best_k < config.k:
         observer.notice(f"k was reduced from {config.k} to {best_k}, because only {x.shape[0]} images could be read")
-    elif config.k is not None and ks != (config.k,):
-        observer.notice(
-            f"k is {config.k}, as --k (or the preset) says; the range {ks[0]}:{ks[-1]} is tried and shown too"
-        )
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
     doubts = tuple(_doubts(sweep, x.shape[0]))
     for doubt in doubts:

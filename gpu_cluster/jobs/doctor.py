@@ -123,7 +123,7 @@ def _gpu(*, needed: bool) -> list[Check]:
     rapids = _versions("cuml-cu12", "cudf-cu12", "rmm-cu12")
     releases = {".".join(number.split(".")[:2]) for number in rapids.values()}
     if len(releases) > 1:
-        remedy = "install them from one release: pip install 'gpu-cluster[gpu]'"
+        remedy = "install them from one release, from a checkout: pip install '.[gpu]'"
         checks.append(Check("RAPIDS release", fault, f"mixed: {_words(rapids)}", remedy))
     if all(check.status == "ok" for check in checks):
         checks += [Check("GPU", "ok", words) for words in describe_gpus()]

@@ -60,7 +60,8 @@ class Prediction(Record):
     far: np.ndarray
 
     def __repr__(self) -> str:
-        counts = f"{len(self.rows):,} of {self.manifest.counts()['found']:,} files found were assigned, {int(self.far.sum()):,} of them far"
+        n_found = self.manifest.counts()["found"]
+        counts = f"{len(self.rows):,} of {n_found:,} files found were assigned, {int(self.far.sum()):,} of them far"
         return f"<Prediction: {counts}; table {str(self.out)!r}>"
 
 
@@ -87,7 +88,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if not config.input.images and config.input.input_list is None:
         if not finished.model.is_dir():
             raise ConfigError(
-                f"predict: {printable(str(run))!r} is no run folder; name the folder that `gpu-cluster run` left first, "
+                f"predict: {printable(str(run))!r} is no run folder; name the folder of a run first, "
                 f"and the pictures after it: gpu-cluster predict RUN {printable(str(run))}"
             )
         raise ConfigError("predict: name pictures to assign, as folders, files or --input-list")

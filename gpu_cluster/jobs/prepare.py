@@ -112,6 +112,8 @@ def choose_folder(
         When the folder cannot be written.
     """
     folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
+    if config.report.overwrite and config.report.out is None:
+        observer.notice("--overwrite replaces nothing without --out: this run gets a new folder")
     new_name = run_folder.earlier_run_moves_to(folder)
     if new_name is not None:
         earlier = f"{printable(str(folder))!r} is an earlier run; when this one is complete, "

@@ -18,7 +18,7 @@ from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.sweep import check_ks
 from gpu_cluster.clustering.tsne import lay_out
-from gpu_cluster.config import EmbedConfig, RunConfig
+from gpu_cluster.config import EmbedConfig, RunConfig, parse_k_range
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
@@ -34,7 +34,7 @@ from gpu_cluster.jobs.prepare import (
     opened,
 )
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import command_line
+from gpu_cluster.options import PRESETS, command_line
 from gpu_cluster.report.page import write_page
 from gpu_cluster.report.tables import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
@@ -57,6 +57,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
 
     def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[Engine, Path]:
         check_ks(config.sweep, len(manifest))
+        _tell_who_gave_k(config, events)
         engine = choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
         return engine, choose_folder(config, manifest, events)
 
@@ -90,6 +91,16 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     if findings is None:
         raise nothing_readable(manifest, stage)
     return replace(result, folder=stage.folder, earlier_run=stage.earlier_run)
+
+
+def _tell_who_gave_k(config: RunConfig, events: Recorder) -> None:
+    """Report a k that is given beside a range, and which option gave it."""
+    k, tried = config.sweep.k, config.sweep.k_range or config.sweep.default_range
+    if k is None or parse_k_range(tried) == (k,):
+        return
+    by_preset = PRESETS[config.preset].get("sweep", {}).get("k") == k
+    giver = f"--preset {config.preset}" if by_preset else "--k"
+    events.notice(f"k is {k}, as {giver} says; the range {tried} is tried and shown too")
 
 
 def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:

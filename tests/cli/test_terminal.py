@@ -191,7 +191,7 @@ def test_no_other_line_has_another_number_of_files(printed):
 
 
 def test_a_k_that_is_given_beside_a_range_is_said_to_count(printed):
-    assert "k is 2, as --k (or the preset) says; the range 2:4 is tried and shown too" in printed
+    assert "k is 2, as --k says; the range 2:4 is tried and shown too" in printed
 
 
 def test_the_scores_that_are_shown_say_what_they_mean_and_where_the_others_are(printed):

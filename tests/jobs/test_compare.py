@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sklearn.metrics import adjusted_rand_score
 import gpu_cluster
 import gpu_cluster.jobs.compare
 from gpu_cluster.backend import CpuBackend, GpuBackend
+from gpu_cluster.cli.terminal import print_comparison
 from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.reduce import reduce as real_reduce
 from gpu_cluster.config import CompareConfig
@@ -97,6 +99,15 @@ def test_bad_files_are_told_and_left_out(tmp_path):
     (tmp_path / "in" / "broken.png").write_bytes((tmp_path / "in" / "000.png").read_bytes()[:80])
     result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
     assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == ["broken.png"]
+
+
+def test_where_the_plot_is_is_printed(tmp_path, capsys):
+    write_pictures(tmp_path / "in", 8)
+    result = gpu_cluster.compare(tmp_path / "in", features=["colours"], **FEW, out=tmp_path / "run")
+    print_comparison(result)
+    (plot,) = re.findall(r"^plot: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert Path(plot) == tmp_path / "run" / "plots" / "compare.png"
+    assert Path(plot).is_file()
 
 
 @pytest.mark.slow

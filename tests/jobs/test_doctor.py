@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from gpu_cluster.backend import look_for_gpu
+from gpu_cluster.embedding.engines import find_tensorflow
 from gpu_cluster.jobs.doctor import diagnose
 from tests.helpers import called
 
@@ -36,6 +37,17 @@ def test_a_missing_gpu_is_no_fault_unless_it_is_asked_for():
     assert driver.status == "missing"
     assert "libcuda.so.1" in driver.found
     assert driver.remedy.startswith("install the NVIDIA driver")
+
+
+@without_gpu
+@pytest.mark.skipif(not find_tensorflow().found.startswith("tensorflow-cpu "), reason="another TensorFlow is installed")
+def test_the_tensorflow_that_is_there_and_the_one_that_is_missing_are_told_apart():
+    (wheels,) = [check for check in diagnose("gpu").checks if check.name == "GPU wheels"]
+    assert "no tensorflow, " in wheels.found
+    assert wheels.found.endswith("; the installed tensorflow-cpu cannot use a GPU")
+    # As the README says it.
+    assert wheels.remedy.endswith("from a checkout: pip install '.[gpu]'")
+    assert "exclude each other" in wheels.remedy
 
 
 def test_every_failing_check_has_a_remedy():

@@ -35,7 +35,7 @@ def python(environment: dict[str, str], place: Path, code: str, *arguments: str)
 
 
 COMMAND = "from gpu_cluster.cli.main import main; main()"
-REMEDY = ("pip install 'gpu-cluster[cpu]'", "'gpu-cluster[gpu]'", "gpu_cluster-0.1.0-py3-none-any.whl[cpu]'")
+REMEDY = ("pip install '.[cpu]'", "'.[gpu]'", "gpu_cluster-0.1.0-py3-none-any.whl[cpu]'")
 
 
 def test_without_tensorflow_a_job_says_what_to_install_before_it_looks_for_pictures(tmp_path, without_tensorflow):
@@ -44,7 +44,9 @@ def test_without_tensorflow_a_job_says_what_to_install_before_it_looks_for_pictu
     done = python(without_tensorflow, tmp_path / "here", COMMAND, "run", "photos", "--cache", "store")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: TensorFlow, which runs the network, cannot be used: not installed; pip install")
+    assert line.startswith(
+        "error: TensorFlow, which runs the network, cannot be used: not installed; from a checkout, pip"
+    )
     assert all(part in line for part in REMEDY)
     assert listing(tmp_path / "here") == before
     # It comes before the search for pictures, which can take long.

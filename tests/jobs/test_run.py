@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 import gpu_cluster as api
 from gpu_cluster.config import shipped_data
-from tests.helpers import gpu_cluster
+from tests.helpers import gpu_cluster, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,14 @@ def test_a_run_folder_given_again_is_replaced_whole_by_overwrite(tmp_path):
     assert json.loads((out / "metrics.json").read_text())["k"] == 2
     assert not (out / "plots" / "left_over.png").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_gave_k_is_told_and_what_overwrite_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "in", 9)
+    result = api.run("in", preset="notebook", image_size=32, k_range="7:8", n_init=2, no_cache=True, overwrite=True)
+    assert "k is 8, as --preset notebook says; the range 7:8 is tried and shown too" in result.notices
+    assert "--overwrite replaces nothing without --out: this run gets a new folder" in result.notices
 
 
 def test_without_labels_external_scores_are_absent(tmp_path, sample_images):

@@ -125,8 +125,8 @@ def find_tensorflow() -> Installation:
         wheel = f"gpu_cluster-{version('gpu-cluster')}-py3-none-any.whl"
         return Installation(
             "not installed",
-            "pip install 'gpu-cluster[cpu]', or on a machine with an NVIDIA GPU 'gpu-cluster[gpu]'; from a wheel file, "
-            f"pip install 'dist/{wheel}[cpu]'; from a checkout, pip install '.[cpu]'",
+            "from a checkout, pip install '.[cpu]', or on a machine with an NVIDIA GPU '.[gpu]'; from a wheel file, "
+            f"pip install 'dist/{wheel}[cpu]'",
         )
     found = {name: number for name in _WHEELS if (number := _version(name)) is not None}
     words = ", ".join(f"{name} {number}" for name, number in found.items())
