@@ -169,7 +169,7 @@ class InputConfig(PicturesConfig):
     labels_encoding: Encoding | None = Field(
         None,
         description="Encoding of the labels CSV, such as cp1251; by default UTF-8, or UTF-16 if the file begins with "
-        "its mark. Its separator (comma, semicolon, tab or |) is found out.",
+        "a byte-order mark of UTF-16. Its separator (comma, semicolon, tab or |) is found out.",
     )
     labels_from_folders: bool = Field(False, description="Use the name of a file's folder as its label.")
 

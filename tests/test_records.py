@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pandas as pd
 import pytest
 
 import gpu_cluster
@@ -21,6 +22,14 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> gpu_cluster.RunResult:
 
 def test_a_run_is_shown_in_one_line_with_what_came_of_it_and_where(result):
     assert repr(result) == f"<RunResult: 2 clusters, 40 files found (0 bad); folder '{result.folder}'>"
+
+
+def test_the_names_and_the_clusters_of_the_pictures_match_as_the_readme_says(result):
+    clusters = result.findings.clustering.labels
+    names = [result.manifest.paths[row] for row in result.findings.embeddings.rows]
+    table = pd.read_csv(result.folder / "assignments.csv").set_index("path")["cluster"]
+    assert dict(zip(names, clusters, strict=True)) == table.to_dict()
+    assert result.findings.clustering.k == table.nunique()
 
 
 def records_in(record: Record) -> list[Record]:
