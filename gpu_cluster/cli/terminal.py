@@ -40,6 +40,7 @@ from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import BAD_FILES, METRICS, PAGE
 from gpu_cluster.store.maintenance import Recipe
+from gpu_cluster.verdict import beside_verdict
 from gpu_cluster.words import count
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
@@ -273,6 +274,8 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     yield "clusters", f"{findings.clustering.k} ({why})"
+    for doubt in beside_verdict(findings.sweep.doubts):
+        yield "note", doubt
     yield from _scores(result, findings)
     embeddings = findings.embeddings
     speed = f"{embeddings.n_computed:,} embedded"

@@ -28,7 +28,7 @@ from gpu_cluster.report.map import map_data
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
-from gpu_cluster.verdict import NO_CLEAR_NUMBER, Verdict, judge
+from gpu_cluster.verdict import Verdict, beside_verdict, judge
 from gpu_cluster.words import count
 
 _MOST_ROWS = 500
@@ -206,8 +206,7 @@ def _answer(run: FinishedRun) -> str:
         KChoice.ONLY_ONE: "No other number of groups was tried.",
     }[KChoice(metrics["k_chosen_by"])]
     words.append(how)
-    # The verdict, which stands above this, has said the other doubt already.
-    words += [f"{doubt}." for doubt in metrics["k_doubts"] if not doubt.startswith(NO_CLEAR_NUMBER)]
+    words += beside_verdict(metrics["k_doubts"])
     if metrics["external"] is not None:
         external = metrics["external"]
         words.append(
@@ -244,7 +243,10 @@ def _map_words(run: FinishedRun, chosen: Chosen) -> str:
 
 
 def _k_words(run: FinishedRun) -> str:
-    sentences = (*run.metrics["k_doubts"], f"These numbers were tried on embeddings after {run.metrics['sweep_space']}")
+    sentences = (
+        *run.metrics["k_doubts"],
+        f"Each number was tried on the embeddings after these steps: {run.metrics['sweep_space']}",
+    )
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
