@@ -81,16 +81,18 @@ _COMPARED: Mapping[str, tuple[str, str]] = {
 }
 
 
-def comparison_lines(found: Comparison) -> list[str]:
-    """Return the table of a comparison in Markdown, without the columns that show nothing."""
+def comparison_table(found: Comparison) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the titles and the rows of the table of a comparison, without the columns that show nothing.
+
+    Groups that could not be made have no number; the reason stands in their third cell.
+    """
     n_values = {name: len({getattr(row, name) for row in found.rows} - {None}) for name in _COMPARED}
     shown = {
         name: (title, form)
         for name, (title, form) in _COMPARED.items()
         if n_values[name] >= _FEWEST_VALUES.get(name, 1)
     }
-    titles = ["features", "algorithm", *(title for title, _ in shown.values())]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    rows = []
     for row in found.rows:
         values = [getattr(row, name) for name in shown]
         cells = [
@@ -98,8 +100,21 @@ def comparison_lines(found: Comparison) -> list[str]:
             for value, (_, form) in zip(values, shown.values(), strict=True)
         ]
         if row.reason is not None:
-            cells = [row.reason.replace("|", "\\|"), *[""] * (len(shown) - 1)]
-        lines.append(f"| {' | '.join([row.features, row.algorithm, *cells])} |")
+            cells = [row.reason, *[""] * (len(shown) - 1)]
+        rows.append((row.features, row.algorithm, *cells))
+    return ["features", "algorithm", *(title for title, _ in shown.values())], rows
+
+
+# A bar in a cell of a Markdown table.
+_BAR = "\\|"
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Return the table of a comparison in Markdown."""
+    titles, rows = comparison_table(found)
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for cells in rows:
+        lines.append(f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |")
     return lines
 
 
