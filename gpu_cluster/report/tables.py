@@ -26,6 +26,7 @@ from gpu_cluster.files import printable, write_whole
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
+from gpu_cluster.report.pictures import least_certain
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def write_report(
     _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
     _write_csv(stage / run_folder.SWEEP, _sweep_table(findings))
     _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings))
-    _write_json(stage / run_folder.METRICS, _metrics(manifest, findings))
+    _write_json(stage / run_folder.METRICS, _metrics(manifest, findings, backend))
     plots.draw_all(
         stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
     )
@@ -281,7 +282,7 @@ def _sweep_table(findings: Findings) -> pd.DataFrame:
     )
 
 
-def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
+def _metrics(manifest: Manifest, findings: Findings, backend: Backend) -> dict[str, Any]:
     scores, clustering, sweep = findings.scores, findings.clustering, findings.sweep
     return {
         "k": clustering.k,
@@ -294,6 +295,7 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         "files": manifest.counts(),
         "n_images": len(findings.embeddings.rows),
         "cluster_sizes": clustering.sizes.tolist(),
+        "nearest_other": _nearest_others(findings, backend),
         "internal": dict(scores.internal),
         "n_silhouette": scores.n_silhouette,
         "external": None if scores.external is None else dict(scores.external),
@@ -303,6 +305,22 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         else {"classes": list(scores.contingency.classes), "counts": scores.contingency.counts.tolist()},
         "holdout": None if scores.holdout is None else dict(scores.holdout),
     }
+
+
+def _nearest_others(findings: Findings, backend: Backend) -> list[int] | None:
+    """Return, for each of the least certain pictures, the other cluster whose centre is nearest; None with one cluster.
+
+    The pictures are in the order of `least_certain`, which is that of the page.
+    """
+    clustering = findings.clustering
+    if clustering.k == 1:
+        return None
+    rows = np.array(least_certain(findings.scores.silhouettes), dtype=np.int64)
+    x = backend.to_host(backend.xp.take(findings.projection.x, backend.from_host(rows), axis=0))
+    distances = np.linalg.norm(x[:, None, :] - backend.to_host(clustering.centres)[None, :, :], axis=2)
+    distances[np.arange(len(rows)), backend.to_host(clustering.labels)[rows]] = np.inf
+    nearest: list[int] = distances.argmin(axis=1).tolist()
+    return nearest
 
 
 def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:
