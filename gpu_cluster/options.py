@@ -290,6 +290,9 @@ def _warn_of_missing(
         if name in held or name in told | INTERNAL or name not in recorded or option.field.exclude:
             continue
         value = option.of(config)
+        # An option that is not set changes nothing.
+        if value is None:
+            continue
         log.warning("%r, written by an earlier version, has no %s; %s is used", os.fspath(file), option.flag, value)
 
 

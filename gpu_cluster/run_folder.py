@@ -104,10 +104,10 @@ class FinishedRun:
 
     @cached_property
     def manifest(self) -> Any:
-        """The table with one row for each file found: its path, its status and the reason for it."""
+        """The table with one row for each file found: its path, status, the reason for it, label and content hash."""
         import pandas as pd
 
-        return pd.read_parquet(self.folder / MANIFEST, columns=["path", "status", "reason"])
+        return pd.read_parquet(self.folder / MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
 
     @cached_property
     def sweep(self) -> Any:
@@ -127,16 +127,18 @@ class FinishedRun:
     def thumbnails(self) -> tuple[Path, dict[str, bytes]]:
         """Where the pictures were when the page was last written, and its small copies of them, JPEG, by path.
 
-        Without such a file, where the run found them, and no copies.
+        Without such a file, where the run found them, and no copies. If the pictures are no longer where that page was
+        written from, but the folder in which the run found them is there, it is that folder.
         """
         import pyarrow.parquet as pq
 
-        file = self.folder / THUMBNAILS
+        file, found = self.folder / THUMBNAILS, Path(self.record["root"])
         if not file.is_file():
-            return Path(self.record["root"]), {}
+            return found, {}
         table = pq.ParquetFile(io.BytesIO(file.read_bytes())).read()
         root = os.fsdecode(table.schema.metadata[_ROOT])
-        return Path(root), dict(zip(table["path"].to_pylist(), table["jpeg"].to_pylist(), strict=True))
+        place = found if found.is_dir() and not Path(root).is_dir() else Path(root)
+        return place, dict(zip(table["path"].to_pylist(), table["jpeg"].to_pylist(), strict=True))
 
     def keep_thumbnails(self, root: Path, copies: Mapping[str, bytes]) -> None:
         """Write the small copies of the page, JPEG by path, and where their pictures are; `thumbnails` returns them.

@@ -5,6 +5,7 @@ The terminal, the page and `RunResult.verdict` use it. This module must not know
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,8 +22,9 @@ WEAK_AGREEMENT = 0.5
 IMAGES_A_CLUSTER = 8
 
 
-# How a doubt about the chosen k begins that says, in numbers, what the verdict says in words.
-NO_CLEAR_NUMBER = "No clear number of groups"
+# The other k whose agreement is at most this much below that of the chosen k are named beside it: another seed could
+# have chosen one of them.
+NEARLY_EQUAL = 0.01
 
 
 class Clarity(StrEnum):
@@ -32,6 +34,10 @@ class Clarity(StrEnum):
     WEAK = "weak"
     NONE = "none"
     NOT_JUDGED = "not judged"
+
+
+# How the words about groups that are not clear begin.
+_NOT_CLEAR = {Clarity.WEAK: "Weak groups", Clarity.NONE: "No clear groups"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,17 @@ class Verdict:
 
 
 def means_something(k: int, n: int) -> bool:
-    """Return whether agreement between restarts means something for k clusters of n images.
+    """Return whether agreement between restarts may choose k clusters of n images.
 
     In almost all data, the restarts agree for k = 2. They also agree when k is so large that each cluster holds few
-    images.
+    images. Of few images, only k = 3 may be chosen, which is then not judged.
     """
     return 3 <= k <= max(3, n // IMAGES_A_CLUSTER)
+
+
+def has_few_images(k: int, n: int) -> bool:
+    """Return whether k clusters of n images hold so few images that the agreement of restarts says nothing."""
+    return n < IMAGES_A_CLUSTER * k
 
 
 def judge(k: int, n: int, agreement: float | None) -> Verdict:
@@ -66,15 +77,52 @@ def judge(k: int, n: int, agreement: float | None) -> Verdict:
     """
     if k < 2 or n < 2:
         return Verdict(Clarity.NOT_JUDGED, "One group: there is nothing to compare.")
-    if agreement is None:
-        why = "k-means was not started several times with this number of groups (--k-range, --n-init)"
+    if has_few_images(k, n):
+        why = (
+            "too few pictures to say whether these groups are clear, with fewer than "
+            f"{IMAGES_A_CLUSTER} in a group on average"
+        )
+    elif agreement is None:
+        why = (
+            f"k-means was not started several times with {k} groups. To judge them, run again with {k} in --k-range "
+            "and --n-init 10"
+        )
     elif k == 2:
         why = "two groups are found again in almost any pictures"
-    elif not means_something(k, n):
-        why = f"with fewer than {IMAGES_A_CLUSTER} pictures in a group on average, restarts say little"
     else:
         return _by(agreement)
-    return Verdict(Clarity.NOT_JUDGED, f"It is not known whether these groups are clear: {why}.")
+    return Verdict(Clarity.NOT_JUDGED, f"Not judged: {why}.")
+
+
+def why_not_clear(k: int, n: int, agreement: float | None, tried: str) -> str | None:
+    """Return in numbers what the verdict says in words, if it is that the groups are not clear; `tried` names the k."""
+    clarity = judge(k, n, agreement).clarity
+    if clarity not in _NOT_CLEAR:
+        return None
+    return (
+        f"{_NOT_CLEAR[clarity]}, k {tried}: at {k}, where restarts agree most, their agreement is only "
+        f"{agreement or 0:.2f}"
+    )
+
+
+def beside_verdict(doubts: Sequence[str]) -> list[str]:
+    """Return, as sentences, the doubts about a chosen k that the verdict, which stands beside them, has not said."""
+    return [f"{doubt}." for doubt in doubts if not doubt.startswith(tuple(_NOT_CLEAR.values()))]
+
+
+def nearly_equal(k: int, agreements: Mapping[int, float]) -> str | None:
+    """Return which other numbers of groups agree almost as well as k; None if there are none.
+
+    Parameters
+    ----------
+    agreements
+        The agreement of restarts at each k that may be chosen; this k is one of them.
+    """
+    others = [other for other in sorted(agreements) if other != k and agreements[other] >= agreements[k] - NEARLY_EQUAL]
+    if not others:
+        return None
+    *first, last = map(str, others)
+    return f"{', '.join(first)}{' and ' if first else ''}{last} groups agree almost as well as {k}"
 
 
 def _by(agreement: float) -> Verdict:
@@ -86,11 +134,11 @@ def _by(agreement: float) -> Verdict:
     if agreement >= WEAK_AGREEMENT:
         return Verdict(
             Clarity.WEAK,
-            f"Weak groups: another random start of k-means gives partly other groups {how}. Look at the pictures "
-            "before you rely on a group.",
+            f"{_NOT_CLEAR[Clarity.WEAK]}: another random start of k-means gives partly other groups {how}. Look "
+            "at the pictures before you rely on a group.",
         )
     return Verdict(
         Clarity.NONE,
-        f"No clear groups: another random start of k-means gives other groups {how}. These groups are one of many ways "
-        "to divide the pictures.",
+        f"{_NOT_CLEAR[Clarity.NONE]}: another random start of k-means gives other groups {how}. These groups are one "
+        "of many ways to divide the pictures.",
     )

@@ -222,8 +222,9 @@ def compare(
 
     All of them use the same k: --k, or the k that is chosen in the space of the first features. The notebook's recipe
     has its own --resize, --fit, --scaling, --pca, --whitening and --normalize. The store keeps all features, as it
-    keeps embeddings. Scores within a space (silhouette) compare algorithms, not features. Stability is the mean
-    adjusted Rand index of the groups with those of five random subsamples of 80%.
+    keeps embeddings. Scores within a space (silhouette) compare algorithms, not features. For stability, five random
+    parts of the pictures, of 80% each, are grouped by themselves; it is the mean adjusted Rand index of these groups
+    with the groups of all pictures.
 
     Exit codes: the same as for run.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 import traceback
 import webbrowser
@@ -36,10 +37,11 @@ from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.verdict import Verdict
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.report.tables import comparison_lines, conclusion
+from gpu_cluster.report.tables import comparison_lines, comparison_table, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import BAD_FILES, COMPARISON_PLOT, METRICS, PAGE
 from gpu_cluster.store.maintenance import Recipe
+from gpu_cluster.verdict import beside_verdict
 from gpu_cluster.words import count
 
 _UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
@@ -117,7 +119,9 @@ class TerminalObserver(Observer):
         self._errors.print(f"{stage}: {elapsed_s:.1f} s", markup=False)
 
     def notice(self, message: str) -> None:
-        self._out.print(message, markup=False)
+        # Only the console of a live progress bar can print above it. A bar on a terminal does not disturb a file.
+        live = self._bar is not None and self._out.is_terminal
+        (self._errors if live else self._out).print(message, markup=False)
 
     def _remove_bar(self) -> None:
         if self._bar is not None:
@@ -178,9 +182,9 @@ def print_summary(result: RunResult) -> None:
     if console.is_terminal:
         width = max(len(name) for name, _ in lines)
         for name, value in lines:
-            # These lines are not a table, because a table would break the links to fit the terminal.
-            console.print(Text.assemble((f"{name:{width}}", "bold"), "  ", value))
-        console.print(_cluster_table(findings))
+            _print_item(console, name, value, width)
+        # Soft wrapping would let the terminal cut the lines of the table anywhere.
+        console.print(_cluster_table(findings), soft_wrap=False)
     else:
         for name, value in lines:
             console.print(f"{name}: {value}", markup=False)
@@ -189,17 +193,62 @@ def print_summary(result: RunResult) -> None:
     _print_how_many_more(console, len(findings.clustering.sizes), f"the sizes of all are in {METRICS}")
 
 
+# Less room than this beside the names of the items, in columns, and their values begin on lines of their own.
+_LEAST_ROOM = 40
+
+# Items that are paths or links. They stay whole, so that they can be clicked or copied.
+_WHOLE = ("earlier run", "results", "report")
+
+
+def _print_item(console: Console, name: str, value: str, width: int) -> None:
+    """Print a name and its value on a terminal; longer values continue below, at words and indented.
+
+    This is no table, because a table would break the paths and links to fit the terminal.
+    """
+    beside = console.width - width - 2 >= _LEAST_ROOM
+    indent = " " * (width + 2 if beside else 2)
+    lines = [value] if name in _WHOLE else _wrapped(console, value, len(indent))
+    first = f"{name:{width}}  " if beside else f"{name}\n  "
+    console.print(Text.assemble((first, "bold"), f"\n{indent}".join(lines)))
+
+
+def _wrapped(console: Console, text: str, indent: int) -> list[str]:
+    # A word that is longer than a line, such as a link, stays whole.
+    return textwrap.wrap(text, max(1, console.width - indent), break_long_words=False, break_on_hyphens=False)
+
+
 def print_comparison(found: Comparison) -> None:
-    """Print the table of a comparison as Markdown, what is best, and where the table is."""
+    """Print the table of a comparison, which in a log is Markdown, what is best, and where the table is."""
     console = _console(soft_wrap=True)
-    console.print(f"files: {_files(found.manifest, 'compared', BAD_FILES)}", markup=False)
-    for line in comparison_lines(found):
-        console.print(line, markup=False)
-    console.print(conclusion(found), markup=False)
+    files = f"files: {_files(found.manifest, 'compared', BAD_FILES)}"
+    if console.is_terminal:
+        console.print("\n".join(_wrapped(console, files, 0)), markup=False)
+        _print_compared(console, found)
+        console.print("\n".join(_wrapped(console, conclusion(found), 0)), markup=False)
+    else:
+        for line in (files, *comparison_lines(found), conclusion(found)):
+            console.print(line, markup=False)
     if found.earlier_run is not None:
         console.print(f"earlier run: moved to {printable(str(found.earlier_run))}", markup=False)
     console.print(f"results: {printable(str(found.folder))}", markup=False)
     console.print(f"plot: {printable(str(found.folder / COMPARISON_PLOT))}", markup=False)
+
+
+def _print_compared(console: Console, found: Comparison) -> None:
+    """Print the table of a comparison on a terminal; the reasons why groups are missing stand below it."""
+    titles, rows = comparison_table(found)
+    table = Table(pad_edge=False)
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
+    for compared, row in zip(found.rows, rows, strict=True):
+        if compared.reason is None:
+            table.add_row(*map(Text, row))
+    # Soft wrapping would let the terminal cut its lines anywhere.
+    console.print(table, soft_wrap=False)
+    for compared in found.rows:
+        if compared.reason is not None:
+            words = f"{compared.features} with {compared.algorithm}: {compared.reason}"
+            console.print("\n  ".join(_wrapped(console, words, 2)), markup=False)
 
 
 def print_prediction(found: Prediction) -> None:
@@ -277,6 +326,8 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     }
     why = words.get(findings.sweep.chosen_by, findings.sweep.chosen_by)
     yield "clusters", f"{findings.clustering.k} ({why})"
+    for doubt in beside_verdict(findings.sweep.doubts):
+        yield "note", doubt
     yield from _scores(result, findings)
     embeddings = findings.embeddings
     speed = f"{embeddings.n_computed:,} embedded"

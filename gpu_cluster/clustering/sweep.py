@@ -17,7 +17,7 @@ from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.results import KChoice, Sweep, SweepPoint
-from gpu_cluster.verdict import CLEAR_AGREEMENT, IMAGES_A_CLUSTER, NO_CLEAR_NUMBER, means_something
+from gpu_cluster.verdict import IMAGES_A_CLUSTER, has_few_images, means_something, nearly_equal, why_not_clear
 from gpu_cluster.words import count
 
 
@@ -31,14 +31,14 @@ def check_ks(config: SweepConfig, n: int) -> None:
     """
     if config.k is not None and config.k > n:
         raise ConfigError(
-            f"--k: {config.k} clusters (given, or by the preset) need at least {config.k} images; found {n}; "
-            f"give a k up to {n}"
+            f"--k: {config.k} clusters (given, or by the preset) need at least {config.k} images; found {n} that "
+            f"may be pictures; give a k up to {n}"
         )
     last = parse_k_range(config.k_range)[-1] if config.k_range else 1
     if last > n:
         raise ConfigError(
-            f"--k-range: {config.k_range} reaches {last} clusters, which need at least {last} images; found {n}; "
-            f"give a range up to {n}"
+            f"--k-range: {config.k_range} reaches {last} clusters, which need at least {last} images; found {n} "
+            f"that may be pictures; give a range up to {n}"
         )
 
 
@@ -71,13 +71,13 @@ def sweep_k(
     if config.k is not None and best_k < config.k:
         observer.notice(f"k was reduced from {config.k} to {best_k}, because only {x.shape[0]} images could be read")
     sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
-    doubts = tuple(_doubts(sweep, x.shape[0]))
+    doubts = tuple(_doubts(sweep, config, x.shape[0]))
     for doubt in doubts:
         observer.notice(doubt)
     return replace(sweep, doubts=doubts)
 
 
-def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
+def _doubts(sweep: Sweep, config: SweepConfig, n: int) -> Iterator[str]:
     """Yield the reasons to doubt the chosen k, in words."""
     points, best_k = sweep.points, sweep.best_k
     first, last = points[0].k, points[-1].k
@@ -92,13 +92,34 @@ def _doubts(sweep: Sweep, n: int) -> Iterator[str]:
             f"No clear knee in the inertia curve, k {first} to {last}: chose {best_k}, the k farthest below the "
             "straight line between the curve's end points"
         )
-    if sweep.chosen_by != KChoice.AGREEMENT:
-        return
-    if (sweep.agreement or 0) < CLEAR_AGREEMENT:
+    if sweep.chosen_by == KChoice.GIVEN:
+        yield from _instead_of_given(sweep, config, n)
+    if sweep.chosen_by == KChoice.AGREEMENT:
+        yield from _doubts_by_agreement(sweep, n)
+
+
+def _instead_of_given(sweep: Sweep, config: SweepConfig, n: int) -> Iterator[str]:
+    """Yield what the verdict on a given k means, and which k would be chosen without it, if a range was tried."""
+    points = sweep.points
+    other, _ = choose(config.model_copy(update={"k": None}), points, n)
+    if len(points) > 1 and not has_few_images(other, n):
         yield (
-            f"{NO_CLEAR_NUMBER}, k {first} to {last}: at {best_k}, where restarts agree most, their mean "
-            f"adjusted Rand index is only {sweep.agreement or 0:.2f}"
+            f"k = {config.k} was given: the verdict says only whether restarts of k-means find the same groups "
+            f"again; from {points[0].k} to {points[-1].k}, the sweep would choose "
+            f"{other}{' too' if other == sweep.best_k else ''}"
         )
+
+
+def _doubts_by_agreement(sweep: Sweep, n: int) -> Iterator[str]:
+    """Yield the reasons to doubt a k at which restarts agree most."""
+    points, best_k = sweep.points, sweep.best_k
+    first, last = points[0].k, points[-1].k
+    found = why_not_clear(best_k, n, sweep.agreement, f"{first} to {last}")
+    if found is not None:
+        yield found
+    others = nearly_equal(best_k, {point.k: point.agreement or 0 for point in _candidates(points, n)})
+    if others is not None:
+        yield others
     silhouette_ends = max(points, key=_silhouette).k == last
     if last < n // IMAGES_A_CLUSTER and (best_k == last or silhouette_ends):
         yield (

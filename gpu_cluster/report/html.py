@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -25,6 +26,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
     style, script = _asset("report.css"), _asset("report.js")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["breakable"] = breakable
     return environment.from_string(_asset(template)).render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
@@ -32,6 +34,14 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         script_sha256=_sha256(script),
         **values,
     )
+
+
+def breakable(name: str) -> Any:
+    """Return the name of a file with the places at which a narrow column may break it, rather than inside its parts."""
+    import markupsafe
+
+    parts = re.split(r"(?<=[/_-])(?=.)|(?=\.[^./]+$)", name)
+    return markupsafe.Markup("<wbr>").join(part for part in parts if part)
 
 
 def _asset(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from gpu_cluster.report.map import map_data
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
-from gpu_cluster.verdict import NO_CLEAR_NUMBER, Verdict, judge
+from gpu_cluster.verdict import Verdict, beside_verdict, judge
 from gpu_cluster.words import count
 
 _MOST_ROWS = 500
@@ -130,12 +130,19 @@ def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path
         "data_json": markupsafe.Markup(map_data(run, chosen, sheets, links)),
         "sheets": sheets.uris,
         "cards": list(cards(run, chosen, shown)),
-        "uncertain": shown.all(chosen.uncertain),
+        "uncertain": _uncertain(run, chosen, shown),
         "near_duplicates": [{"pictures": shown.all(pair), "alike": _alike(cosine)} for pair, cosine in chosen.pairs],
         "title": f"What is in {visible(root.name or str(root))}",
         "map_words": _map_words(run, chosen),
     }
     return render("report.html", {**values, **_words(run), **_tables(run)})
+
+
+def _uncertain(run: FinishedRun, chosen: Chosen, shown: Shown) -> list[dict[str, Any]]:
+    """Return the least certain pictures, each with the nearest other group; None where the run has not kept it."""
+    others = run.metrics.get("nearest_other") or [None] * len(chosen.uncertain)
+    pictures = shown.all(chosen.uncertain)
+    return [{**picture, "other": other} for picture, other in zip(pictures, others, strict=True)]
 
 
 def _alike(cosine: float) -> str:
@@ -168,6 +175,7 @@ def _tables(run: FinishedRun) -> dict[str, Any]:
     """Return the tables of the page, their lengths and the only plot, by their names in the template."""
     copies = run.manifest[run.manifest["status"] == "duplicate"]
     bad = run.manifest[run.manifest["status"] == "bad"]
+    contradictions = _contradictions(run)
     sweep = [
         {
             "k": int(row.k),
@@ -185,11 +193,25 @@ def _tables(run: FinishedRun) -> dict[str, Any]:
         "has_labels": run.metrics["class_by_cluster"] is not None,
         "crosstab": crosstab(run),
         "n_exact": len(copies),
-        "exact": _rows(copies),
+        "exact": _rows(copies, contradictions),
+        "n_contradictions": len(contradictions),
         "n_near_duplicates": len(run.near_duplicates),
         "n_bad": len(bad),
         "bad": _rows(bad),
         "record": list(_record(run)),
+    }
+
+
+def _contradictions(run: FinishedRun) -> dict[str, str]:
+    """Return, by path, what is said of each exact copy whose label is not that of the file with the same content."""
+    labelled = run.manifest[run.manifest["label"].notna()]
+    kept = labelled[labelled["status"] == "ok"].set_index("content_hash")["label"]
+    copies = labelled[labelled["status"] == "duplicate"]
+    pairs = zip(copies["path"], copies["label"], copies["content_hash"].map(kept), strict=True)
+    return {
+        path: f", but its label is {label}, and the label of that file is {other}"
+        for path, label, other in pairs
+        if isinstance(other, str) and other != label
     }
 
 
@@ -206,8 +228,7 @@ def _answer(run: FinishedRun) -> str:
         KChoice.ONLY_ONE: "No other number of groups was tried.",
     }[KChoice(metrics["k_chosen_by"])]
     words.append(how)
-    # The verdict, which stands above this, has said the other doubt already.
-    words += [f"{doubt}." for doubt in metrics["k_doubts"] if not doubt.startswith(NO_CLEAR_NUMBER)]
+    words += beside_verdict(metrics["k_doubts"])
     if metrics["external"] is not None:
         external = metrics["external"]
         words.append(
@@ -244,7 +265,10 @@ def _map_words(run: FinishedRun, chosen: Chosen) -> str:
 
 
 def _k_words(run: FinishedRun) -> str:
-    sentences = (*run.metrics["k_doubts"], f"These numbers were tried on embeddings after {run.metrics['sweep_space']}")
+    sentences = (
+        *run.metrics["k_doubts"],
+        f"Each number was tried on the embeddings after these steps: {run.metrics['sweep_space']}",
+    )
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
@@ -255,9 +279,10 @@ def _label_words(run: FinishedRun) -> str:
     return f"{count(labels['n_labelled_images'], 'picture')} labelled by {visible(labels['source'])}."
 
 
-def _rows(table: Any) -> list[dict[str, str]]:
+def _rows(table: Any, more: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+    """Return the files of a table with their reasons, and by path what is to be said `more`."""
     rows = zip(table["path"][:_MOST_ROWS], table["reason"][:_MOST_ROWS], strict=True)
-    return [{"name": visible(path), "reason": visible(reason)} for path, reason in rows]
+    return [{"name": visible(path), "reason": visible(reason + (more or {}).get(path, ""))} for path, reason in rows]
 
 
 def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
@@ -268,7 +293,7 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     yield "weights", f"{visible(record['weights']['path'])}, sha256 {record['weights']['sha256']}"
     yield from record["versions"].items()
     for stage, seconds in record["stages_s"].items():
-        yield f"{stage}, s", f"{seconds:.1f}"
+        yield f"time for {stage}", f"{seconds:.1f} s"
 
 
 def _number(value: float, form: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import IntArray
+from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.report.html import Links, visible
 from gpu_cluster.run_folder import FinishedRun
@@ -59,7 +59,7 @@ class Chosen:
             self.sizes.append(len(rows))
             self.members.append(rows[:most].tolist())
             self.strips.append((rows[:NEAREST].tolist(), rows[NEAREST:][::-1][:FARTHEST].tolist()))
-        self.uncertain = _least_certain(run)
+        self.uncertain = least_certain(run.pictures["silhouette"].to_numpy(np.float64))
         self.pairs = _pairs(run)
         listed = np.unique(np.array([row for rows in self.members for row in rows], dtype=np.int64))
         self.on_map = _filled_up(listed, n, MOST_SHOWN)
@@ -88,8 +88,8 @@ def _of(rows: IntArray, others: IntArray) -> IntArray:
     return np.intersect1d(rows, others, assume_unique=True)
 
 
-def _least_certain(run: FinishedRun) -> list[int]:
-    silhouettes = run.pictures["silhouette"].to_numpy(np.float64)
+def least_certain(silhouettes: FloatArray) -> list[int]:
+    """Return the rows with the lowest silhouettes (n,), lowest first; those whose silhouette is NaN do not count."""
     # Pictures without a silhouette come last, because NaN sorts last.
     lowest = np.argsort(silhouettes, kind="stable")[:_MOST_UNCERTAIN]
     return [int(row) for row in lowest if not np.isnan(silhouettes[row])]

@@ -91,7 +91,7 @@ class _New:
             "name": visible(path),
             "alt": f"{visible(path)}, assigned to group {group}",
             "group": group,
-            "beyond": f"{times - 1:.0%} farther away than 99% of the group" if np.isfinite(times) else "",
+            "beyond": f"{times:.2f} times as far as the limit of the group" if np.isfinite(times) else "",
             "far": bool(new.far[place]),
         }
 
@@ -135,7 +135,7 @@ def _answer(new: Assigned, n_far: int) -> str:
     )
     if n_far > _MANY_FAR * n:
         words += (
-            " That is many (of the pictures that were clustered, 1 in 100 is as far): the new pictures may show "
+            " That is many: of the pictures of the run itself, about 1 in 100 is far. The new pictures may show "
             "something that the run has no group for. Look at the far ones; to give them groups, run again with them."
         )
     return words

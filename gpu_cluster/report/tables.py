@@ -26,6 +26,7 @@ from gpu_cluster.files import printable, write_whole
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
+from gpu_cluster.report.pictures import least_certain
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def write_report(
     _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
     _write_csv(stage / run_folder.SWEEP, _sweep_table(findings))
     _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings))
-    _write_json(stage / run_folder.METRICS, _metrics(manifest, findings))
+    _write_json(stage / run_folder.METRICS, _metrics(manifest, findings, backend))
     plots.draw_all(
         stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
     )
@@ -60,7 +61,7 @@ def write_comparison(stage: Path, found: Comparison) -> None:
     page = [*comparison_lines(found), "", conclusion(found)]
     (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(page) + "\n", encoding="utf-8")
     (stage / run_folder.PLOTS).mkdir()
-    plots.draw_comparison(stage / run_folder.PLOTS / "compare.png", found)
+    plots.draw_comparison(stage / run_folder.COMPARISON_PLOT, found)
 
 
 # The number of different values from which on a column is shown, if it is not 1. Usually all rows have the same number
@@ -81,16 +82,18 @@ _COMPARED: Mapping[str, tuple[str, str]] = {
 }
 
 
-def comparison_lines(found: Comparison) -> list[str]:
-    """Return the table of a comparison in Markdown, without the columns that show nothing."""
+def comparison_table(found: Comparison) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the titles and the rows of the table of a comparison, without the columns that show nothing.
+
+    Groups that could not be made have no number; the reason stands in their third cell.
+    """
     n_values = {name: len({getattr(row, name) for row in found.rows} - {None}) for name in _COMPARED}
     shown = {
         name: (title, form)
         for name, (title, form) in _COMPARED.items()
         if n_values[name] >= _FEWEST_VALUES.get(name, 1)
     }
-    titles = ["features", "algorithm", *(title for title, _ in shown.values())]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    rows = []
     for row in found.rows:
         values = [getattr(row, name) for name in shown]
         cells = [
@@ -98,8 +101,21 @@ def comparison_lines(found: Comparison) -> list[str]:
             for value, (_, form) in zip(values, shown.values(), strict=True)
         ]
         if row.reason is not None:
-            cells = [row.reason.replace("|", "\\|"), *[""] * (len(shown) - 1)]
-        lines.append(f"| {' | '.join([row.features, row.algorithm, *cells])} |")
+            cells = [row.reason, *[""] * (len(shown) - 1)]
+        rows.append((row.features, row.algorithm, *cells))
+    return ["features", "algorithm", *(title for title, _ in shown.values())], rows
+
+
+# A bar in a cell of a Markdown table.
+_BAR = "\\|"
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """Return the table of a comparison in Markdown."""
+    titles, rows = comparison_table(found)
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for cells in rows:
+        lines.append(f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |")
     return lines
 
 
@@ -266,7 +282,7 @@ def _sweep_table(findings: Findings) -> pd.DataFrame:
     )
 
 
-def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
+def _metrics(manifest: Manifest, findings: Findings, backend: Backend) -> dict[str, Any]:
     scores, clustering, sweep = findings.scores, findings.clustering, findings.sweep
     return {
         "k": clustering.k,
@@ -279,6 +295,7 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         "files": manifest.counts(),
         "n_images": len(findings.embeddings.rows),
         "cluster_sizes": clustering.sizes.tolist(),
+        "nearest_other": _nearest_others(findings, backend),
         "internal": dict(scores.internal),
         "n_silhouette": scores.n_silhouette,
         "external": None if scores.external is None else dict(scores.external),
@@ -288,6 +305,22 @@ def _metrics(manifest: Manifest, findings: Findings) -> dict[str, Any]:
         else {"classes": list(scores.contingency.classes), "counts": scores.contingency.counts.tolist()},
         "holdout": None if scores.holdout is None else dict(scores.holdout),
     }
+
+
+def _nearest_others(findings: Findings, backend: Backend) -> list[int] | None:
+    """Return, for each of the least certain pictures, the other cluster whose centre is nearest; None with one cluster.
+
+    The pictures are in the order of `least_certain`, which is that of the page.
+    """
+    clustering = findings.clustering
+    if clustering.k == 1:
+        return None
+    rows = np.array(least_certain(findings.scores.silhouettes), dtype=np.int64)
+    x = backend.to_host(backend.xp.take(findings.projection.x, backend.from_host(rows), axis=0))
+    distances = np.linalg.norm(x[:, None, :] - backend.to_host(clustering.centres)[None, :, :], axis=2)
+    distances[np.arange(len(rows)), backend.to_host(clustering.labels)[rows]] = np.inf
+    nearest: list[int] = distances.argmin(axis=1).tolist()
+    return nearest
 
 
 def _label_counts(manifest: Manifest, scores: Scores) -> dict[str, Any] | None:

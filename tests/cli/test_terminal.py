@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_cluster import run
-from gpu_cluster.cli.terminal import print_summary
-from gpu_cluster.config import shipped_data
+from gpu_cluster import api
+from gpu_cluster.cli import terminal
+from gpu_cluster.config import CompareConfig, shipped_data
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.results import Compared, Comparison
 from tests.helpers import (
     COMMAND,
     EMBEDDED,
@@ -205,10 +209,84 @@ def test_the_scores_that_are_shown_say_what_they_mean_and_where_the_others_are(p
 
 def test_a_long_list_of_clusters_is_cut_and_says_where_the_others_are(tmp_path, capsys):
     write_pictures(tmp_path / "in", 8)
-    result = run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
+    result = api.run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
     assert result.findings is not None
     many = replace(result.findings.clustering, sizes=np.ones(122, np.int64))
-    print_summary(replace(result, findings=replace(result.findings, clustering=many)))
+    terminal.print_summary(replace(result, findings=replace(result.findings, clustering=many)))
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("cluster ") for line in lines) == 20
     assert lines[-1] == "and 102 more clusters; the sizes of all are in metrics.json"
+
+
+# What a terminal shows
+
+
+class _Terminal(io.StringIO):
+    """A terminal of 60 columns, as far as rich asks; `shown` is what a person sees on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def shown(self) -> list[str]:
+        # Colours are removed; a carriage return goes to the start of a line, which is then cleared or written over.
+        plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", self.getvalue())
+        return [line.rstrip() for line in re.split(r"[\r\n]+", plain)]
+
+
+def terminal_in_place_of_output(monkeypatch: pytest.MonkeyPatch) -> _Terminal:
+    found = _Terminal()
+    for name, value in {"COLUMNS": "60", "LINES": "24", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, found)
+    return found
+
+
+def test_a_notice_while_a_bar_is_live_stands_alone_on_its_line(monkeypatch):
+    screen = terminal_in_place_of_output(monkeypatch)
+    observer = terminal.TerminalObserver()
+    with observer_stage(observer, "embed"):
+        observer.progress("embed", 1, 3)
+        observer.notice("The store holds the embeddings of all these pictures already")
+    assert "The store holds the embeddings of all these pictures already" in screen.shown
+
+
+@contextmanager
+def observer_stage(observer: terminal.TerminalObserver, stage: str) -> Iterator[None]:
+    observer.stage_started(stage)
+    yield
+    observer.stage_finished(stage, 0.1)
+
+
+def test_a_narrow_terminal_breaks_lines_at_words_and_keeps_paths_whole(tmp_path, monkeypatch):
+    place = tmp_path / ("a folder with a long name " * 3).strip()
+    write_pictures(place / "in", 6)
+    result = api.run(place / "in", **TINY, out=place / "run")
+    screen = terminal_in_place_of_output(monkeypatch)
+    terminal.print_summary(result)
+    lines = screen.shown
+    start, end = (next(n for n, line in enumerate(lines) if line.startswith(name)) for name in ("verdict ", "files "))
+    indent = re.match(r"verdict +", lines[start])
+    assert indent is not None
+    assert end > start + 1
+    assert all(line.startswith(" " * indent.end()) for line in lines[start + 1 : end])
+    assert " ".join(line[indent.end() :] for line in lines[start:end]) == str(result.verdict)
+    paths = (str(place / "run"), (place / "run" / "report.html").as_uri())
+    assert [line[indent.end() :] for line in lines if line.startswith("re")] == list(paths)
+    assert max(len(line) for line in lines if not line.endswith(paths)) <= 60
+
+
+def test_a_comparison_is_a_table_on_a_terminal_and_markdown_in_a_log(tmp_path, monkeypatch):
+    screen = terminal_in_place_of_output(monkeypatch)
+    rows = (Compared("vgg16", "kmeans", "", k=3, stability=0.7), Compared("hog", "ward", "", reason="left out: a | b"))
+    found = Comparison(tmp_path, CompareConfig(), Manifest(tmp_path, ()), rows)
+    terminal.print_comparison(found)
+    assert "|---" not in screen.getvalue()
+    assert any(re.fullmatch(r"│vgg16 +│ kmeans +│ +3 │ +0\.70│", line) for line in screen.shown)
+    assert "hog with ward: left out: a | b" in screen.shown
+    assert max(len(line) for line in screen.shown if str(tmp_path) not in line) <= 60
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", log)
+    terminal.print_comparison(found)
+    assert "|---|---|" in log.getvalue()

@@ -55,7 +55,26 @@ def test_a_range_that_ends_too_soon_is_told(k_range, words):
     centres = np.vstack([np.eye(3), np.eye(3) + 0.5 * np.roll(np.eye(3), 1, axis=0)])
     events = Recorder()
     swept(blobs(centres), events, k_range=k_range)
-    assert events.notices == ([words] if words else [])
+    assert [notice for notice in events.notices if "end of the range" in notice] == ([words] if words else [])
+
+
+def test_other_numbers_that_agree_almost_as_well_are_named_and_change_nothing():
+    centres = np.vstack([np.eye(4), [0, 0, 0.6, 1]])
+    found = swept(blobs(centres), k_range="4:5")
+    assert (found.best_k, found.doubts[0]) == (5, "4 groups agree almost as well as 5")
+
+
+@pytest.mark.parametrize(("k", "choice"), [(3, "6"), (6, "6 too")])
+def test_beside_a_given_k_stands_the_one_that_the_sweep_would_choose(k, choice):
+    (doubt,) = swept(blobs(np.eye(6)), k=k, k_range="2:8").doubts
+    assert doubt == (
+        f"k = {k} was given: the verdict says only whether restarts of k-means find the same groups again; from 2 to "
+        f"8, the sweep would choose {choice}"
+    )
+
+
+def test_of_few_pictures_no_other_k_is_named_beside_a_given_one():
+    assert swept(blobs(np.eye(3))[::8], k=4, k_range="2:6").doubts == ()
 
 
 def test_the_criteria_of_the_bench_find_groups_far_apart():

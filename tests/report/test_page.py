@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import gpu_cluster
@@ -22,7 +23,7 @@ from gpu_cluster.jobs.report import report
 from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report import page
 from gpu_cluster.report.groups import labels
-from gpu_cluster.report.html import Links, visible
+from gpu_cluster.report.html import Links, breakable, visible
 from gpu_cluster.run_folder import FinishedRun
 from tests.helpers import Noticing, called, listing, picture, write_pictures
 from tests.helpers import gpu_cluster as command
@@ -98,6 +99,16 @@ def test_with_a_root_the_pictures_are_read_there_and_linked_from_then_on(moved, 
     page = (run / "report.html").read_bytes()
     report(run)
     assert (run / "report.html").read_bytes() == page
+
+
+def test_pictures_that_are_back_where_the_run_found_them_are_linked_there_again(moved):
+    run, pictures = moved
+    report(run, root=pictures)
+    pictures.rename(pictures.parent / "in")
+    observer = Noticing()
+    report(run, observer)
+    assert observer.notices == []
+    assert 'href="../in/000.png"' in (run / "report.html").read_text()
 
 
 def test_without_the_pictures_and_without_copies_nothing_is_replaced(moved):
@@ -245,6 +256,33 @@ def test_near_duplicates_come_with_what_to_do(tmp_path):
     content = (run / "report.html").read_text()
     assert re.search(r"<p>9\d\.\d% alike</p>", content)
     assert "move it out of the folder and run again" in content
+
+
+def test_copies_with_two_labels_and_the_nearest_other_groups_are_named(tmp_path):
+    for folder in ("rose", "tulip"):
+        write_pictures(tmp_path / "in" / folder, 4)
+    for number in (1, 2, 3):
+        picture(10 + number).save(tmp_path / "in" / "tulip" / f"00{number}.png")
+    shutil.copy(tmp_path / "in" / "rose" / "001.png", tmp_path / "in" / "rose" / "again.png")
+    run = gpu_cluster.run(tmp_path / "in", **SMALL, labels_from_folders=True, out=tmp_path / "run").folder
+    content = (run / "report.html").read_text()
+    # tulip/000.png is the picture rose/000.png; the other copy has the label of its original.
+    assert "But 1 of them has another label than that file" in content
+    said = "same content as rose/000.png, but its label is tulip, and the label of that file is rose"
+    assert re.findall(r"same content as [^<]*", content) == ["same content as rose/001.png", said]
+    table = pd.read_csv(run / "assignments.csv")
+    least = table.sort_values("silhouette", kind="stable").dropna(subset="silhouette")["cluster"]
+    named = re.findall(r", group (\d), or group (\d), silhouette", content)
+    assert [int(own) for own, _ in named] == least.tolist()
+    assert all(own != other for own, other in named)
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks"),
+    [("bluebell/image_0241.jpg", "bluebell/|image_|0241|.jpg"), ("a.b", "a|.b"), ("a<b_", "a&lt;b_"), ("é", "é")],
+)
+def test_names_break_between_their_parts(name, breaks):
+    assert str(breakable(name)) == breaks.replace("|", "<wbr>")
 
 
 def test_the_command_is_the_one_that_repeats_the_run(tmp_path):

@@ -194,7 +194,6 @@
     only = group;
     for (const button of buttons.children) button.setAttribute("aria-pressed", String(Number(button.dataset.group) === only && only !== null));
     said.textContent = only === null ? `${n} picture${n === 1 ? "" : "s"}` : `only ${colour === "cluster" ? "group" : colour} ${nameOf(only)}`;
-    allGroups.setAttribute("aria-pressed", String(only === null));
     // A group that lies outside the part of the map in view is shown with the whole map.
     const v = view();
     if (only !== null && !data.names.some((_, i) => shown(i) && isInView(i, v))) { scale = 1; move(0, 0); }
