@@ -60,7 +60,10 @@ WRONG = {
     "range of k beyond n": (["pictures", "--k-range", "2:7"], r"--k-range: 2:7 reaches 7 clusters.*found 6.*up to 6"),
     "k no number": (["pictures", "-k", "abc"], r"--k: expected a whole number; found 'abc'"),
     "share no number": (["pictures", "--holdout", "x"], r"--holdout: expected a number; found 'x'"),
-    "k beyond n": (["pictures", "--k", "7"], r"--k: 7 clusters .* need at least 7 images; found 6 that may be pictures; .* up to 6"),
+    "k beyond n": (
+        ["pictures", "--k", "7"],
+        r"--k: 7 clusters .* need at least 7 images; found 6 that may be pictures; .* up to 6",
+    ),
     "labels absent": (["pictures", "--labels", "absent.csv"], r"cannot read the labels '.*absent\.csv'"),
     "labels without the column": (
         ["pictures", "--labels", "names.csv"],

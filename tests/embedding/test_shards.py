@@ -145,7 +145,7 @@ def test_a_whole_batch_is_not_sliced(tmp_path):
         return pixels.mean(axis=(1, 2))
 
     engine.features = features  # type: ignore[method-assign]
-    embed_shard(scanned_pictures(write_pictures(tmp_path, 20)), engine)
+    assert len(list(embed_shard(scanned_pictures(write_pictures(tmp_path, 20)), engine))) == 2
     assert seen == [True, True]
 
 

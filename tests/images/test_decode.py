@@ -65,7 +65,7 @@ def test_every_file_of_pngsuite_is_ok_or_bad_and_the_broken_ones_are_bad(tmp_pat
     names = {file.name for file in photos("pngsuite").glob("*.png")}
     assert done.code == 0
     assert bad == {name for name in names if name.startswith("x")}
-    assert counts["found"] == len(names) == counts["ok"] + counts["bad"] + counts["duplicate"]
+    assert len(names) == counts["ok"] + counts["bad"] + counts["duplicate"] == counts["found"] - counts["passed_over"]
     assert done.table("bad_files.csv")["reason"].str.len().min() > 10
 
 

@@ -139,6 +139,7 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import TensorFlowEngine
+from gpu_cluster.embedding.shards import embed_shard
 from tests.helpers import scanned_pictures
 from pathlib import Path
 (cpu,) = tf.config.list_physical_devices("CPU")
@@ -153,7 +154,7 @@ found = {}
 for backend in (Second(), CpuBackend()):
     engine = TensorFlowEngine(backend, extractors.of_vgg16(vgg16.find_weights(), config), config)
     engine.build()
-    found[backend.tensorflow_device] = embed_shard(pictures, engine).x
+    found[backend.tensorflow_device] = np.concatenate([batch.x for batch in embed_shard(pictures, engine)])
     copied = {pixels.device[-5:] for _, pixels in engine.batches(pictures)}
     print("placed:", engine._found.device[-5:], *copied)
 print("apart:", np.abs(found["/CPU:0"] - found["/CPU:1"]).max() < 1e-6)
