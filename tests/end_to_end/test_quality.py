@@ -1,4 +1,7 @@
-"""How good the groups are on real photos: 12 Oxford species, 720 photos, five seeds, no label in any decision."""
+"""How good the groups are on real photos: 12 Oxford species, 240 photos, five seeds, no label in any decision.
+
+`scripts.bench_quality` measures all 720 photos.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.helpers import photos
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of all tests here: at its full size the network takes a minute and more for these photos."""
+    """The store of all tests here: at its full size the network takes half a minute and more for these photos."""
     return tmp_path_factory.mktemp("quality") / "store"
 
 
@@ -28,8 +31,10 @@ def on_flowers(folder: Path, preset: str, store: Path) -> Quality:
     return quality(embedded("flowers12", config), config, range(5))
 
 
-def thirds(folder: Path, place: Path) -> Path:
-    """Return a folder of links to every third photo of each species."""
+@pytest.fixture(scope="module")
+def third(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to every third photo of each species."""
+    folder, place = photos("flowers12"), tmp_path_factory.mktemp("third")
     for species in sorted(path for path in folder.iterdir() if path.is_dir()):
         (place / species.name).mkdir(parents=True)
         for file in sorted(species.iterdir())[::3]:
@@ -38,24 +43,25 @@ def thirds(folder: Path, place: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_default_preset_finds_the_species(store):
-    found = on_flowers(photos("flowers12"), "default", store)
+def test_default_preset_finds_the_species(third, store):
+    # Measured on this third: homogeneity 0.93, ARI 0.90; on all photos 0.92 and 0.90.
+    found = on_flowers(third, "default", store)
     assert np.mean(found.homogeneity) >= 0.90
     assert np.mean(found.adjusted_rand) >= 0.87
 
 
 @pytest.mark.slow
-def test_notebook_preset_is_as_good_as_the_notebook_was(tmp_path, store):
+def test_notebook_preset_is_as_good_as_the_notebook_was(third, store):
     # A third is about as many photos as the notebook had, and its recipe has features of its own to compute. Measured
     # on the three thirds: homogeneity 0.36 to 0.38, ARI 0.14 to 0.15; on all photos 0.35 and 0.16.
-    found = on_flowers(thirds(photos("flowers12"), tmp_path / "some"), "notebook", store)
+    found = on_flowers(third, "notebook", store)
     assert 0.30 <= np.mean(found.homogeneity) <= 0.40
     assert 0.12 <= np.mean(found.adjusted_rand) <= 0.19
 
 
 @pytest.mark.slow
-def test_species_are_told_about_as_well_on_photos_that_were_not_clustered(tmp_path, store):
-    for folder in sorted(photos("flowers12").iterdir()):
+def test_species_are_told_about_as_well_on_photos_that_were_not_clustered(tmp_path, third, store):
+    for folder in sorted(third.iterdir()):
         for number, file in enumerate(sorted(folder.iterdir())):
             place = tmp_path / ("test" if number % 5 == 4 else "train") / folder.name
             place.mkdir(parents=True, exist_ok=True)
@@ -69,7 +75,7 @@ def test_species_are_told_about_as_well_on_photos_that_were_not_clustered(tmp_pa
     training = pd.read_csv(run.folder / "assignments.csv")
     matched = matching(training["label"], training["cluster"])
     accuracy = (found["cluster"].map(matched) == species).mean()
-    assert len(found) == 12 * 12
+    assert len(found) == 12 * 4
     assert accuracy > run.findings.scores.external["accuracy"] - 0.05  # type: ignore[operator]
 
 
