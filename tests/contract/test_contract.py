@@ -86,7 +86,13 @@ def test_call_fits_the_installed_signature(call):
 
 @needs_wheels
 def test_the_record_is_what_is_installed():
-    assert json.loads(json.dumps(snapshot())) == RECORDED
+    installed, recorded = json.loads(json.dumps(snapshot())), RECORDED["signatures"]
+    # Python 3.13 gives compiled functions without parameters an empty signature; before, they have none.
+    signatures = {
+        target: None if found == [] and recorded.get(target) is None else found
+        for target, found in installed["signatures"].items()
+    }
+    assert {**installed, "signatures": signatures} == RECORDED
 
 
 @needs_wheels
