@@ -124,11 +124,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Story:
     job = _Job(folder / "out" / "run", next(stores))
     for moment in span * (random.permutation(N_KILLS) + random.random(N_KILLS)) / N_KILLS:
         kill_after_s = float(moment)
+        start = time.monotonic()
         while isinstance(found := job.run(kill_after_s=kill_after_s), End):
-            # Quicker than was measured: the same kill is tried on a new one, and a little earlier.
+            # Quicker than was measured: the same kill is tried on a new one, and a little earlier than this one ended.
             ends.append(found)
             job = _Job(job.out, next(stores))
-            kill_after_s *= 0.95
+            kill_after_s = 0.95 * min(kill_after_s, time.monotonic() - start)
+            start = time.monotonic()
         kills.append(found)
         if found.n_kept == N_FLOWERS:
             last = job.run(kill_after_s=None)
