@@ -12,9 +12,8 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,6 +23,7 @@ from pydantic_core import ErrorDetails, to_jsonable_python
 
 from gpu_cluster.config import COMMANDS, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
+from gpu_cluster.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,11 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
         For an option that the command does not have, an unknown key, a value that is not allowed, or a file that cannot
         be read.
     """
+    return _build(model, file, options)[0]
+
+
+def _build(model: type[C], file: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> tuple[C, _Layers]:
+    """Return the config, and the layers that it was merged from."""
     merged: dict[str, Any] = {}
     layers, content = _layers(model, file, options)
     for _, layer in layers:
@@ -107,7 +112,7 @@ def build_config(model: type[C], file: str | os.PathLike[str] | None = None, **o
     if file is not None and _is_record(file):
         told = {name for name, value in options.items() if _is_given(value)}
         _warn_of_missing(content, file, config, told)
-    return config
+    return config, layers
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,7 @@ def settings(model: type[JobConfig], file: str | os.PathLike[str] | None = None,
 
     The parameters and the errors are those of `build_config`.
     """
-    config = build_config(model, file, **options)
-    layers, _ = _layers(model, file, options)
+    config, layers = _build(model, file, options)
 
     def source(option: Option) -> str:
         for words, layer in reversed(layers):
@@ -201,12 +205,6 @@ def _without_alternatives(from_file: Mapping[str, Any], given: Mapping[str, Any]
             if isinstance(table, Mapping) and theirs.get(one) and other not in theirs:
                 left[section] = {name: value for name, value in table.items() if name != other}
     return left
-
-
-def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'k_range'?)` for the known word that is most like this one, or '' if none is like it."""
-    found = get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.7)
-    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 # Options that only presets set: they have no flag and no parameter.

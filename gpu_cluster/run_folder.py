@@ -1,7 +1,6 @@
 """The run folder: it is filled under a temporary name, and renamed when it is complete.
 
-This module defines the names of the files in it, and reads them. This module must not know what is done with their
-content.
+This module defines the names of the files in it, and reads them. It must not know what is done with their content.
 """
 
 from __future__ import annotations

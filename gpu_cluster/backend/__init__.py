@@ -3,7 +3,7 @@
 from gpu_cluster.backend.base import Array, Backend, FloatArray, IntArray, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
 from gpu_cluster.backend.gpu import GpuBackend, describe_gpus
-from gpu_cluster.backend.select import Choice, Finding, look_for_gpu, select
+from gpu_cluster.backend.select import Choice, Finding, installed, look_for_gpu, select
 
 __all__ = [
     "Array",
@@ -17,6 +17,7 @@ __all__ = [
     "KMeansFit",
     "PCAFit",
     "describe_gpus",
+    "installed",
     "look_for_gpu",
     "select",
 ]

@@ -65,6 +65,7 @@ def _of_covariance(x: Array, m: int, mean: Array, scale: Scaling, backend: Backe
 def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:
     xp = backend.xp
     n, parts = x.shape[0], list(blocks(*x.shape))
+    # Made of an array of the device, because the array API's `zeros` would not know which device is meant.
     gram = xp.zeros_like(xp.broadcast_to(backend.from_host(np.zeros((n, 1))), (n, n)))
     for number, rows in enumerate(parts):
         centred = _centred(x, rows, mean, scale, backend)

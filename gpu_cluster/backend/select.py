@@ -118,14 +118,12 @@ def _driver() -> Finding:
 
 
 def _wheels() -> Finding:
-    found, missing = [], []
-    for wheel in GPU_WHEELS:
-        try:
-            found.append(f"{wheel} {version(wheel)}")
-        except PackageNotFoundError:
-            missing.append(wheel)
-    words = ", ".join([*found, *(f"no {wheel}" for wheel in missing)])
-    if "tensorflow" in missing and _is_installed("tensorflow-cpu"):
+    found = installed(*GPU_WHEELS)
+    missing = [wheel for wheel in GPU_WHEELS if wheel not in found]
+    words = ", ".join(
+        [*(f"{wheel} {number}" for wheel, number in found.items()), *(f"no {wheel}" for wheel in missing)]
+    )
+    if "tensorflow" in missing and installed("tensorflow-cpu"):
         words += "; the installed tensorflow-cpu cannot use a GPU"
     remedy = (
         "in a new environment (the extras cpu and gpu exclude each other), install the gpu extra from a checkout: "
@@ -134,12 +132,15 @@ def _wheels() -> Finding:
     return Finding("wheels", not missing, words, remedy)
 
 
-def _is_installed(wheel: str) -> bool:
-    try:
-        version(wheel)
-    except PackageNotFoundError:
-        return False
-    return True
+def installed(*wheels: str) -> dict[str, str]:
+    """Return the version of each of these wheels that is installed."""
+    found = {}
+    for wheel in wheels:
+        try:
+            found[wheel] = version(wheel)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _cupy_sees_a_device() -> Finding:

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 import traceback
-import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -35,7 +34,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
 from gpu_cluster.jobs.predict import Prediction
-from gpu_cluster.jobs.verdict import Verdict
+from gpu_cluster.jobs.selftest_verdict import SelftestVerdict
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.tables import comparison_lines, comparison_table, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
@@ -161,6 +160,8 @@ def print_note(message: str) -> None:
 
 def open_page(page: Path) -> None:
     """Open a page in the browser; if there is no page or no browser, say so: the command has done its work."""
+    import webbrowser
+
     if not page.is_file():
         print_note("there is no report to open")
         return
@@ -300,7 +301,7 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
         console.print("the store is empty", markup=False)
 
 
-def print_verdict(verdict: Verdict) -> None:
+def print_verdict(verdict: SelftestVerdict) -> None:
     """Print the comparison of the devices, one line for each row, with its tolerance and the reason for it."""
     # In a log, the table is wide enough to have each row on one line.
     console = _console(width=None if sys.stdout.isatty() else 160)

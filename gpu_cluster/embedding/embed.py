@@ -8,11 +8,10 @@ what becomes of the embeddings.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,20 +33,6 @@ from gpu_cluster.words import count
 log = logging.getLogger(__name__)
 
 
-_Embeds = TypeVar("_Embeds", bound=Callable[..., Embeddings])
-
-
-def _explains_memory_errors(embed: _Embeds) -> _Embeds:
-    @functools.wraps(embed)
-    def explained(manifest: Manifest, source: Source, engine: Engine, **others: Any) -> Embeddings:
-        n, d = len(manifest) - len(manifest.bad), engine.extractor.n_features
-        with memory_error_explained("embedding", n, d, engine.backend):
-            return embed(manifest, source, engine, **others)
-
-    return cast("_Embeds", explained)
-
-
-@_explains_memory_errors
 def embed(
     manifest: Manifest,
     source: Source,
@@ -75,41 +60,45 @@ def embed(
     """
     backend, n_features = engine.backend, engine.extractor.n_features
     rows = np.array([row for row in range(len(manifest)) if row not in manifest.bad], dtype=np.int64)
-    backend.claim_device(len(rows) * n_features * np.dtype(np.float32).itemsize)
-    x = backend.xp.empty((len(rows), n_features), dtype=backend.xp.float32)
-    shards = None if store is None else store.embeddings(_key(engine))
-    matrix = _Matrix(manifest, source, rows, x, backend, shards, observer, go_on=how_to_go_on(store_config))
-    if not store_config.force:
-        matrix.read_store()
-    missing = matrix.missing()
-    n_missing = int(missing.sum())
-    if n_known := matrix.count_good():
-        observer.notice(
-            f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
-            f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
-            if n_missing
-            else "The store holds the embeddings of all these pictures already"
+    with memory_error_explained("embedding", len(rows), n_features, backend):
+        backend.claim_device(len(rows) * n_features * np.dtype(np.float32).itemsize)
+        x = backend.xp.empty((len(rows), n_features), dtype=backend.xp.float32)
+        shards = None if store is None else store.embeddings(_key(engine))
+        matrix = _Matrix(manifest, source, rows, x, backend, shards, observer, go_on=how_to_go_on(store_config))
+        if not store_config.force:
+            matrix.read_store()
+        missing = matrix.missing()
+        n_missing = int(missing.sum())
+        if n_known := matrix.count_good():
+            observer.notice(
+                f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
+                f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
+                if n_missing
+                else "The store holds the embeddings of all these pictures already"
+            )
+        images_per_s = None
+        if n_missing:
+            engine.build()
+            shard_size = store_config.shard_size or backend.shard_size
+            log.info(
+                "embedding in %s, in batches of %d images and shards of %d",
+                engine.precision,
+                engine.batch_size,
+                shard_size,
+            )
+            start = time.perf_counter()
+            matrix.compute(plan_shards(missing, shard_size), engine, shard_size)
+            images_per_s = n_missing / (time.perf_counter() - start)
+        filled, filled_rows, bad = matrix.finish()
+        return Embeddings(
+            x=filled,
+            rows=filled_rows,
+            bad=bad,
+            n_computed=matrix.count_good(missing),
+            images_per_s=images_per_s,
+            precision=engine.precision,
+            batch_size=engine.batch_size if n_missing else None,
         )
-    images_per_s = None
-    if n_missing:
-        engine.build()
-        shard_size = store_config.shard_size or backend.shard_size
-        log.info(
-            "embedding in %s, in batches of %d images and shards of %d", engine.precision, engine.batch_size, shard_size
-        )
-        start = time.perf_counter()
-        matrix.compute(plan_shards(missing, shard_size), engine, shard_size)
-        images_per_s = n_missing / (time.perf_counter() - start)
-    filled, filled_rows, bad = matrix.finish()
-    return Embeddings(
-        x=filled,
-        rows=filled_rows,
-        bad=bad,
-        n_computed=matrix.count_good(missing),
-        images_per_s=images_per_s,
-        precision=engine.precision,
-        batch_size=engine.batch_size if n_missing else None,
-    )
 
 
 def _changed(picture: Picture) -> bool:
@@ -177,7 +166,7 @@ class _Matrix:
     def count_good(self, contents: npt.NDArray[np.bool_] | None = None) -> int:
         """Return how many contents, of those in a mask (or of all), have an embedding by now."""
         done = self._done if contents is None else self._done & contents
-        return sum(int(index) not in self._bad for index in np.flatnonzero(done))
+        return int(done.sum()) - sum(bool(done[index]) for index in self._bad)
 
     def missing(self) -> npt.NDArray[np.bool_]:
         """Return for each content whether it has neither an embedding nor a reason."""

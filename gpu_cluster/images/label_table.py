@@ -19,7 +19,7 @@ from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.images.decode import suffixes
-from gpu_cluster.options import did_you_mean
+from gpu_cluster.words import did_you_mean
 
 _SEPARATORS = ",;\t|"
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

@@ -50,11 +50,11 @@ from gpu_cluster.jobs.prepare import (
     opened,
 )
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import build_config, command_line, did_you_mean
+from gpu_cluster.options import build_config, command_line
 from gpu_cluster.report.tables import write_bad_files, write_comparison, write_run_record
 from gpu_cluster.results import Compared, Comparison, Embeddings, JobRecord, Projection, encode_labels
 from gpu_cluster.sampling import sorted_sample
-from gpu_cluster.words import count
+from gpu_cluster.words import count, did_you_mean
 
 # For more images than this only k-means runs: at this number Ward's n (n - 1) / 2 distances take 1.6 GB, and the other
 # algorithms also compare every image with every other.

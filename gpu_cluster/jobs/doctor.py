@@ -11,12 +11,11 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from gpu_cluster import run_folder
-from gpu_cluster.backend import describe_gpus, look_for_gpu
+from gpu_cluster.backend import describe_gpus, installed, look_for_gpu
 from gpu_cluster.config import Device
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import find_tensorflow
@@ -120,7 +119,7 @@ def _gpu(*, needed: bool) -> list[Check]:
         )
         for finding in look_for_gpu()
     ]
-    rapids = _versions("cuml-cu12", "cudf-cu12", "rmm-cu12")
+    rapids = installed("cuml-cu12", "cudf-cu12", "rmm-cu12")
     releases = {".".join(number.split(".")[:2]) for number in rapids.values()}
     if len(releases) > 1:
         remedy = "install them from one release, from a checkout: pip install '.[gpu]'"
@@ -128,16 +127,6 @@ def _gpu(*, needed: bool) -> list[Check]:
     if all(check.status == "ok" for check in checks):
         checks += [Check("GPU", "ok", words) for words in describe_gpus()]
     return checks
-
-
-def _versions(*wheels: str) -> dict[str, str]:
-    found = {}
-    for wheel in wheels:
-        try:
-            found[wheel] = version(wheel)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _words(versions: Mapping[str, str]) -> str:

@@ -1,9 +1,9 @@
 """Does the same work on the CPU and on the GPU of this machine and compares the results, to verify a new GPU.
 
 The embeddings are compared first. Everything after them starts on both devices from the CPU's embeddings, so that each
-row of the verdict judges one step only. Each device works twice, and its two runs are compared byte by byte. Leaves a
-`Verdict`, which the command line shows. On a machine without a GPU the verdict has only the CPU's column and says that
-the GPU was not tried.
+row of the verdict judges one step only. Each device works twice, and its two runs are compared byte by byte. The result
+is a `SelftestVerdict`, which the command line shows. On a machine without a GPU the verdict has only the CPU's column
+and says that the GPU was not tried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.source import Picture
 from gpu_cluster.jobs.prepare import Job, describe_device, find_labelled, opened
-from gpu_cluster.jobs.verdict import Clustered, Measured, Verdict, compare, compare_precision, compare_runs
+from gpu_cluster.jobs.selftest_verdict import (
+    Clustered,
+    Measured,
+    SelftestVerdict,
+    compare,
+    compare_precision,
+    compare_runs,
+)
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.results import Embeddings, encode_labels
@@ -49,7 +56,7 @@ _REPEATS = 3
 _SETTINGS = ("CUDA_", "CUPY_", "NVIDIA_", "RMM_", "TF_", "XLA_")
 
 
-def selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> Verdict:
+def selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> SelftestVerdict:
     """Measure the CPU and, if `device` allows it and one can be used, the GPU, and compare them.
 
     Raises
@@ -83,7 +90,7 @@ def selftest(device: Device, *, image_size: int | None = None, observer: Observe
                 *rows,
                 *compare_runs("gpu", gpu, again),
             ]
-    return Verdict(tuple(rows), devices, describe_machine(), not_tried)
+    return SelftestVerdict(tuple(rows), devices, describe_machine(), not_tried)
 
 
 def measure(

@@ -25,9 +25,14 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     import markupsafe
 
     style, script = _asset("report.css"), _asset("report.js")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
     environment.filters["breakable"] = breakable
-    return environment.from_string(_asset(template)).render(
+    return environment.get_template(template).render(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         style_sha256=_sha256(style),

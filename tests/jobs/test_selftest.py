@@ -17,7 +17,7 @@ from gpu_cluster.errors import ConfigError, DeviceError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.jobs.prepare import find_labelled, opened
 from gpu_cluster.jobs.selftest import embed_with, measure, selftest
-from gpu_cluster.jobs.verdict import Measured, Verdict, compare, compare_precision, compare_runs
+from gpu_cluster.jobs.selftest_verdict import Measured, SelftestVerdict, compare, compare_precision, compare_runs
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from tests.helpers import called, gpu_cluster
@@ -27,8 +27,8 @@ without_gpu = pytest.mark.skipif(
 )
 
 
-def verdict_of(rows: Any) -> Verdict:
-    return Verdict(tuple(rows), {}, {}, None)
+def verdict_of(rows: Any) -> SelftestVerdict:
+    return SelftestVerdict(tuple(rows), {}, {}, None)
 
 
 def in_space(name: str, **changes: Callable[[Any], Any]) -> Callable[[Measured], Measured]:

@@ -94,7 +94,7 @@ def set_up(checkout: Path, purpose: str) -> list[str]:
 @pytest.mark.slow
 def test_a_set_up_tells_what_it_does_and_the_second_adds_to_it(checkout):
     first = set_up(checkout, "run")
-    assert first[0].startswith("Setting up .venv with the cpu packages (once; about 530 MB to download")
+    assert first[0].startswith("Setting up .venv with the cpu packages (once; about 490 MB to download")
     assert first[1].endswith(sys.executable)
     assert first[2] == "  downloading network 2.0 MB"
     assert first[3].startswith("  installing (after ")

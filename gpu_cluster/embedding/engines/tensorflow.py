@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import Array, IntArray
+from gpu_cluster.backend import Array, IntArray, installed
 from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import tensorflow_input
@@ -128,7 +128,7 @@ def find_tensorflow() -> Installation:
             "from a checkout, pip install '.[cpu]', or on a machine with an NVIDIA GPU '.[gpu]'; from a wheel file, "
             f"pip install 'dist/{wheel}[cpu]'",
         )
-    found = {name: number for name in _WHEELS if (number := _version(name)) is not None}
+    found = installed(*_WHEELS)
     words = ", ".join(f"{name} {number}" for name, number in found.items())
     if len(found) > 1:
         return Installation(
@@ -143,12 +143,5 @@ def find_tensorflow() -> Installation:
 _WHEELS = ("tensorflow-cpu", "tensorflow")
 
 
-def _version(wheel: str) -> str | None:
-    try:
-        return version(wheel)
-    except PackageNotFoundError:
-        return None
-
-
 def _tensorflow_version() -> str:
-    return next(filter(None, map(_version, _WHEELS)), "not installed")
+    return next(iter(installed(*_WHEELS).values()), "not installed")

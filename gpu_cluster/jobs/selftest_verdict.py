@@ -73,7 +73,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SelftestVerdict:
     """All rows, the facts about each device and the machine, and why the GPU was not tried (None if it was)."""
 
     rows: tuple[Row, ...]
