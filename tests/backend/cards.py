@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,13 @@ import pytest
 from gpu_cluster.backend import tensorflow_devices
 
 ON_THE_CARD = "/job:localhost/replica:0/task:0/device:GPU:0"
+
+
+def _version(wheel: str) -> str:
+    """Return that every wheel is installed but the one that a GPU's excludes."""
+    if wheel == "tensorflow-cpu":
+        raise PackageNotFoundError(wheel)
+    return "1.0"
 
 
 class Driver:
@@ -67,7 +75,7 @@ def pretended(
     cupy = ModuleType("cupy")
     cupy.cuda = SimpleNamespace(runtime=runtime, is_available=lambda: seen() > 0)  # type: ignore[attr-defined]
     patch.setattr(tensorflow_devices, "driver", lambda: driver)
-    patch.setattr(sys.modules["gpu_cluster.backend.select"], "version", lambda _wheel: "1.0")
+    patch.setattr(sys.modules["gpu_cluster.backend.select"], "version", _version)
     pretend_tensorflow(patch, 0 if blind else n)
     # Without what this process has loaded for other tests.
     patch.setattr(tensorflow_devices, "_loaded", lambda: loaded)
