@@ -24,22 +24,26 @@ Where to add a thing: an option in `config`; a command in `jobs` and `cli.comman
 file of the run folder in `run_folder`, and what writes it in `report`.
 """
 
-from gpu_cluster.api import compare, embed, predict, run
-from gpu_cluster.config import CompareConfig, EmbedJobConfig, PredictConfig, RunConfig
-from gpu_cluster.errors import (
-    ConfigError,
-    DataError,
-    DeviceError,
-    GpuClusterError,
-    InterruptedJobError,
-    JobError,
-    NothingReadableError,
-    StoreError,
-    WeightsError,
-)
-from gpu_cluster.events import Observer
-from gpu_cluster.jobs.predict import Prediction
-from gpu_cluster.results import Comparison, RunResult
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu_cluster.api import compare, embed, predict, run
+    from gpu_cluster.config import CompareConfig, EmbedJobConfig, PredictConfig, RunConfig
+    from gpu_cluster.errors import (
+        ConfigError,
+        DataError,
+        DeviceError,
+        GpuClusterError,
+        InterruptedJobError,
+        JobError,
+        NothingReadableError,
+        StoreError,
+        WeightsError,
+    )
+    from gpu_cluster.events import Observer
+    from gpu_cluster.jobs.predict import Prediction
+    from gpu_cluster.results import Comparison, RunResult
 
 __all__ = [
     "CompareConfig",
@@ -64,3 +68,20 @@ __all__ = [
     "predict",
     "run",
 ]
+
+# The public names are loaded when they are first used: the processes that decode pictures, which must start quickly,
+# use none of them. Each name is looked up in these modules.
+_MODULES = ("errors", "api", "config", "events", "jobs.predict", "results")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

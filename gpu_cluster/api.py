@@ -50,6 +50,7 @@ _IN = "    "
 class _JobOptions(TypedDict, total=False):
     device: Device
     max_pixels: int
+    max_decode_seconds: float
     weights: PathLike | None
     batch_size: int | None
     precision: Precision | None

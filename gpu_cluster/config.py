@@ -134,18 +134,26 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PixelLimit(_Section):
-    """The size above which a picture is refused."""
+class DecodingConfig(_Section):
+    """The limits within which a picture is decoded."""
 
     max_pixels: int = Field(
         178_956_970,
         ge=1,
-        description="Refuse pictures whose header states more pixels than this. Decoding takes up to 13 bytes a pixel, "
-        "and as many pictures are decoded at once as there are cores.",
+        le=10_000_000_000,
+        description="Refuse pictures whose header states more pixels than this. Decoding takes up to 24 bytes a pixel, "
+        "for a few formats 48; how many pictures are decoded at once follows from the free memory.",
+    )
+    max_decode_seconds: float = Field(
+        60,
+        gt=0,
+        le=86_400,
+        description="Give up a picture that is not decoded after this many seconds. Only pictures of unusual formats, "
+        "sizes and structures are timed; the others take a second at most.",
     )
 
 
-class PicturesConfig(PixelLimit):
+class PicturesConfig(DecodingConfig):
     """The pictures that a job reads."""
 
     images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
@@ -385,7 +393,7 @@ class JobConfig(_Section):
     device: Device = Field(
         "auto", description="auto uses a GPU if one can be used, else the CPU; gpu never falls back to the CPU."
     )
-    input: PixelLimit = PixelLimit()
+    input: DecodingConfig = DecodingConfig()
     embed: NetworkConfig = NetworkConfig()
     store: StoreConfig = StoreConfig()
 

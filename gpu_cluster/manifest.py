@@ -32,6 +32,7 @@ class FileFacts:
     format, mode : as Pillow names them, by the file's content and not its name
     width, height : pixels as stored, before the orientation is applied
     orientation : Exif's 1 to 8; 1 is upright
+    n_scans : of a JPEG, the number of scans in the file; None for other formats, and in a scan of an earlier version
     reason : why the file cannot be used, in plain words; None if the scan found no reason
     """
 
@@ -43,6 +44,7 @@ class FileFacts:
     width: int | None = None
     height: int | None = None
     orientation: int = 1
+    n_scans: int | None = None
     reason: str | None = None
 
 

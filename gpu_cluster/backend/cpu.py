@@ -24,6 +24,7 @@ from gpu_cluster.backend.base import (
     perplexity,
     smallest_group,
 )
+from gpu_cluster.backend.memory import free_host_bytes
 from gpu_cluster.config import Algorithm, Precision
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ class CpuBackend(Backend):
         pass
 
     def free_bytes(self) -> int:
-        # macOS reports only the total memory.
-        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        return free_host_bytes()
 
     def peak_bytes(self) -> int:
         import resource

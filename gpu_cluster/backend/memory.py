@@ -1,9 +1,11 @@
-"""Explains in one place what did not fit when the memory of a device runs out."""
+"""Finds out how much memory of the host is free, and explains what did not fit when the memory of a device runs out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 from gpu_cluster.backend.base import Backend
@@ -37,3 +39,45 @@ def memory_error_explained(
             f"out of memory on the {backend.name} while {doing} a matrix of {n} x {d} float32, {size:.2f} GB, "
             f"{free:.2f} GB free: {_HELPS[doing]}; or use a device with more memory"
         ) from error
+
+
+def free_host_bytes() -> int:
+    """Return how much memory of the host this process may still take, in bytes.
+
+    This is what the machine has left, or what the process's control groups allow it if that is less: the limit of a
+    container, or of a batch job.
+    """
+    # macOS reports only the total memory.
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    # The pages that only hold a copy of a file count as free here, and not there.
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    return max(0, min([free, *_left_by_control_groups()]))
+
+
+def _left_by_control_groups() -> Iterator[int]:
+    """Yield what each control group of this process, version 1 or 2, leaves of its limit of memory."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _number, controllers, name = line.split(":", 2)
+            if controllers in ("", "memory"):
+                place = Path("/sys/fs/cgroup", controllers)
+                names = ("memory.max", "memory.current") if not controllers else _VERSION_1
+                # A container sees its own group at the top, and the name that the host gives it does not exist.
+                for folder in (place / name.lstrip("/"), *(place / name.lstrip("/")).parents):
+                    yield from _left_by(folder, *names)
+                    if folder == place:
+                        break
+
+
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _left_by(folder: Path, limit: str, used: str) -> Iterator[int]:
+    with suppress(OSError, ValueError):
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        # The system gives these copies of files back when memory is needed.
+        spare = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+        yield int((folder / limit).read_text()) - int((folder / used).read_text()) + spare

@@ -7,8 +7,11 @@ know the store, the manifest or the job.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +19,7 @@ import numpy.typing as npt
 from gpu_cluster.backend import Array, IntArray
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, Pixels
 from gpu_cluster.errors import DeviceError
-from gpu_cluster.images import decode
+from gpu_cluster.images import decoders
 from gpu_cluster.images.source import Picture, UnreadableError
 
 log = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ class EmbeddedBatch:
 
 
 def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Iterator[EmbeddedBatch]:
-    """Embed some pictures, each of them in one batch; those that the engine cannot decode come last.
+    """Embed some pictures, each of them in one batch; those that the engine does not decode come last.
 
     The batches depend only on the pictures and the engine, so shards can be embedded anywhere and in any order. The
     caller may stop after any batch; if the pictures of the other batches are embedded later, they form the same
@@ -71,36 +74,69 @@ def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Iterator[Embedde
         yield EmbeddedBatch(positions, _features(engine, pixels, n), [None] * n, np.ones(n, dtype=bool))
     second = np.flatnonzero(left_out)
     if len(second):
-        log.info("%d files that the engine cannot decode are tried again with Pillow", len(second))
-    # The engine halves its `batch_size` when the memory runs out, also in this loop.
-    size = engine.batch_size
-    for first in range(0, len(second), size):
-        yield _second_look(pictures, second[first : first + size], engine)
+        log.info("%d pictures that the engine does not decode are decoded with Pillow", len(second))
+        yield from _second_look(pictures, second, engine)
 
 
-def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engine) -> EmbeddedBatch:
-    """Embed pictures that the engine cannot decode, if Pillow can."""
-    backend, n = engine.backend, len(positions)
-    x = backend.xp.empty((n, engine.extractor.n_features), dtype=backend.xp.float32)
-    reasons: list[str | None] = [None] * n
-    lasting = np.ones(n, dtype=bool)
-    squares: dict[int, npt.NDArray[np.float32]] = {}
-    for row, picture in enumerate(pictures[position] for position in positions):
-        try:
-            decoded = _decoded(picture)
-        # On a broken file Pillow's decoders can raise any type of error, and none of them may end the job.
-        except Exception as error:  # noqa: BLE001
-            reasons[row], lasting[row] = _reason(picture, error)
-            continue
-        try:
-            squares[row] = engine.square(decoded)
-        except OutOfMemoryError:
-            # This says nothing about the file: with more memory it may be embedded.
-            reasons[row], lasting[row] = "there is not enough memory to resize it for the network", False
-    if squares:
-        rows = backend.from_host(np.fromiter(squares, dtype=np.int64))
-        x[rows] = _features(engine, np.stack(list(squares.values())), len(squares))
-    return EmbeddedBatch(positions, x, reasons, lasting)
+@dataclass(frozen=True)
+class _Square:
+    """A picture (side, side, 3) float32 as the network sees it, or the reason why there is none."""
+
+    pixels: npt.NDArray[np.float32] | None
+    reason: str | None = None
+    lasting: bool = True
+
+
+def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engine) -> Iterator[EmbeddedBatch]:
+    """Embed pictures that the engine does not decode, if Pillow can; while one batch is embedded, others are decoded."""
+    backend, limits = engine.backend, decoders.current()
+    pool = ThreadPoolExecutor(limits.n_at_once)
+    begun: deque[Future[_Square]] = deque()
+    left = iter(positions)
+
+    def begin() -> None:
+        # One batch, and a picture for each thread, are decoded ahead.
+        for position in islice(left, max(0, engine.batch_size + limits.n_at_once - len(begun))):
+            begun.append(pool.submit(_square, pictures[position], engine, limits))
+
+    try:
+        first = 0
+        # The engine halves its `batch_size` when the memory runs out, also in this loop.
+        while first < len(positions):
+            batch = positions[first : first + engine.batch_size]
+            first += len(batch)
+            squares = []
+            for _position in batch:
+                begin()
+                squares.append(begun.popleft().result())
+            begin()
+            x = backend.xp.empty((len(batch), engine.extractor.n_features), dtype=backend.xp.float32)
+            good = np.array([row for row, square in enumerate(squares) if square.pixels is not None], dtype=np.int64)
+            if len(good):
+                stack = np.stack([square.pixels for square in squares if square.pixels is not None])
+                x[backend.from_host(good)] = _features(engine, stack, len(good))
+            lasting = np.array([square.lasting for square in squares], dtype=bool)
+            yield EmbeddedBatch(batch, x, [square.reason for square in squares], lasting)
+    finally:
+        # Whoever stops here does not wait for the pictures that are being decoded.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Square:
+    try:
+        with picture.open() as stream:
+            decoded = limits.pixels(stream, picture.suffix, picture.facts)
+    except decoders.UndecodableError as error:
+        return _Square(None, str(error), error.lasting)
+    except UnreadableError as error:
+        return _Square(None, str(error), lasting=False)
+    except OSError as error:
+        return _Square(None, f"cannot be read: {error.strerror or error}", lasting=False)
+    try:
+        return _Square(engine.square(decoded))
+    except OutOfMemoryError:
+        # This says nothing about the file: with more memory it may be embedded.
+        return _Square(None, "there is not enough memory to resize it for the network", lasting=False)
 
 
 def _features(engine: Engine, pixels: Pixels, n: int) -> Array:
@@ -132,20 +168,3 @@ def _features(engine: Engine, pixels: Pixels, n: int) -> Array:
 def _brief(error: Exception) -> str:
     words = " ".join(str(error).split())
     return words if len(words) <= 200 else f"{words[:200]} ..."
-
-
-def _decoded(picture: Picture) -> npt.NDArray[np.uint8]:
-    with picture.open() as stream:
-        return decode.decode(stream, picture.suffix)
-
-
-def _reason(picture: Picture, error: Exception) -> tuple[str, bool]:
-    """Return in plain words why a picture cannot be decoded, and whether the file itself is at fault."""
-    if isinstance(error, UnreadableError):
-        return str(error), False
-    try:
-        with picture.open() as stream:
-            head = stream.read(decode.HEAD_BYTES)
-    except (UnreadableError, OSError):
-        head = b""
-    return decode.reason(head, error), not decode.is_passing(error)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # Part of the key of every embedding that the store keeps: increase it when the decoded pixels of any file change.
 VERSION = 2
@@ -45,7 +48,17 @@ _HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEI
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 HEAD_BYTES = 32
 
+# The formats that Pillow gives to a file that begins as a JPEG.
+JPEG_FORMATS = frozenset({"JPEG", "MPO"})
 _ICON = b"\0\0\1\0"
+
+# The marker that begins a scan of a JPEG. Inside the data of a scan its first byte is always followed by a zero byte.
+_START_OF_SCAN = b"\xff\xda"
+_READ_BYTES = 1 << 20
+
+# A picture is brought to eight bits and put on white in bands of about this many pixels, because some of the steps need
+# a dozen times the memory of the picture itself.
+_BAND_PIXELS = 1 << 20
 
 # The orientation tag, number 274 in Exif 2.3; its value 1 is upright.
 _ORIENTATION = 0x0112
@@ -53,13 +66,17 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of an image file: format and mode as Pillow names them, size in pixels, Exif orientation 1 to 8."""
+    """The header of an image file: format and mode as Pillow names them, size in pixels, Exif orientation 1 to 8.
+
+    Of a JPEG, `n_scans` is the number of scans in the file; of other formats it is None.
+    """
 
     format: str
     mode: str
     width: int
     height: int
     orientation: int
+    n_scans: int | None = None
 
 
 @functools.cache
@@ -132,14 +149,30 @@ def read_header(stream: IO[bytes], suffix: str = "") -> Header:
         with IcoImagePlugin.IcoFile(stream).frame(0) as icon:
             return Header("ICO", icon.mode, icon.width, icon.height, 1)
     with Image.open(stream, formats=_formats(suffix.lower())) as image:
-        return Header(str(image.format), image.mode, image.width, image.height, _orientation(image))
+        header = Header(str(image.format), image.mode, image.width, image.height, _orientation(image))
+        if header.format not in JPEG_FORMATS:
+            return header
+        stream.seek(0)
+        return replace(header, n_scans=count_scans(stream))
 
 
-def decode(stream: IO[bytes], suffix: str = "") -> np.ndarray[Any, np.dtype[np.uint8]]:
+def count_scans(stream: IO[bytes]) -> int:
+    """Return how many scans a JPEG file has, from where the stream is to its end; each costs a pass over all pixels.
+
+    Previews inside the file are counted too.
+    """
+    found, last = 0, b""
+    while content := stream.read(_READ_BYTES):
+        found += content.count(_START_OF_SCAN) + (last + content[:1] == _START_OF_SCAN)
+        last = content[-1:]
+    return found
+
+
+def decode(stream: IO[bytes], suffix: str = "") -> Pixels:
     """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, RGB, upright, on white.
 
     Of 16-bit values the high byte is used, as in TensorFlow. 32-bit values have no standard white, so they are
-    stretched: the lowest becomes black and the highest white.
+    stretched: the lowest becomes black and the highest white. The array may be a view that is not contiguous.
 
     Raises
     ------
@@ -159,8 +192,7 @@ def decode(stream: IO[bytes], suffix: str = "") -> np.ndarray[Any, np.dtype[np.u
     with Image.open(stream, formats=formats) as image:
         # Pillow already turns a TIFF upright when it loads the pixels.
         orientation = 1 if image.format == "TIFF" else _orientation(image)
-        flat = _on_white(_eight_bits(image))
-        return np.asarray(_upright(flat, orientation))
+        return _upright(_on_white(image), orientation)
 
 
 def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
@@ -174,42 +206,83 @@ def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
     from PIL import Image
 
     with Image.open(stream, formats=_formats(suffix.lower())) as image:
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        if image.format in JPEG_FORMATS and image.mode in ("L", "RGB"):
             orientation = _orientation(image)
             # In draft mode libjpeg decodes at a reduced size, which saves most of the time for a large photo.
             image.draft(image.mode, (2 * side, 2 * side))
-            small = _upright(image.convert("RGB"), orientation)
+            pixels = _upright(np.asarray(image.convert("RGB")), orientation)
         else:
             stream.seek(0)
-            small = Image.fromarray(decode(stream, suffix))
+            pixels = decode(stream, suffix)
+    small = Image.fromarray(np.ascontiguousarray(pixels))
     small.thumbnail((side, side))
     return small
 
 
-def _eight_bits(image: Image) -> Image:
-    """Return the image in a mode that can be converted to RGB or RGBA without changing its colours."""
-    from PIL import Image, ImageChops
+def _on_white(image: Image) -> Pixels:
+    """Load an image and return its pixels in eight bits: RGB, what is transparent on white."""
+    eight_bits = _to_eight_bits(image)
+    # The size may change when the pixels are loaded: an icon has several, and a TIFF is turned upright.
+    image.load()
+    width, height = image.size
+    found = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // width)
+    stretch = _stretch(image, rows) if image.mode in ("I", "F") else (0.0, 0.0)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        found[top : top + rows] = np.asarray(_band_on_white(eight_bits(band, stretch)))
+    return found
+
+
+def _to_eight_bits(image: Image) -> Callable[[Image, tuple[float, float]], Image]:
+    """Return the function that brings a band of an image, which is not loaded yet, to a mode of eight bits.
+
+    This mode can be converted to RGB or RGBA without changing the colours. The function takes a band, and the lowest
+    and the highest value of the whole image if its values have 32 bits.
+    """
+    from PIL import ImageChops
 
     if image.mode.startswith("I;16"):
         shift = 4 if "I;12" in _raw_mode(image) else 8
-        pixels = np.asarray(image)
-        grey = Image.fromarray((pixels >> shift).astype(np.uint8))
-        transparent = image.info.get("transparency")
-        if transparent is None:
-            return grey
-        opaque = Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8))
-        return Image.merge("LA", (grey, opaque))
+        return lambda band, _stretch: _high_bytes(band, shift)
     if image.mode in ("I", "F"):
-        pixels = np.asarray(image, dtype=np.float64)
-        finite = pixels[np.isfinite(pixels)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-        pixels = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
-        return Image.fromarray(((pixels - low) * (255 / (high - low or 1))).astype(np.uint8))
+        return _stretched
     _scale_key(image)
-    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+    if image.mode == "CMYK" and image.format in JPEG_FORMATS and "adobe" not in image.info:
         # Pillow treats every CMYK JPEG as one of Adobe's, whose values are inverted; TensorFlow checks Adobe's marker.
-        return ImageChops.invert(image)
-    return image
+        return lambda band, _stretch: ImageChops.invert(band)
+    return lambda band, _stretch: band
+
+
+def _high_bytes(band: Image, shift: int) -> Image:
+    from PIL import Image
+
+    pixels = np.asarray(band)
+    grey = Image.fromarray((pixels >> shift).astype(np.uint8))
+    transparent = band.info.get("transparency")
+    if transparent is None:
+        return grey
+    opaque = Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, opaque))
+
+
+def _stretch(image: Image, rows: int) -> tuple[float, float]:
+    """Return the lowest and the highest finite value of an image of 32-bit values, reading `rows` rows at a time."""
+    low, high = np.inf, -np.inf
+    for top in range(0, image.height, rows):
+        pixels = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), dtype=np.float64)
+        finite = pixels[np.isfinite(pixels)]
+        if finite.size:
+            low, high = min(low, finite.min()), max(high, finite.max())
+    return (0.0, 0.0) if low > high else (float(low), float(high))
+
+
+def _stretched(band: Image, stretch: tuple[float, float]) -> Image:
+    from PIL import Image
+
+    low, high = stretch
+    pixels = np.nan_to_num(np.asarray(band, dtype=np.float64), nan=low, posinf=high, neginf=low)
+    return Image.fromarray(((pixels - low) * (255 / (high - low or 1))).astype(np.uint8))
 
 
 def _raw_mode(image: Image) -> str:
@@ -230,29 +303,23 @@ def _scale_key(image: Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _on_white(image: Image) -> Image:
+def _band_on_white(band: Image) -> Image:
     from PIL import Image
 
-    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("LA") if image.mode == "La" else image
-    picture = image.convert("RGBA")
+    if band.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in band.info:
+        return band.convert("RGB")
+    band = band.convert("LA") if band.mode == "La" else band
+    picture = band.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def _upright(image: Image, orientation: int) -> Image:
-    from PIL.Image import Transpose
-
-    steps = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(steps[orientation]) if orientation in steps else image
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Return a view of pixels (h, w, 3), turned upright by their Exif orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def _orientation(image: Image) -> int:
@@ -268,6 +335,12 @@ def _orientation(image: Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
+def is_memory(error: Exception) -> bool:
+    """Return whether an error says that there is not enough memory."""
+    # Pillow's decoders say it in an OSError, and libraries below it in others.
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
 def is_passing(error: Exception) -> bool:
     """Return whether an error is not caused by a file's content (but by options, memory or the file system).
 
@@ -277,7 +350,7 @@ def is_passing(error: Exception) -> bool:
 
     # Pillow's own OSErrors have no errno.
     from_system = isinstance(error, OSError) and error.errno is not None
-    return from_system or isinstance(error, MemoryError | Image.DecompressionBombError)
+    return from_system or is_memory(error) or isinstance(error, Image.DecompressionBombError)
 
 
 def reason(head: bytes, error: Exception) -> str:

@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from gpu_cluster.config import PixelLimit
+from gpu_cluster.config import DecodingConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.images import decode
+from gpu_cluster.images import decode, decoders
 from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.store.store import ScanShards, Store
@@ -37,7 +37,7 @@ _TICK_NS, _WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
 def scan(
     manifest: Manifest,
     source: Source,
-    config: PixelLimit,
+    config: DecodingConfig,
     observer: Observer,
     *,
     store: Store | None = None,
@@ -123,23 +123,21 @@ def _look(source: Source, location: str, earlier: FileFacts | None, max_pixels: 
 
 
 def _header(stream: IO[bytes], suffix: str) -> FileFacts:
-    head = stream.read(decode.HEAD_BYTES)
-    stream.seek(0)
     try:
-        header = decode.read_header(stream, suffix)
-    # On a broken file Pillow's readers can raise any type of error, and none of them may end the job.
-    except Exception as error:  # noqa: BLE001
-        return FileFacts(reason=decode.reason(head, error))
+        header = decoders.current().header(stream, suffix)
+    except decoders.UndecodableError as error:
+        return FileFacts(reason=str(error))
     return FileFacts(
         format=header.format,
         mode=header.mode,
         width=header.width,
         height=header.height,
         orientation=header.orientation,
+        n_scans=header.n_scans,
     )
 
 
-def _with_facts(manifest: Manifest, facts: Sequence[FileFacts], config: PixelLimit) -> Manifest:
+def _with_facts(manifest: Manifest, facts: Sequence[FileFacts], config: DecodingConfig) -> Manifest:
     bad: dict[int, str] = {}
     duplicates: dict[int, int] = {}
     first_of: dict[str, int] = {}

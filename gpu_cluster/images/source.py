@@ -162,12 +162,14 @@ def content_hash(stream: IO[bytes]) -> str:
 
 @contextmanager
 def reading_threads() -> Iterator[ThreadPoolExecutor]:
-    """Give the block threads to read with; if it is left early, reads that have not begun are cancelled."""
+    """Give the block threads to read with; if it is left early, nobody waits for what they are reading."""
     pool = ThreadPoolExecutor()
     try:
         yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def unescaped(shown: str) -> str:

@@ -9,12 +9,12 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from gpu_cluster.images.decode import shrunk
-from gpu_cluster.images.source import Source, UnreadableError, content_hash, unescaped
+from gpu_cluster.images import decoders
+from gpu_cluster.images.decoders import UndecodableError
+from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads, unescaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +81,7 @@ class Thumbnails:
         Pillow releases Python's global lock while it decodes.
         """
         missing = sorted({int(row) for row in rows} - set(self._made))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with reading_threads() as pool:
             self._made |= dict(zip(missing, pool.map(lambda row: self._copy(row, side), missing), strict=True))
 
     def uri(self, row: int) -> str:
@@ -130,9 +130,9 @@ class Thumbnails:
                     self.gone.add(row)
                     return self._kept.get(path, b"")
                 stream.seek(0)
-                return _as_jpeg(shrunk(stream, os.path.splitext(location)[1], side))
+                return _as_jpeg(_small(stream, location, side))
             # The file was damaged since, or only TensorFlow can read it; a grey tile is better than no page.
-            except Exception:  # noqa: BLE001
+            except (UndecodableError, OSError):
                 return self._kept.get(path, b"")
 
 
@@ -143,10 +143,16 @@ def small(source: Source, location: str, side: int) -> Image:
     try:
         stream, _stat = source.open(location)
         with stream:
-            return shrunk(stream, os.path.splitext(location)[1], side)
+            return _small(stream, location, side)
     # The file was moved or edited, or only TensorFlow can read it; a grey tile is better than no page.
-    except Exception:  # noqa: BLE001
+    except (UnreadableError, UndecodableError, OSError):
         return Image.new("RGB", (side, side), GREY)
+
+
+def _small(stream: IO[bytes], location: str, side: int) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(decoders.current().small(stream, os.path.splitext(location)[1], side))
 
 
 def real_location(source: Source, shown: str) -> str:

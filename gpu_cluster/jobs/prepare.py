@@ -19,7 +19,7 @@ from gpu_cluster.embedding.engines import Engine, check_installed
 from gpu_cluster.errors import NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.files import printable
-from gpu_cluster.images import decode
+from gpu_cluster.images import decoders
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.labels import labelled
 from gpu_cluster.images.scan import scan
@@ -65,7 +65,8 @@ def opened(
     """Check and open what a job needs, and give it to the block as a `Job`.
 
     `find` lists the pictures, and `make` prepares the job's own tools. The cheap checks come first; reading every
-    picture's header comes last. Until the block ends, decoders refuse pictures of more than `--max-pixels`.
+    picture's header comes last. Until the block ends, pictures are decoded within the limits of the
+    config.
 
     Raises
     ------
@@ -73,18 +74,18 @@ def opened(
         For whatever is wrong (see `gpu_cluster.errors`); no results are written then.
     """
     events.job_started(how_to_go_on(config.store))
-    with events.stage("scan"):
-        choice = select(config.device)
-        for note in choice.notes:
-            events.notice(note)
-        check_installed()
-        manifest = find()
-        weights = vgg16.find_weights(config.embed.weights)
-        tools = make(weights, choice.backend, manifest)
-        store = open_store(config.store, events)
-        source = open_source(manifest.root)
-        manifest = scan(manifest, source, config.input, events, store=store, rehash=config.store.rehash)
-    with decode.limited(config.input.max_pixels):
+    with decoders.limited(config.input):
+        with events.stage("scan"):
+            choice = select(config.device)
+            for note in choice.notes:
+                events.notice(note)
+            check_installed()
+            manifest = find()
+            weights = vgg16.find_weights(config.embed.weights)
+            tools = make(weights, choice.backend, manifest)
+            store = open_store(config.store, events)
+            source = open_source(manifest.root)
+            manifest = scan(manifest, source, config.input, events, store=store, rehash=config.store.rehash)
         yield Job(config, events, weights, choice, manifest, source, store, tools)
 
 

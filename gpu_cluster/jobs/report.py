@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpu_cluster.config import DecodingConfig
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
-from gpu_cluster.images import decode
+from gpu_cluster.images import decoders
 from gpu_cluster.report.page import explained, write_page
 from gpu_cluster.run_folder import FinishedRun, check_is_run_folder
 
@@ -36,6 +37,6 @@ def report(folder: Path, observer: Observer | None = None, *, root: Path | None 
     check_is_run_folder(folder)
     run = FinishedRun(folder)
     with explained(folder):
-        max_pixels = run.max_pixels
-    with decode.limited(max_pixels):
+        limits = DecodingConfig(max_pixels=run.max_pixels)
+    with decoders.limited(limits):
         return write_page(run, observer or Observer(), root=root)

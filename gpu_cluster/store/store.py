@@ -241,6 +241,7 @@ def scan_schema() -> pa.Schema:
             pa.field("width", pa.int64()),
             pa.field("height", pa.int64()),
             pa.field("orientation", pa.int8()),
+            pa.field("n_scans", pa.int64()),
             pa.field("reason", pa.string()),
         ]
     )

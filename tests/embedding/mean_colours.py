@@ -9,10 +9,16 @@ import numpy as np
 
 from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig
-from gpu_cluster.embedding import shards
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError
 from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture
+
+
+def decoded(picture: Picture) -> Any:
+    """Return the pixels (h, w, 3) uint8 of a picture."""
+    with picture.open() as stream:
+        return decode.decode(stream, picture.suffix)
 
 
 class MeanColours(Engine):
@@ -34,7 +40,7 @@ class MeanColours(Engine):
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
         for first in range(0, len(pictures), self.batch_size):
             part = range(first, min(first + self.batch_size, len(pictures)))
-            yield np.array(part), np.stack([self.square(shards._decoded(pictures[at])) for at in part])
+            yield np.array(part), np.stack([self.square(decoded(pictures[at])) for at in part])
 
     def square(self, decoded: Any) -> Any:
         return np.full((4, 4, 3), decoded.mean(axis=(0, 1)), np.float32)

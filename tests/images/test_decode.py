@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import socket
 import struct
@@ -12,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, InputConfig
-from gpu_cluster.embedding.engines import tensorflow_input
+from gpu_cluster.embedding.engines import TensorFlowEngine, tensorflow_input
+from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.shards import embed_shard
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
 from gpu_cluster.images.discover import discover
@@ -41,13 +46,18 @@ def reasons(manifest: Manifest) -> dict[str, str]:
     return {manifest.paths[row]: why for row, why in manifest.bad.items()}
 
 
-def by_tensorflow(*files: Path, side: int) -> list[Pixels]:
-    """Return the pixels (side, side, 3) of square pictures of that side, as the job's pipeline decodes them."""
+def as_the_network_sees(*files: Path, side: int) -> list[Pixels]:
+    """Return the pixels (side, side, 3) of square pictures of that side, as the job decodes them."""
     config = EmbedConfig(image_size=side if side >= 32 else 32, resize="nearest")
-    batches = tensorflow_input.batches(scanned_pictures(files), config, batch_size=len(files))
-    ((indices, found),) = [(indices.numpy(), batch.numpy()) for indices, batch in batches]
-    assert indices.tolist() == list(range(len(files)))
-    return list(found)
+    shape = (config.image_size, config.image_size, 3)
+    values = Extractor({}, math.prod(shape), lambda _precision: lambda pixels: tf.reshape(pixels, (len(pixels), -1)))
+    engine = TensorFlowEngine(CpuBackend(), values, config)
+    engine.build()
+    found: dict[int, Pixels] = {}
+    for batch in embed_shard(scanned_pictures(files), engine):
+        assert batch.reasons == [None] * len(batch.positions)
+        found |= zip(batch.positions.tolist(), batch.x.reshape(-1, *shape), strict=True)
+    return [found[position] for position in range(len(files))]
 
 
 def largest_difference(one: Pixels, other: Pixels) -> float:
@@ -123,7 +133,7 @@ def test_the_orientation_tag_of_any_format_is_applied_by_both_decoders(tmp_path,
         stored = np.asarray(image.convert("RGB"))
     expected = UPRIGHT[orientation](stored)
     np.testing.assert_array_equal(decoded(file), expected)
-    np.testing.assert_array_equal(by_tensorflow(file, side=48)[0], expected)
+    np.testing.assert_array_equal(as_the_network_sees(file, side=48)[0], expected)
 
 
 @pytest.mark.parametrize("value", [0, 9, 77, (1, 2)])
@@ -156,7 +166,7 @@ def test_what_is_transparent_is_put_on_white_by_both_decoders(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(pixels).save(file)
     # A fifth of red (200, 0, 0) and four fifths of white; a level for the rounding of each decoder.
-    for found in (decoded(file), by_tensorflow(file, side=48)[0]):
+    for found in (decoded(file), as_the_network_sees(file, side=48)[0]):
         assert largest_difference(found[0, 0], np.array([200, 0, 0])) == 0
         assert largest_difference(found[20, 0], np.array([244, 204, 204])) <= 1
         assert largest_difference(found[40, 0], np.array([255, 255, 255])) == 0
@@ -187,7 +197,7 @@ def test_every_kind_of_transparency_is_put_on_white(tmp_path, name):
         image = image.convert("RGBA") if name == "a.webp" else image
         image.save(file, **LOSSLESS.get(name, {}))
         expected = (80, 80, 80)
-    for found in (decoded(file), by_tensorflow(file, side=48)[0]):
+    for found in (decoded(file), as_the_network_sees(file, side=48)[0]):
         np.testing.assert_array_equal(found[0, 0], expected)
         np.testing.assert_array_equal(found[47, 47], (255, 255, 255))
 
@@ -209,7 +219,7 @@ def test_cmyk_jpegs_with_and_without_adobes_marker_have_their_colours_by_both_de
     (tmp_path / "plain.jpg").write_bytes(without_adobe_marker(stream.getvalue()))
     files = [tmp_path / "adobe.jpg", tmp_path / "plain.jpg"]
     expected = np.asarray(cmyk.convert("RGB"))
-    for file, found in zip(files, by_tensorflow(*files, side=48), strict=True):
+    for file, found in zip(files, as_the_network_sees(*files, side=48), strict=True):
         # The JPEG of best quality rounds; and the two decoders round ink to light each in its own way.
         assert largest_difference(decoded(file), expected) <= 8
         assert largest_difference(found, decoded(file)) <= 2
@@ -236,7 +246,7 @@ def test_palettes_and_grey_of_few_bits_keep_their_colours(tmp_path, bits):
     palette = np.random.default_rng(0).integers(0, 256, (levels, 3), dtype=np.uint8)
     image.putpalette(palette.ravel().tolist())
     image.save(tmp_path / "a.png", bits=bits)
-    for found in (decoded(tmp_path / "a.png"), by_tensorflow(tmp_path / "a.png", side=48)[0]):
+    for found in (decoded(tmp_path / "a.png"), as_the_network_sees(tmp_path / "a.png", side=48)[0]):
         np.testing.assert_array_equal(found, palette[indices])
 
 
@@ -244,7 +254,7 @@ def test_palettes_and_grey_of_few_bits_keep_their_colours(tmp_path, bits):
 def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
     red, blue = (Image.new("RGB", (48, 48), colour) for colour in ("red", "blue"))
     red.save(tmp_path / name, save_all=True, append_images=[blue], **LOSSLESS.get(name, {}))
-    for found in (decoded(tmp_path / name), by_tensorflow(tmp_path / name, side=48)[0]):
+    for found in (decoded(tmp_path / name), as_the_network_sees(tmp_path / name, side=48)[0]):
         np.testing.assert_array_equal(found[20, 20], (255, 0, 0))
 
 

@@ -81,7 +81,8 @@ class Engine(ABC):
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Pixels]]:
         """Decode pictures in their order, in batches of `batch_size`.
 
-        Pictures that the engine cannot decode are left out: their positions do not appear.
+        Pictures that the engine does not or cannot decode are left out: their positions do not appear. It must not
+        try those that are not plain (see `images.decoders`), which could harm the job.
 
         Yields
         ------

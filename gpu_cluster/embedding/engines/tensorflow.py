@@ -64,11 +64,12 @@ class TensorFlowEngine(Engine):
         # Decoding and resizing are always done on the CPU. The scope must not contain a `yield`: the code that takes
         # the batches would run in it.
         with tf.device(CPU):
-            decoded = iter(
-                tensorflow_input.batches(
-                    pictures, self.config, batch_size=self.batch_size, device=self.backend.tensorflow_device
-                )
+            dataset = tensorflow_input.batches(
+                pictures, self.config, batch_size=self.batch_size, device=self.backend.tensorflow_device
             )
+            if dataset is None:
+                return
+            decoded = iter(dataset)
         while True:
             try:
                 positions, pixels = next(decoded)

@@ -1,4 +1,4 @@
-"""Reads pictures as tf.data batches of their pixels.
+"""Reads plain JPEGs and PNGs as tf.data batches of their pixels.
 
 Input: pictures that the scan found usable. Output: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
 transparent parts on white. Each picture comes with its position, so that a picture that fails never shifts the others.
@@ -10,56 +10,82 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.config import PixelsConfig
-from gpu_cluster.images import decode
-from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.images import decode, decoders
+from gpu_cluster.images.source import Picture, Source, UnreadableError
 from gpu_cluster.manifest import FileFacts
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_PILLOW, _JPEG, _PNG = range(3)
+_JPEG, _PNG = range(2)
 
 
-def decoder_of(facts: FileFacts) -> int:
-    """Return a decoder that gives the right colours for a picture; TensorFlow's if possible, which are faster."""
+def decoder_of(facts: FileFacts) -> int | None:
+    """Return TensorFlow's decoder that gives the right colours for a picture; None if there is none.
+
+    There is none either for a picture that is not plain: it is decoded in a process of its own (`images.decoders`).
+    """
     kind, mode = facts.format, facts.mode
-    if kind in ("JPEG", "MPO") and mode in ("L", "RGB", "CMYK"):
+    if not decoders.is_plain(facts):
+        return None
+    if kind in decode.JPEG_FORMATS and mode in ("L", "RGB", "CMYK"):
         return _JPEG
     # TensorFlow 2.21 does not scale grey and palette PNGs of 1, 2 and 4 bits a pixel to 0..255.
-    return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else _PILLOW
+    return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else None
 
 
 def batches(
     pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int, device: str = CPU
-) -> tf.data.Dataset:
+) -> tf.data.Dataset | None:
     """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
 
     If `device` is a card, one batch is copied to it ahead of time, while the network runs on the batch before.
-    All pictures must have the same source. Those that cannot be decoded are left out: their positions do not appear.
+    All pictures must have the same source. Those that TensorFlow has no decoder for and those that cannot be decoded
+    are left out: their positions do not appear. Returns None if TensorFlow has a decoder for none of them.
     """
     import tensorflow as tf
 
-    source = pictures[0].source
-    paths = [source.local_path(picture.location) for picture in pictures]
+    of_each = [decoder_of(_with_scans(picture)) for picture in pictures]
+    positions = [position for position, decoder in enumerate(of_each) if decoder is not None]
+    if not positions:
+        return None
+    taken = [pictures[position] for position in positions]
+    source = taken[0].source
+    paths = [source.local_path(picture.location) for picture in taken]
     columns = (
-        np.arange(len(pictures)),
-        [os.fsencode(picture.location) for picture in pictures],
+        np.array(positions),
+        [os.fsencode(picture.location) for picture in taken],
         [os.fsencode(path or "") for path in paths],
-        np.array([picture.facts.orientation for picture in pictures], np.int32),
-        np.array([decoder_of(picture.facts) for picture in pictures], np.int32),
+        np.array([picture.facts.orientation for picture in taken], np.int32),
+        np.array([of_each[position] for position in positions], np.int32),
     )
     read = _reader(source, config, is_local=None not in paths)
+    limits = decoders.current()
+    n_at_once = limits.n_plain_at_once(max(decoders.bytes_needed(picture.facts) for picture in taken))
     decoded = tf.data.Dataset.from_tensor_slices(columns).map(
-        read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        read, num_parallel_calls=tf.data.AUTOTUNE if n_at_once >= limits.n_at_once else n_at_once, deterministic=True
     )
     ready = decoded.ignore_errors().batch(batch_size).prefetch(2)
     return ready if device == CPU else ready.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=1))
+
+
+def _with_scans(picture: Picture) -> FileFacts:
+    """Return what the scan found out about a picture, with the scans of a JPEG counted now if they were not then."""
+    facts = picture.facts
+    if facts.format not in decode.JPEG_FORMATS or facts.n_scans is not None:
+        return facts
+    try:
+        with picture.open() as stream:
+            return replace(facts, n_scans=decode.count_scans(stream))
+    except (UnreadableError, OSError):
+        return facts
 
 
 # With this cache, the function is traced only once for all shards of a job.
@@ -76,7 +102,6 @@ def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable
         position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor
     ) -> tuple[Any, Any]:
         decoders = (
-            lambda: _by_pillow(source, location),
             lambda: _jpeg(content(location, path), orientation),
             lambda: _png(content(location, path), orientation),
         )
@@ -91,17 +116,6 @@ def _read(source: Source) -> Callable[[bytes], bytes]:
             return stream.read()
 
     return read
-
-
-def _by_pillow(source: Source, location: tf.Tensor) -> tf.Tensor:
-    import tensorflow as tf
-
-    def decoded(name: bytes) -> Any:
-        location = os.fsdecode(name)
-        with source.open(location)[0] as stream:
-            return decode.decode(stream, os.path.splitext(location)[1])
-
-    return tf.ensure_shape(tf.numpy_function(decoded, [location], tf.uint8), (None, None, 3))
 
 
 def _jpeg(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -119,8 +133,9 @@ def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     colours, alpha = decoded[..., :3], decoded[..., 3:]
 
     def on_white() -> tf.Tensor:
-        opacity = tf.cast(alpha, tf.int32)
-        return tf.cast((tf.cast(colours, tf.int32) * opacity + 255 * (255 - opacity) + 127) // 255, tf.uint8)
+        # The largest value, 255 * 255 + 127, fits in 16 bits.
+        opacity = tf.cast(alpha, tf.uint16)
+        return tf.cast((tf.cast(colours, tf.uint16) * opacity + (255 * (255 - opacity) + 127)) // 255, tf.uint8)
 
     return _upright(tf.cond(tf.reduce_all(tf.equal(alpha, 255)), lambda: colours, on_white), orientation)
 

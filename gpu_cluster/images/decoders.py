@@ -1,0 +1,371 @@
+"""Reads headers and pixels of pictures so that none of them can harm the job.
+
+Most pictures are plain: JPEGs and PNGs that need little memory and time. The job itself reads these, with several
+threads. All others are read by processes of their own (`decoding_process`), each with a limit of memory and time; one
+that dies or is too slow is replaced, and its picture has a reason. How many pictures are decoded at once follows from
+the free memory. This module must not know what is done with a picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from gpu_cluster.backend.memory import free_host_bytes
+from gpu_cluster.config import DecodingConfig
+from gpu_cluster.errors import JobError
+from gpu_cluster.images import decode
+from gpu_cluster.images.decode import Header, Pixels
+from gpu_cluster.images.decoding_process import receive_message, send
+from gpu_cluster.manifest import FileFacts
+
+# What the job itself decodes: it needs at most this many bytes, and the passes over all pixels of its scans add up to
+# at most this many pixels (a second's work).
+_PLAIN_BYTES, _PLAIN_WORK = 768 << 20, 1_000_000_000
+# Bytes a pixel that decoding and resizing take, by the kind of picture; `scripts/bench_decode.py` measures them.
+_JPEG_BYTES, _SEVERAL_SCANS_BYTES, _PNG_BYTES = 12, 20, 24
+_OTHER_BYTES, _WIDE_BYTES = 24, 48
+# The decoders of these formats work on copies of several bytes for each value.
+_WIDE_FORMATS = frozenset({"AVIF", "JPEG2000", "WEBP"})
+# A baseline JPEG has one scan for each colour at most, and its preview another one.
+_FEW_SCANS = 4
+# What a decoder takes beside the pixels; the header of a picture never needs more.
+_ROOM_BYTES = 256 << 20
+# Pictures that are decoded at once share this part of the free memory; a single one may take up to the second part.
+_SHARE, _SHARE_ALONE = 1 / 8, 1 / 2
+
+
+class UndecodableError(Exception):
+    """A picture cannot be decoded; the message is the reason in plain words.
+
+    Attributes
+    ----------
+    lasting : whether the file itself is at fault, so that it cannot be decoded at another time or elsewhere
+    """
+
+    def __init__(self, reason: str, *, lasting: bool) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+
+
+def bytes_needed(facts: FileFacts | Header) -> int:
+    """Return an upper estimate of the memory that decoding and resizing a picture takes, in bytes."""
+    n_pixels = (facts.width or 0) * (facts.height or 0)
+    if facts.format in decode.JPEG_FORMATS:
+        several = facts.mode == "CMYK" or facts.n_scans is None or facts.n_scans > _FEW_SCANS
+        return n_pixels * (_SEVERAL_SCANS_BYTES if several else _JPEG_BYTES)
+    if facts.format == "PNG":
+        return n_pixels * _PNG_BYTES
+    return n_pixels * (_WIDE_BYTES if facts.format in _WIDE_FORMATS else _OTHER_BYTES)
+
+
+def is_plain(facts: FileFacts | Header) -> bool:
+    """Return whether the job itself may decode a picture; of a JPEG the number of scans must be known."""
+    if facts.format in decode.JPEG_FORMATS:
+        work = math.inf if facts.n_scans is None else (facts.width or 0) * (facts.height or 0) * facts.n_scans
+        return work <= _PLAIN_WORK and bytes_needed(facts) <= _PLAIN_BYTES
+    return facts.format == "PNG" and bytes_needed(facts) <= _PLAIN_BYTES
+
+
+class Decoders:
+    """Reads pictures within limits; its methods may be called by several threads at once.
+
+    Attributes
+    ----------
+    n_at_once : the number of pictures that are worth reading at once
+    """
+
+    def __init__(self, config: DecodingConfig) -> None:
+        self._config = config
+        free = free_host_bytes()
+        self._budget = _Budget(int(free * _SHARE))
+        self._most_alone = int(free * _SHARE_ALONE)
+        self.n_at_once = _n_cores()
+        self._places = threading.Semaphore(self.n_at_once)
+        self._lock = threading.Lock()
+        self._idle: list[_Process] = []
+        self._all: set[_Process] = set()
+        self._closed = False
+
+    def n_plain_at_once(self, most_bytes: int) -> int:
+        """Return how many plain pictures, each of which needs at most `most_bytes`, may be decoded at once."""
+        return max(1, min(self.n_at_once, self._budget.total // max(1, most_bytes)))
+
+    def header(self, stream: IO[bytes], suffix: str = "") -> Header:
+        """Read the header of a picture, which is open at its first byte, without decoding it.
+
+        Raises
+        ------
+        UndecodableError
+            When it is no usable picture.
+        OSError
+            When the file cannot be read.
+        """
+        head = stream.read(decode.HEAD_BYTES)
+        stream.seek(0)
+        if decode.format_of(head) not in ("JPEG", "PNG"):
+            return Header(*self._ask(stream, suffix, _ROOM_BYTES, wanted="header")[0]["header"])
+        try:
+            return decode.read_header(stream, suffix)
+        # On a broken file Pillow's readers can raise any type of error, and none of them may end the job.
+        except Exception as error:
+            raise UndecodableError(decode.reason(head, error), lasting=not decode.is_passing(error)) from error
+
+    def pixels(self, stream: IO[bytes], suffix: str, facts: FileFacts | Header) -> Pixels:
+        """Return the picture (h, w, 3) uint8, RGB, upright, on white, of a file that is open at its first byte.
+
+        `facts` are what its header says; the picture is decoded in a process of its own.
+
+        Raises
+        ------
+        UndecodableError
+            When it cannot be decoded within the limits.
+        """
+        reply, pixels = self._ask(stream, suffix, bytes_needed(facts), wanted="pixels")
+        return pixels.reshape(reply["shape"])
+
+    def small(self, stream: IO[bytes], suffix: str, side: int) -> Pixels:
+        """Return the picture as `pixels` does, with no side longer than `side`.
+
+        Raises
+        ------
+        UndecodableError
+            When it cannot be decoded within the limits.
+        """
+        header = self.header(stream, suffix)
+        stream.seek(0)
+        if is_plain(header):
+            with self._budget.share(bytes_needed(header)):
+                try:
+                    return np.asarray(decode.shrunk(stream, suffix, side))
+                # As above.
+                except Exception as error:
+                    raise UndecodableError(decode.reason(b"", error), lasting=not decode.is_passing(error)) from error
+        reply, pixels = self._ask(stream, suffix, bytes_needed(header), wanted="small", side=side)
+        return pixels.reshape(reply["shape"])
+
+    def close(self) -> None:
+        """End all processes, also those that decode; whoever waits for one gets an error."""
+        with self._lock:
+            self._closed = True
+            processes, self._all = list(self._all), set()
+        for process in processes:
+            process.end()
+
+    def _ask(
+        self, stream: IO[bytes], suffix: str, n_bytes: int, *, wanted: str, **more: Any
+    ) -> tuple[dict[str, Any], Pixels]:
+        if n_bytes > self._most_alone:
+            raise UndecodableError(
+                f"decoding it takes about {n_bytes >> 20:,} MiB, more than half of the memory that is free "
+                f"({2 * self._most_alone >> 20:,} MiB)",
+                lasting=False,
+            )
+        config = self._config
+        asked = {
+            "wanted": wanted,
+            "suffix": suffix,
+            # The scan reads every header, so that the reason can name the size of a picture that is too large.
+            "max_pixels": None if wanted == "header" else config.max_pixels,
+            "most_seconds": config.max_decode_seconds,
+            **more,
+        }
+        with _as_file(stream) as (descriptor, n_bytes_file), self._places, self._budget.share(n_bytes):
+            # Some decoders read the whole file first.
+            asked["most_bytes"] = n_bytes + _ROOM_BYTES + 2 * n_bytes_file
+            process = self._take()
+            try:
+                reply, pixels = process.ask(asked, descriptor, config.max_decode_seconds)
+            except TimeoutError as error:
+                raise UndecodableError(
+                    f"not decoded within --max-decode-seconds {config.max_decode_seconds:g}", lasting=False
+                ) from error
+            except (OSError, EOFError) as error:
+                raise UndecodableError(self._why_it_died(process), lasting=False) from error
+            finally:
+                self._give_back(process)
+        if "reason" in reply:
+            raise UndecodableError(reply["reason"], lasting=reply.get("lasting", False))
+        return reply, pixels
+
+    def _take(self) -> _Process:
+        with self._lock:
+            if self._closed:
+                raise UndecodableError("the job ended before it was decoded", lasting=False)
+            if self._idle:
+                return self._idle.pop()
+            process = _Process()
+            self._all.add(process)
+            return process
+
+    def _give_back(self, process: _Process) -> None:
+        with self._lock:
+            if process.usable and not self._closed:
+                self._idle.append(process)
+                return
+            self._all.discard(process)
+        process.end()
+
+    def _why_it_died(self, process: _Process) -> str:
+        if self._closed:
+            return "the job ended before it was decoded"
+        return f"its decoder crashed ({process.how_it_died()})"
+
+
+class _Budget:
+    """A number of bytes that threads share; one that needs more than all of it works alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def share(self, n_bytes: int) -> Iterator[None]:
+        """Wait until this many bytes are free, or all of them, and take them for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + n_bytes <= self.total)
+            self._used += n_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= n_bytes
+                self._changed.notify_all()
+
+
+class _Process:
+    """A process that decodes, and the socket to it.
+
+    Attributes
+    ----------
+    usable : whether it waits for the next request
+    """
+
+    def __init__(self) -> None:
+        if not sys.executable:
+            raise JobError("cannot start a process to decode pictures: Python does not know its own program")
+        here, there = socket.socketpair()
+        search = json.dumps([place for place in (str(Path(__file__).parents[2]), *sys.path) if place])
+        with there:
+            # With -P the folder in which the job was started is not searched for modules. What decoders print about
+            # broken files is not kept: the reason of the picture says what is wrong with it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START, search],
+                stdin=there,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self._connection = here
+        self.usable = True
+
+    def ask(self, asked: dict[str, Any], descriptor: int, seconds: float) -> tuple[dict[str, Any], Pixels]:
+        """Send a request with an open file, and return the reply and the pixels that belong to it, flat.
+
+        Raises
+        ------
+        TimeoutError
+            When the reply does not come within `seconds`.
+        EOFError, OSError
+            When the process has died.
+        """
+        self.usable = False
+        self._connection.settimeout(seconds)
+        send(self._connection, asked, descriptor)
+        reply = receive_message(self._connection)
+        if reply is None:
+            raise EOFError("the process has ended")
+        pixels = np.empty(math.prod(reply["shape"]) if "shape" in reply else 0, np.uint8)
+        view, n_received = memoryview(pixels), 0
+        while n_received < len(pixels):
+            n = self._connection.recv_into(view[n_received:])
+            if not n:
+                raise EOFError("the process has ended")
+            n_received += n
+        self.usable = True
+        return reply, pixels
+
+    def how_it_died(self) -> str:
+        """Return in words how the process ended, which it is about to do if it has not yet."""
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(_DYING_SECONDS)
+            return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return "it closed its connection"
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from gpu_cluster.images.decoding_process import main; main()"
+)
+# A process whose connection has broken is ending by itself; this is enough for the system to clear it away.
+_DYING_SECONDS = 5
+
+
+@contextmanager
+def _as_file(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Give the block the descriptor of an open file with the content of a stream, and its size in bytes."""
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        # The picture is not a file of this machine; `fileno` of a stream without one raises an OSError.
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(stream, copy)
+            copy.flush()
+            yield copy.fileno(), copy.tell()
+    else:
+        yield descriptor, os.fstat(descriptor).st_size
+
+
+def _n_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    # macOS has no `sched_getaffinity`.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_current: Decoders | None = None
+
+
+@contextmanager
+def limited(config: DecodingConfig) -> Iterator[Decoders]:
+    """Read pictures within the limits of `config` in the block, in all threads; `current` returns the decoders."""
+    global _current  # noqa: PLW0603 - the limits belong to the process, like Pillow's own
+    earlier = _current
+    _current = Decoders(config)
+    try:
+        with decode.limited(config.max_pixels):
+            yield _current
+    finally:
+        _current.close()
+        _current = earlier
+
+
+def current() -> Decoders:
+    """Return the decoders of the block that `limited` has opened, or ones with the default limits."""
+    return _current or _default()
+
+
+@functools.cache
+def _default() -> Decoders:
+    return Decoders(DecodingConfig())
