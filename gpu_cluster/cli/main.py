@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -48,7 +49,17 @@ def main() -> None:
             unexpected = f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints"
             print_error(unexpected, with_traceback=debug)
             code = 1
+    if signals.number is not None:
+        _end_at_once(code)
     sys.exit(code)
+
+
+def _end_at_once(code: int) -> None:
+    """End the process without waiting for threads that still decode or compute what nobody needs any more."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _fill_closed_descriptors() -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine
-from gpu_cluster.embedding.shards import embed_shard, plan_shards
+from gpu_cluster.embedding.shards import EmbeddedBatch, embed_shard, plan_shards
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
@@ -31,6 +32,11 @@ from gpu_cluster.store.store import EmbeddingShards, Store, how_to_go_on
 from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
+
+# After a request to stop, the batch in work is waited for this long at least.
+_PATIENCE_S = 8.0
+# So often the thread that waits for a batch looks whether the job is asked to stop.
+_HEARING_S = 0.1
 
 
 def embed(
@@ -108,6 +114,36 @@ def _changed(picture: Picture) -> bool:
     except UnreadableError:
         return True
     return (stat.size, stat.mtime_ns) != (picture.facts.size, picture.facts.mtime_ns)
+
+
+def _computed_beside(
+    batches: Generator[EmbeddedBatch, None, None], observer: Observer
+) -> Generator[EmbeddedBatch, None, None]:
+    """Give the caller the batches, which another thread computes, until they end or the observer asks to stop.
+
+    This thread only waits, so it hears signals whatever a decoder or the network does. After a request to stop it waits
+    for the batch in work, but no longer than the longest batch took, or `_PATIENCE_S` if that is longer.
+    """
+    pool = ThreadPoolExecutor(1)
+    patience = _PATIENCE_S
+    try:
+        while True:
+            begun, stopped = time.monotonic(), None
+            batch = pool.submit(next, batches, None)
+            while not wait([batch], _HEARING_S).done:
+                if observer.stopping():
+                    stopped = stopped or time.monotonic()
+                    if time.monotonic() - stopped > patience:
+                        return
+            found = batch.result()
+            if found is None:
+                return
+            patience = max(patience, time.monotonic() - begun)
+            yield found
+    finally:
+        # If a batch is in work, this comes after it, and nobody waits for it.
+        pool.submit(batches.close)
+        pool.shutdown(wait=False)
 
 
 def _key(engine: Engine) -> dict[str, Any]:
@@ -204,7 +240,8 @@ class _Matrix:
         if self._observer.stopping():
             return
         limit = engine.batch_size
-        for batch in embed_shard([self._picture(index) for index in shard], engine):
+        embedded = embed_shard([self._picture(index) for index in shard], engine)
+        for batch in _computed_beside(embedded, self._observer):
             indices = shard[batch.positions]
             self._fill(indices, batch.x, batch.reasons)
             self._unwritten |= zip(indices.tolist(), batch.lasting.tolist(), strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -55,7 +55,7 @@ class EmbeddedBatch:
     lasting: npt.NDArray[np.bool_]
 
 
-def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Iterator[EmbeddedBatch]:
+def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Generator[EmbeddedBatch, None, None]:
     """Embed some pictures, each of them in one batch; those that the engine does not decode come last.
 
     The batches depend only on the pictures and the engine, so shards can be embedded anywhere and in any order. The
@@ -88,7 +88,7 @@ class _Square:
 
 
 def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engine) -> Iterator[EmbeddedBatch]:
-    """Embed pictures that the engine does not decode, if Pillow can; while one batch is embedded, others are decoded."""
+    """Embed pictures that the engine does not decode, if Pillow can; others are decoded while a batch is embedded."""
     backend, limits = engine.backend, decoders.current()
     pool = ThreadPoolExecutor(limits.n_at_once)
     begun: deque[Future[_Square]] = deque()

@@ -11,7 +11,6 @@ import pytest
 
 from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig, StoreConfig
-from gpu_cluster.embedding import shards
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import InterruptedJobError
@@ -19,7 +18,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images.source import Picture, open_source
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import Store
-from tests.embedding.mean_colours import MeanColours
+from tests.embedding.mean_colours import MeanColours, decoded
 from tests.helpers import age, kept, scanned, shards_of, write_pictures
 
 BATCH, SHARD = 3, 8
@@ -38,10 +37,10 @@ class ShowsTheBatch(MeanColours):
     """Gives each picture a number that tells all pictures of its batch; like TensorFlow it cannot decode everything."""
 
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
-        decoded = [position for position, one in enumerate(pictures) if one.suffix == ".png" and not self._broken(one)]
-        for first in range(0, len(decoded), self.batch_size):
-            part = decoded[first : first + self.batch_size]
-            yield np.array(part), np.stack([self.square(shards._decoded(pictures[at])) for at in part])
+        own = [at for at, one in enumerate(pictures) if one.suffix == ".png" and not self._broken(one)]
+        for first in range(0, len(own), self.batch_size):
+            part = own[first : first + self.batch_size]
+            yield np.array(part), np.stack([self.square(decoded(pictures[at])) for at in part])
 
     def features(self, pixels: Any) -> Any:
         own = super().features(pixels)
@@ -50,7 +49,7 @@ class ShowsTheBatch(MeanColours):
     @staticmethod
     def _broken(picture: Picture) -> bool:
         try:
-            shards._decoded(picture)
+            decoded(picture)
         except Exception:  # noqa: BLE001 - whatever Pillow raises
             return True
         return False
