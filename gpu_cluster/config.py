@@ -199,7 +199,7 @@ class NetworkConfig(_Section):
         None,
         description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
     )
-    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
         None,
         description="Images that go through the network together; by default 32, and on a GPU as many as fit its "
         "memory.",
@@ -214,7 +214,7 @@ class NetworkConfig(_Section):
 class PixelsConfig(NetworkConfig):
     """How a picture becomes the square of pixels that the network reads."""
 
-    image_size: int = Field(224, ge=32, description="Side of the square that the network sees, in pixels.")
+    image_size: int = Field(224, ge=32, le=2048, description="Side of the square that the network sees, in pixels.")
     resize: Literal["bilinear", "nearest"] = Field(
         "bilinear", description="bilinear (with antialiasing), or nearest as Keras's load_img does."
     )
@@ -254,7 +254,7 @@ class StoreConfig(_Section):
         exclude=True,
         description="Read every file again, even if its path, size and time of change are those of an earlier run.",
     )
-    shard_size: Annotated[int, Field(ge=1)] | None = Field(
+    shard_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None,
         description="Pictures whose embeddings are written to the store together; a run that is killed loses at most "
         "this many. By default 256, on a GPU 4096.",
@@ -273,7 +273,7 @@ class ReduceConfig(_Section):
     scaling: Literal["sqrt-l2", "l2", "minmax", "none"] = Field(
         "l2", description="Scaling before PCA: sqrt-l2 and l2 scale rows, minmax scales columns."
     )
-    pca: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = Field(
+    pca: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto", "none"] = Field(
         "auto",
         description="Number of PCA components: a number, none, or auto (the square root of the number of images, at "
         "least 8 and at most 32).",
@@ -290,7 +290,7 @@ class ReduceConfig(_Section):
 class SweepConfig(_Section):
     """Which numbers of clusters are tried, and how one is chosen."""
 
-    k: Annotated[int, Field(ge=1)] | None = Field(
+    k: Annotated[int, Field(ge=1, le=_MOST_KS)] | None = Field(
         None, description="Number of clusters; without this option, --select chooses it."
     )
     select: Literal["agreement", "elbow", "silhouette"] = Field(
@@ -317,10 +317,12 @@ class RunSweepConfig(SweepConfig):
 class ClusterConfig(_Section):
     """How k-means runs, in the sweep and for the final clusters."""
 
-    n_init: int = Field(10, ge=1, description="Restarts of k-means; the one with the lowest inertia is used.")
-    max_iter: int = Field(300, ge=1, description="Largest number of iterations of one restart.")
+    n_init: int = Field(
+        10, ge=1, le=10_000, description="Restarts of k-means; the one with the lowest inertia is used."
+    )
+    max_iter: int = Field(300, ge=1, le=1_000_000, description="Largest number of iterations of one restart.")
     tol: float = Field(
-        1e-4, ge=0, description="A restart ends when the centres move less than this, relative to the variance."
+        1e-4, ge=0, le=1, description="A restart ends when the centres move less than this, relative to the variance."
     )
 
 
@@ -330,6 +332,7 @@ class ScoreConfig(_Section):
     silhouette_sample: int = Field(
         20_000,
         ge=2,
+        le=10_000_000,
         description="For more images than this, compute the silhouette on a random sample of this size (same seed, "
         "same sample).",
     )
@@ -364,10 +367,13 @@ class ReportConfig(OutputConfig):
     layout_sample: int = Field(
         5_000,
         ge=5,
+        le=1_000_000,
         description="For more images than this, compute the t-SNE of the report on a random sample of this size (same "
         "seed, same sample).",
     )
-    thumbnails: int = Field(60, ge=1, description="Largest number of thumbnails on the contact sheet of a cluster.")
+    thumbnails: int = Field(
+        60, ge=1, le=10_000, description="Largest number of thumbnails on the contact sheet of a cluster."
+    )
 
 
 class PredictionReportConfig(_Section):

@@ -117,8 +117,8 @@ def run(
     """Cluster a folder of images and write a run folder with tables, scores and plots.
 
     Exit codes: 0 done; 1 failed while running; 2 wrong use, no results were written; 3 done, but more files were bad
-    than --max-bad-fraction allows; 130 or 143 interrupted: the store keeps the embeddings computed so far, and the same
-    command goes on from there (not with --no-cache or --force).
+    than --max-bad-fraction allows; 129, 130 or 143 interrupted: the store keeps the embeddings computed so far, and the
+    same command goes on from there (not with --no-cache or --force).
     """
     _log(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
     result = gpu_cluster.run(images or (), config=config, observer=_observer(quiet), **options)

@@ -118,8 +118,11 @@ class Decoders:
         """
         head = stream.read(decode.HEAD_BYTES)
         stream.seek(0)
-        if decode.format_of(head) not in ("JPEG", "PNG"):
-            return Header(*self._ask(stream, suffix, _ROOM_BYTES, wanted="header")[0]["header"])
+        kind = decode.format_of(head)
+        if kind not in ("JPEG", "PNG"):
+            # To read the header of a WebP is to set two pictures of its size aside, which nothing is written to.
+            aside = 8 * self._config.max_pixels if kind == "WebP" else 0
+            return Header(*self._ask(stream, suffix, 0, aside=aside, wanted="header")[0]["header"])
         try:
             return decode.read_header(stream, suffix)
         # On a broken file Pillow's readers can raise any type of error, and none of them may end the job.
@@ -168,7 +171,7 @@ class Decoders:
             process.end()
 
     def _ask(
-        self, stream: IO[bytes], suffix: str, n_bytes: int, *, wanted: str, **more: Any
+        self, stream: IO[bytes], suffix: str, n_bytes: int, *, wanted: str, aside: int = 0, **more: Any
     ) -> tuple[dict[str, Any], Pixels]:
         if n_bytes > self._most_alone:
             raise UndecodableError(
@@ -185,9 +188,9 @@ class Decoders:
             "most_seconds": config.max_decode_seconds,
             **more,
         }
-        with _as_file(stream) as (descriptor, n_bytes_file), self._places, self._budget.share(n_bytes):
+        with _as_file(stream) as (descriptor, n_bytes_file), self._places, self._budget.share(n_bytes + _ROOM_BYTES):
             # Some decoders read the whole file first.
-            asked["most_bytes"] = n_bytes + _ROOM_BYTES + 2 * n_bytes_file
+            asked["most_bytes"] = n_bytes + aside + _ROOM_BYTES + 2 * n_bytes_file
             process = self._take()
             try:
                 reply, pixels = process.ask(asked, descriptor, config.max_decode_seconds)

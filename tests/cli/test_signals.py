@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from gpu_cluster.config import shipped_data
 from tests.helpers import (
+    COMMAND,
     EMBEDDED,
     listing,
     logged,
@@ -47,3 +51,68 @@ def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
     assert found.splitlines()[-1].startswith("error: interrupted")
     assert "Traceback" not in found
     assert listing(tmp_path) == before
+
+
+# The main thread computes in one step of C, as in a large matrix product, and hears no signal.
+DEAF = """
+import hashlib
+from gpu_cluster.cli.signals import Signals
+signals = Signals()
+signals.listen()
+if {embeds}:
+    signals.stage_started("embed")
+print("listening", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"password", b"salt", (1 << 31) - 1)
+"""
+
+
+def deaf(*numbers: int, between_s: float = 0.3, embeds: bool = False) -> tuple[int, str, float]:
+    """Signal a main thread that hears nothing; return its code, its errors and the seconds since the last signal."""
+    script = DEAF.format(embeds=embeds)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        time.sleep(0.5)
+        for number in numbers:
+            process.send_signal(number)
+            last = time.monotonic()
+            time.sleep(between_s)
+        _, found = process.communicate(timeout=60)
+    return process.returncode, found, time.monotonic() - last
+
+
+def test_a_main_thread_that_hears_nothing_is_ended_and_the_signal_acknowledged():
+    code, found, seconds = deaf(signal.SIGTERM)
+    assert code == 143
+    assert found.startswith("interrupted: the job ends as soon as")
+    assert 5 < seconds < 20
+
+
+def test_a_second_ctrl_c_ends_a_main_thread_that_hears_nothing_at_once():
+    code, _, seconds = deaf(signal.SIGINT, signal.SIGINT)
+    assert code == 130
+    # Far less than the 8 seconds after which the first one would have ended it.
+    assert seconds < 5
+
+
+def test_sigterm_that_comes_twice_is_one_signal():
+    _, _, seconds = deaf(signal.SIGTERM, signal.SIGTERM)
+    assert seconds > 5
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_sighup_ends_a_job_unless_it_was_ignored_at_the_start(tmp_path, ignored):
+    options = ["--image-size", "32", "--batch-size", "4", "--no-cache", "--out", "run"]
+    command = [COMMAND, "run", shipped_data() / "flowers", *options]
+    if ignored:
+        command = ["nohup", *command]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        wait_until(lambda: logged(tmp_path, EMBEDDED), process)
+        process.send_signal(signal.SIGHUP)
+        _, found = process.communicate(timeout=120)
+    assert process.returncode == (0 if ignored else 129)
+    assert (tmp_path / "run").exists() is ignored
+    assert found.splitlines()[-1].startswith("error: interrupted") is not ignored
