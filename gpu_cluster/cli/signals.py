@@ -8,6 +8,7 @@ import signal
 from contextlib import suppress
 from types import FrameType
 
+from gpu_cluster.cli.native import errors_descriptor
 from gpu_cluster.events import Observer
 
 _FINISHING = b"interrupted: the job ends after the batch of pictures in work; press Ctrl-C again to end it at once\n"
@@ -60,7 +61,7 @@ class Signals(Observer):
         if first and self._stage == "embed":
             # If the message cannot be written, the batch is still finished.
             with suppress(OSError):
-                os.write(2, _FINISHING)
+                os.write(errors_descriptor(), _FINISHING)
             return
         # A further Ctrl-C must not interrupt the cleaning up.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
