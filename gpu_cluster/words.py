@@ -19,6 +19,23 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
+# What a spreadsheet takes for a formula, after the marks that this module has put before it.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def for_spreadsheet(text: str) -> str:
+    """Return a text that a spreadsheet shows and does not compute: an apostrophe stands before what begins a formula.
+
+    This is what https://owasp.org/www-community/attacks/CSV_Injection advises.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_spreadsheet(text: str) -> str:
+    """Return the text that `for_spreadsheet` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
 #: Characters that a terminal obeys or that show text in another order than it has: control characters except newline
 #: and tab, the marks that embed, override or isolate a direction, and halves of surrogate pairs, which are not text.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

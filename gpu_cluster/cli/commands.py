@@ -168,15 +168,26 @@ def report(
             metavar="DIR",
         ),
     ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable",
+            help="Make the folder one that can be handed on: no file in it has an absolute path, and the page has no "
+            "links to the pictures.",
+        ),
+    ] = False,
     debug: _Debug = False,
     open_report: _Open = False,
 ) -> None:
     """Write report.html of a finished run again; the earlier page is replaced.
 
     The page keeps its small copies of the pictures, so they need not be where they were. With --root, all pictures are
-    read again from DIR, and the page links to the files there.
+    read again from DIR, and the page links to the files there. With --portable, run.json loses the paths of the
+    pictures, the labels and the weights, so that they have to be given to repeat the run; --root DIR gives the page its
+    links back.
     """
-    page = report_job(run_folder.absolute(), TerminalObserver(), root=None if root is None else root.absolute())
+    place = None if root is None else root.absolute()
+    page = report_job(run_folder.absolute(), _observer(quiet=False), root=place, portable=portable)
     print_done(f"report: {printable(page.as_uri())}")
     if open_report:
         open_page(page)

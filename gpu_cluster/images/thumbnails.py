@@ -48,7 +48,7 @@ class Thumbnails:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | None,
         paths: Iterable[str],
         *,
         kept: Mapping[str, bytes] | None = None,
@@ -58,6 +58,8 @@ class Thumbnails:
 
         Parameters
         ----------
+        source
+            Where the pictures are; None if this is not known, so that there are only the kept copies.
         paths
             Locations in `source`, as tables show them.
         kept
@@ -122,6 +124,9 @@ class Thumbnails:
         if self._hashes is None and path in self._kept:
             return _pixels_only(self._kept[path])
         self._sought.add(row)
+        if self._source is None:
+            self.gone.add(row)
+            return b""
         try:
             location = real_location(self._source, path)
             stream, _stat = self._source.open(location)
