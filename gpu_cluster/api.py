@@ -324,20 +324,20 @@ def _check_given_again(model: type[JobConfig], file: PathLike, given: Mapping[st
         When one of them is not given.
     """
     names = left_out(file)
+    found = {name for name in names if given.get(name)}
     if given.get("labels_from_folders"):
-        names.pop("labels", None)
+        found.add("labels")
     if given.get("images") or given.get("input_list"):
-        names = {name: of for name, of in names.items() if name not in ("images", "input_list")}
-    missing = {name: of for name, of in names.items() if not given.get(name)}
+        found |= {"images", "input_list"}
+    missing = {name: of for name, of in names.items() if name not in found}
     if not missing:
         return
-    flags = {name: f"--{name.replace('_', '-')} PATH" for name in names}
-    flags["images"] = "FOLDER"
+    flags = {name: "FOLDER" if name == "images" else f"--{name.replace('_', '-')} PATH" for name in names}
     words = ", ".join(f"{flags[name]} (in that run: {', '.join(map(repr, of))})" for name, of in missing.items())
-    again = " ".join(flags[name] for name in sorted(names, key=lambda name: name != "images"))
+    shown = printable(os.fspath(file))
     raise ConfigError(
-        f"{printable(os.fspath(file))!r} was written with --portable and holds no paths; expected {words}: "
-        f"gpu-cluster {command_of(model)} {again} --config {printable(os.fspath(file))}"
+        f"{shown!r} was written with --portable and holds no paths; expected {words}: "
+        f"gpu-cluster {command_of(model)} {' '.join(flags.values())} --config {shown}"
     )
 
 

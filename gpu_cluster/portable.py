@@ -34,7 +34,7 @@ def unchanged(text: str) -> str:
 
 
 def rewriting(config: Mapping[str, Any], *paths: Path) -> Rewrite:
-    """Return a function that replaces every absolute path in a text: by its last name, or by what lies below a known one.
+    """Return a function that replaces every absolute path in a text: by its last name, or by its end below a known one.
 
     Parameters
     ----------

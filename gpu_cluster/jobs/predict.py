@@ -27,6 +27,7 @@ from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.portable import check_root
 from gpu_cluster.records import Record
 from gpu_cluster.report.page import explained
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
@@ -105,7 +106,9 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if page is not None:
         _check_tables(finished)
 
-    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
+    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> Engine:
+        if config.report.portable:
+            check_root(manifest.root, manifest.paths)
         _check_model(run, model, weights)
         theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
         return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)

@@ -110,8 +110,10 @@ def choose_folder(
     Raises
     ------
     ConfigError
-        When the folder cannot be written.
+        When the folder cannot be written, or the job is portable and the tables would name folders above the pictures.
     """
+    if config.report.portable:
+        check_root(manifest.root, manifest.paths)
     folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
     if config.report.overwrite and config.report.out is None:
         observer.notice("--overwrite replaces nothing without --out: this run gets a new folder")
@@ -151,16 +153,9 @@ def filled(
 def rewriting_of(
     config: RunConfig | CompareConfig | PredictConfig, manifest: Manifest, weights: vgg16.Weights, folder: Path
 ) -> Rewrite:
-    """Return what is done to each text before it is written: paths are replaced if the job is portable.
-
-    Raises
-    ------
-    ConfigError
-        When paths in the tables would name folders above the pictures.
-    """
+    """Return what is done to each text before it is written: paths are replaced if the job is portable."""
     if not config.report.portable:
         return unchanged
-    check_root(manifest.root, manifest.paths)
     return rewriting(config.model_dump(mode="json"), manifest.root, weights.path, folder)
 
 
