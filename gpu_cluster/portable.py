@@ -45,7 +45,7 @@ def rewriting(config: Mapping[str, Any], *paths: Path) -> Rewrite:
     """
     known = {str(path): path.name for path in (*paths, *map(Path, _paths_in(config)))}
     known |= {os.path.realpath(path): name for path, name in known.items()}
-    known |= {os.getcwd(): ".", str(Path.home()): "~"}
+    known |= {os.getcwd(): ".", str(_home()): "~"}
     # The longest first, because it may lie in another one.
     in_order = sorted(((path, name) for path, name in known.items() if len(path) > 1), key=lambda one: -len(one[0]))
 
@@ -53,12 +53,17 @@ def rewriting(config: Mapping[str, Any], *paths: Path) -> Rewrite:
         text = _URI.sub("", text)
         for path, name in in_order:
             for form in {path, printable(path)}:
-                # Not in the middle of a name: /data/a is not the beginning of /data/ab.
-                text = re.sub(rf"{re.escape(form)}(?![\w-])", lambda _, name=name: name, text)  # type: ignore[misc]
+                # Only whole names, from their beginning: /data/a is in neither /data/ab nor my/data/a.
+                text = re.sub(rf"(?<![\w.~/-]){re.escape(form)}(?![\w-])", lambda _, name=name: name, text)  # type: ignore[misc]
         text = _QUOTED.sub(lambda found: f"{found[1]}{_last(found[0][1:-1])}{found[1]}", text)
         return _BARE.sub(lambda found: _last(found[0]), text)
 
     return rewrite
+
+
+def _home() -> Path:
+    """Return the user's home folder; `~`, which is in no path, if there is none, as for a user without a name."""
+    return Path(os.path.expanduser("~"))
 
 
 def _last(path: str) -> str:
@@ -129,10 +134,11 @@ def check_root(root: Path, paths: Iterable[str]) -> None:
     Raises
     ------
     ConfigError
-        When it is the user's home folder, or one that this lies in: of several folders, it is the common one.
+        When it is the root of the file system, the user's home folder, or one that this lies in: of several folders,
+        it is the common one.
     """
-    home = Path.home()
-    if home.is_relative_to(root) or home.resolve().is_relative_to(root.resolve()):
+    home = _home()
+    if root == Path(root.anchor) or home.is_relative_to(root) or home.resolve().is_relative_to(root.resolve()):
         first = next(iter(paths), "")
         raise ConfigError(
             f"--portable: the paths in the tables would begin at {printable(str(root))!r} (the first is "

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -51,6 +52,8 @@ class _Kept:
 
 
 _kept: _Kept | None = None
+# Stages may report from several threads.
+_reading = threading.Lock()
 
 
 def errors() -> TextIO:
@@ -143,10 +146,11 @@ def _watch(kept: _Kept) -> Callable[[], None]:
 
 def log_new_output() -> None:
     """Log, line by line, what libraries have written since the last time."""
-    if _kept is None or not (size := os.fstat(_kept.descriptor).st_size):
-        return
-    text = os.pread(_kept.descriptor, size, 0)
-    os.ftruncate(_kept.descriptor, 0)
+    with _reading:
+        if _kept is None or not (size := os.fstat(_kept.descriptor).st_size):
+            return
+        text = os.pread(_kept.descriptor, size, 0)
+        os.ftruncate(_kept.descriptor, 0)
     for line in text.decode("utf-8", "replace").splitlines():
         if line.strip():
             log.info("%s", line)
