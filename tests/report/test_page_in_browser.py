@@ -174,7 +174,7 @@ def test_a_portable_page_shows_the_pictures_without_links(chromium, sample_run, 
     assert chromium.all("figure a") == []
     pictures = chromium.all("figure img")
     assert len(pictures) > 100
-    assert all(int(one.get_property("naturalWidth") or 0) > 0 for one in pictures[::10])  # type: ignore[arg-type, call-overload]
+    assert all(int(one.get_property("naturalWidth") or 0) > 0 for one in pictures[::10])
     list_ = chromium.find("details.all")
     list_.find_element(By.TAG_NAME, "summary").click()
     tiles = WebDriverWait(chromium.driver, 5).until(
