@@ -17,7 +17,8 @@ These are the packages and modules, from the top down. A package imports only fr
 - the modules that all of these may use: `results` and `records` (what passes between packages), `verdict` (whether the
   groups are clear), `run_folder` (the files of a run), `sampling`, `manifest` (the list of files), `backend` (the only
   place where the code differs by device), `config` (where every option is declared), `options` (combines options, file,
-  preset and defaults), `events`, `files`, `errors`, `words`
+  preset and defaults), `portable` (what `--portable` leaves out), `events`,
+  `files`, `errors`, `words`
 
 Where to add a thing: an option in `config`; a command in `jobs` and `cli.commands`; a network engine as a file in
 `embedding.engines`; a kind of place with pictures in `images.source`; a score in `clustering.metrics` and `.score`; a

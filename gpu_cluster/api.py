@@ -36,7 +36,7 @@ from gpu_cluster.jobs.embed import embed as embed_job
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.jobs.predict import predict as predict_job
 from gpu_cluster.jobs.run import run as run_job
-from gpu_cluster.options import INTERNAL, build_config, command_of, options_of
+from gpu_cluster.options import INTERNAL, build_config, command_of, left_out, options_of
 from gpu_cluster.results import Comparison, RunResult
 
 PathLike = str | os.PathLike[str]
@@ -70,6 +70,8 @@ class PredictOptions(_PicturesOptions, total=False):
     """The options of `predict`."""
 
     report: bool
+    portable: bool
+    safe_csv: bool
 
 
 class EmbedOptions(_JobOptions, total=False):
@@ -105,6 +107,8 @@ class _ClusteringOptions(_PicturesOptions, total=False):
     silhouette_sample: int
     out: PathLike | None
     overwrite: bool
+    portable: bool
+    safe_csv: bool
 
 
 class CompareOptions(_ClusteringOptions, total=False):
@@ -300,6 +304,8 @@ def _config_of(
     """
     named = _paths(images)
     config = build_config(model, file, images=named or None, **options)
+    if file is not None:
+        _check_given_again(model, file, {"images": named, **options})
     gone = [] if file is None or named else [path for path in config.input.images if not os.path.lexists(path)]
     if gone:
         shown = printable(os.fspath(file or ""))
@@ -308,6 +314,32 @@ def _config_of(
             f"folder that holds them now: gpu-cluster {command_of(model)} FOLDER --config {shown}"
         )
     return config
+
+
+def _check_given_again(model: type[JobConfig], file: PathLike, given: Mapping[str, Any]) -> None:
+    """Refuse to repeat a portable run without the paths that its record does not hold.
+
+    Raises
+    ------
+    ConfigError
+        When one of them is not given.
+    """
+    names = left_out(file)
+    found = {name for name in names if given.get(name)}
+    if given.get("labels_from_folders"):
+        found.add("labels")
+    if given.get("images") or given.get("input_list"):
+        found |= {"images", "input_list"}
+    missing = {name: of for name, of in names.items() if name not in found}
+    if not missing:
+        return
+    flags = {name: "FOLDER" if name == "images" else f"--{name.replace('_', '-')} PATH" for name in names}
+    words = ", ".join(f"{flags[name]} (in that run: {', '.join(map(repr, of))})" for name, of in missing.items())
+    shown = printable(os.fspath(file))
+    raise ConfigError(
+        f"{shown!r} was written with --portable and holds no paths; expected {words}: "
+        f"gpu-cluster {command_of(model)} {' '.join(flags.values())} --config {shown}"
+    )
 
 
 def _paths(named: PathLike | Iterable[PathLike]) -> tuple[PathLike, ...]:

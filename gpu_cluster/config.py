@@ -346,7 +346,22 @@ class RunScoreConfig(ScoreConfig):
     )
 
 
-class OutputConfig(_Section):
+class HandedOnConfig(_Section):
+    """How results are written that are handed on."""
+
+    portable: bool = Field(
+        False,
+        description="Write no absolute path into the results, so that they can be handed on: the report shows its "
+        "small copies of the pictures without links, and run.json has no paths. The terminal may still show paths.",
+    )
+    safe_csv: bool = Field(
+        False,
+        description="Write CSV files that a spreadsheet can open safely: an apostrophe before each text that begins "
+        "with = + - @, and every cell in quotes.",
+    )
+
+
+class OutputConfig(HandedOnConfig):
     """Where the results go."""
 
     # run.json does not record these options: a repeated run must not take the place of the first one.
@@ -376,7 +391,7 @@ class ReportConfig(OutputConfig):
     )
 
 
-class PredictionReportConfig(_Section):
+class PredictionReportConfig(HandedOnConfig):
     """How predictions are shown."""
 
     report: bool = Field(

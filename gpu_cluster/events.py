@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -45,8 +45,10 @@ class Observer:
 class EventLog(Observer):
     """Writes every event as one JSON line to a stream (`events.jsonl`)."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], rewrite: Callable[[str], str] = str) -> None:
+        """Set the stream, and what is done to each message before it is written."""
         self._stream = stream
+        self._rewrite = rewrite
 
     def stage_started(self, stage: str) -> None:
         self._write("stage_started", stage=stage)
@@ -61,7 +63,7 @@ class EventLog(Observer):
         self._write("progress", stage=stage, done=done, total=total)
 
     def notice(self, message: str) -> None:
-        self._write("notice", message=message)
+        self._write("notice", message=self._rewrite(message))
 
     def _write(self, event: str, **fields: Any) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}

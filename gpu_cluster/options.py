@@ -255,6 +255,18 @@ def _read_file(path: Path) -> dict[str, Any]:
     return dict(content["config"])
 
 
+def left_out(file: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Return the options whose paths a portable run.json does not hold, with the last names of these paths.
+
+    The file is one that `build_config` has read; of a TOML file and of another run.json, nothing was left out.
+    """
+    content = json.loads(Path(file).read_text(encoding="utf-8")) if _is_record(file) else {}
+    found = content.get("left_out")
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): [str(one) for one in names] for name, names in found.items() if isinstance(names, list)}
+
+
 def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a record that are options of this command.
 

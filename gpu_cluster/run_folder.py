@@ -23,6 +23,8 @@ from typing import Any
 
 from gpu_cluster.errors import ConfigError, DataError, JobError
 from gpu_cluster.files import printable, write_whole
+from gpu_cluster.portable import Rewrite, portable_record, rewriting, rewritten
+from gpu_cluster.words import from_spreadsheet
 
 # The files of a run folder; their names are defined only here.
 RECORD = "run.json"
@@ -80,18 +82,53 @@ class FinishedRun:
     The files may have been changed or damaged, so reading raises any error of the file system or of the parsers.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, portable: bool = False) -> None:
+        """Set the folder; with `portable`, `record` and `metrics` have no absolute paths, whatever the files say."""
         self.folder = folder
+        self._portable = portable
+
+    @cached_property
+    def _as_recorded(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """What was run, on which device, how long it took, and the notices that were reported."""
-        return dict(json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
+        return portable_record(self._as_recorded) if self._portable else self._as_recorded
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All scores, and how k was chosen."""
-        return dict(json.loads((self.folder / METRICS).read_text(encoding="utf-8")))
+        found = dict(json.loads((self.folder / METRICS).read_text(encoding="utf-8")))
+        if self._portable and found["labels"] is not None:
+            found["labels"] = rewritten(found["labels"], self._rewriting)
+        return found
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether `record` has no absolute path."""
+        return self.record["root"] is None
+
+    @property
+    def _rewriting(self) -> Rewrite:
+        root, found = self._as_recorded["root"], self._as_recorded
+        known = [] if root is None else [Path(root), Path(found["weights"]["path"]), self.folder]
+        return rewriting(found["config"], *known)
+
+    def write_portable(self) -> None:
+        """Write those files again that had absolute paths: the record, the metrics and the events; for `portable`.
+
+        Raises
+        ------
+        OSError
+            When one cannot be written; an earlier one stays as it is.
+        """
+        events = (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()
+        lines = (json.dumps(rewritten(json.loads(line), self._rewriting)) for line in events)
+        write_whole(self.folder / EVENTS, "".join(f"{line}\n" for line in lines).encode())
+        write_json(self.folder / METRICS, self.metrics)
+        # The last, because the others are rewritten by what it says.
+        write_json(self.folder / RECORD, self.record)
 
     @cached_property
     def pictures(self) -> Any:
@@ -120,27 +157,35 @@ class FinishedRun:
         """The table with one row for each pair of near duplicates."""
         import pandas as pd
 
-        return pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
+        table = pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
+        if self._as_recorded["config"].get("report", {}).get("safe_csv"):
+            table[["path", "other"]] = table[["path", "other"]].map(from_spreadsheet)
+        return table
 
     @cached_property
-    def thumbnails(self) -> tuple[Path, dict[str, bytes]]:
+    def thumbnails(self) -> tuple[Path | None, dict[str, bytes]]:
         """Where the pictures were when the page was last written, and its small copies of them, JPEG, by path.
 
         Without such a file, where the run found them, and no copies. If the pictures are no longer where that page was
-        written from, but the folder in which the run found them is there, it is that folder.
+        written from, but the folder in which the run found them is there, it is that folder. None if neither is known,
+        because the run is portable.
         """
         import pyarrow.parquet as pq
 
-        file, found = self.folder / THUMBNAILS, Path(self.record["root"])
+        file, recorded = self.folder / THUMBNAILS, self._as_recorded["root"]
+        found = None if recorded is None else Path(recorded)
         if not file.is_file():
             return found, {}
         table = pq.ParquetFile(io.BytesIO(file.read_bytes())).read()
-        root = os.fsdecode(table.schema.metadata[_ROOT])
-        place = found if found.is_dir() and not Path(root).is_dir() else Path(root)
+        kept = (table.schema.metadata or {}).get(_ROOT)
+        root = None if kept is None else Path(os.fsdecode(kept))
+        place = found if root is None or (found is not None and found.is_dir() and not root.is_dir()) else root
         return place, dict(zip(table["path"].to_pylist(), table["jpeg"].to_pylist(), strict=True))
 
-    def keep_thumbnails(self, root: Path, copies: Mapping[str, bytes]) -> None:
+    def keep_thumbnails(self, root: Path | None, copies: Mapping[str, bytes]) -> None:
         """Write the small copies of the page, JPEG by path, and where their pictures are; `thumbnails` returns them.
+
+        With None, the file does not say where they are.
 
         Raises
         ------
@@ -153,12 +198,16 @@ class FinishedRun:
         columns = {"path": pa.array(list(copies), pa.string()), "jpeg": pa.array(list(copies.values()), pa.binary())}
         content = io.BytesIO()
         # JPEG is compressed already.
-        pq.write_table(pa.table(columns, metadata={_ROOT: os.fsencode(root)}), content, compression="none")
+        metadata = None if root is None else {_ROOT: os.fsencode(root)}
+        pq.write_table(pa.table(columns, metadata=metadata), content, compression="none")
         write_whole(self.folder / THUMBNAILS, content.getvalue())
 
     @property
-    def root(self) -> Path:
-        """The folder that the paths of the pictures are relative to: where they were when the page was last written."""
+    def root(self) -> Path | None:
+        """The folder that the paths of the pictures are relative to: where they were when the page was last written.
+
+        None if it is not known, because the run is portable.
+        """
         return self.thumbnails[0]
 
     @property
@@ -175,6 +224,19 @@ class FinishedRun:
     def elbow(self) -> bytes:
         """The plot of inertia, silhouette and agreement over k, PNG."""
         return (self.folder / PLOTS / "elbow.png").read_bytes()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file of a run folder whole.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; an earlier one stays as it is.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A path that is not UTF-8 contains surrogates; written as \\udcNN they are valid JSON and are read back unchanged.
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def is_run_folder(names: Iterable[str]) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from gpu_cluster.cli.help import Command, Group, examples
+from gpu_cluster.cli.output import print_json
 from gpu_cluster.cli.parameters import Json, takes_options_of
 from gpu_cluster.cli.terminal import TerminalObserver, print_cache, print_done
 from gpu_cluster.config import RunConfig
@@ -27,7 +27,7 @@ def cache_info(as_json: Json = False, **options: Any) -> None:
     root = find_store(build_config(RunConfig, **options).store)
     recipes = inspect(root)
     if as_json:
-        typer.echo(json.dumps([recipe.as_json() for recipe in recipes], indent=2))
+        print_json([recipe.as_json() for recipe in recipes])
     else:
         print_cache(root, recipes)
 

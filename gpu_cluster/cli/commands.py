@@ -15,6 +15,8 @@ import gpu_cluster
 from gpu_cluster import run_folder as run_folder_files
 from gpu_cluster.cli.cache import cache_commands
 from gpu_cluster.cli.help import SETTINGS, Command, Group, Program, examples
+from gpu_cluster.cli.native import LibraryOutput
+from gpu_cluster.cli.output import print_json, set_log
 from gpu_cluster.cli.parameters import OUTPUT, Json, choices, takes_options_of
 from gpu_cluster.cli.settings import print_settings
 from gpu_cluster.cli.signals import Signals
@@ -66,7 +68,12 @@ _Config = Annotated[
     ),
 ]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.", rich_help_panel=OUTPUT)]
-_Verbose = Annotated[bool, typer.Option("--verbose", help="Print what each stage decides.", rich_help_panel=OUTPUT)]
+_Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", help="Print what each stage decides, and what libraries print and warn of.", rich_help_panel=OUTPUT
+    ),
+]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
 _Open = Annotated[bool, typer.Option("--open", help="Open the finished report in the browser.", rich_help_panel=OUTPUT)]
 
@@ -120,7 +127,7 @@ def run(
     than --max-bad-fraction allows; 129, 130 or 143 interrupted: the store keeps the embeddings computed so far, and the
     same command goes on from there (not with --no-cache or --force).
     """
-    _log(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+    _log(quiet=quiet, verbose=verbose, debug=debug)
     result = gpu_cluster.run(images or (), config=config, observer=_observer(quiet), **options)
     if not quiet:
         print_summary(result)
@@ -132,12 +139,12 @@ def run(
 
 
 def _observer(quiet: bool) -> Observers:
-    return Observers(signals, *([] if quiet else [TerminalObserver()]))
+    return Observers(signals, LibraryOutput(), *([] if quiet else [TerminalObserver()]))
 
 
-def _log(level: int) -> None:
-    logging.basicConfig(format="%(name)s: %(message)s")
-    logging.getLogger("gpu_cluster").setLevel(level)
+def _log(*, quiet: bool, verbose: bool, debug: bool) -> None:
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    set_log(level, libraries=verbose or debug)
 
 
 def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None) -> int:
@@ -161,15 +168,26 @@ def report(
             metavar="DIR",
         ),
     ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable",
+            help="Make the folder one that can be handed on: no file in it has an absolute path, and the page has no "
+            "links to the pictures.",
+        ),
+    ] = False,
     debug: _Debug = False,
     open_report: _Open = False,
 ) -> None:
     """Write report.html of a finished run again; the earlier page is replaced.
 
     The page keeps its small copies of the pictures, so they need not be where they were. With --root, all pictures are
-    read again from DIR, and the page links to the files there.
+    read again from DIR, and the page links to the files there. With --portable, run.json loses the paths of the
+    pictures, the labels and the weights, so that they have to be given to repeat the run; --root DIR gives the page its
+    links back.
     """
-    page = report_job(run_folder.absolute(), TerminalObserver(), root=None if root is None else root.absolute())
+    place = None if root is None else root.absolute()
+    page = report_job(run_folder.absolute(), _observer(quiet=False), root=place, portable=portable)
     print_done(f"report: {printable(page.as_uri())}")
     if open_report:
         open_page(page)
@@ -190,6 +208,7 @@ def predict(
         ),
     ] = Path("predictions.csv"),
     quiet: _Quiet = False,
+    verbose: _Verbose = False,
     debug: _Debug = False,
     **options: Any,
 ) -> None:
@@ -201,6 +220,7 @@ def predict(
 
     Exit codes: the same as for run.
     """
+    _log(quiet=quiet, verbose=verbose, debug=debug)
     config = build_config(PredictConfig, images=tuple(images or ()) or None, **options)
     found = predict_job(run_folder, config, out, _observer(quiet))
     if not quiet:
@@ -215,6 +235,7 @@ def compare(
     *,
     config: _Config = None,
     quiet: _Quiet = False,
+    verbose: _Verbose = False,
     debug: _Debug = False,
     **options: Any,
 ) -> None:
@@ -228,7 +249,7 @@ def compare(
 
     Exit codes: the same as for run.
     """
-    _log(logging.ERROR if quiet else logging.WARNING)
+    _log(quiet=quiet, verbose=verbose, debug=debug)
     found = gpu_cluster.compare(images or (), config=config, observer=_observer(quiet), **options)
     if not quiet:
         print_comparison(found)
@@ -252,7 +273,7 @@ def doctor(
     config = build_config(RunConfig, device=device, **options)
     diagnosis = diagnose(config.device, config.embed.weights, config.report.out, config.store.cache)
     if as_json:
-        typer.echo(json.dumps(diagnosis.as_json(), indent=2))
+        print_json(diagnosis.as_json())
     else:
         print_diagnosis(diagnosis)
     raise typer.Exit(0 if diagnosis.works else 1)
@@ -287,7 +308,7 @@ def selftest(
     text = json.dumps(verdict.as_json(), indent=2)
     out.write_text(text + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(text)
+        print_json(verdict.as_json())
     else:
         print_verdict(verdict)
     raise typer.Exit(0 if verdict.passed else 1)
@@ -319,7 +340,7 @@ def config_show(
     """
     found = settings(RunConfig, config, images=tuple(images or ()) or None, **options)
     if as_json:
-        typer.echo(json.dumps([setting.as_json() for setting in found], indent=2))
+        print_json([setting.as_json() for setting in found])
     else:
         print_settings(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -11,7 +12,9 @@ from contextlib import suppress
 
 import typer
 
+from gpu_cluster.cli import native
 from gpu_cluster.cli.commands import app, signals
+from gpu_cluster.cli.output import set_log
 from gpu_cluster.cli.signals import Terminated
 from gpu_cluster.cli.terminal import print_error
 from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError
@@ -28,6 +31,21 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
+        with native.kept_apart():
+            set_log(logging.WARNING, libraries=debug)
+            code = _run(arguments, debug=debug)
+    # The signal came before the command began, or after its end.
+    except (KeyboardInterrupt, Terminated):
+        code = _print_interrupted()
+    logging.captureWarnings(False)
+    if signals.number is not None:
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str], *, debug: bool) -> int:
+    """Run the command line; print an error on one line, and return the exit code."""
+    try:
         _check_arguments(arguments)
         # Without standalone mode Typer does not print usage errors itself, so that every error stays on one line.
         code = app(args=arguments, standalone_mode=False)
@@ -37,21 +55,18 @@ def main() -> None:
     except (GpuClusterError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         print_error(message, with_traceback=debug)
-        code = 128 + (signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
+        return 128 + (signals.number or 0) if isinstance(error, InterruptedJobError) else error.exit_code
     except (KeyboardInterrupt, typer.Abort, Terminated):
-        code = _print_interrupted()
+        return _print_interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: one line and an exit code, not a traceback
         if signals.number is not None:
             # While a C extension is imported, it may turn the exception of a signal into an ImportError.
-            code = _print_interrupted()
-        else:
-            found = " ".join(str(error).split())
-            unexpected = f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints"
-            print_error(unexpected, with_traceback=debug)
-            code = 1
-    if signals.number is not None:
-        _end_at_once(code)
-    sys.exit(code)
+            return _print_interrupted()
+        found = " ".join(str(error).split())
+        unexpected = f"unexpected {type(error).__name__}: {found}; please report it with what --debug prints"
+        print_error(unexpected, with_traceback=debug)
+        return 1
+    return int(code or 0)
 
 
 def _end_at_once(code: int) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby
 
-from rich.console import Console
-
+from gpu_cluster.cli.output import as_json, open_console
 from gpu_cluster.options import Setting
 
 
 def print_settings(settings: Sequence[Setting]) -> None:
     """Print every option as a line of a TOML file, with where its value comes from as a comment."""
     # The printed text is the only result, so the command fails if it cannot be printed.
-    console = Console(soft_wrap=True, highlight=False)
+    console = open_console(patient=False, soft_wrap=True)
     # In TOML, what is in no section stands first.
     in_order = sorted(settings, key=lambda one: one.option.section is not None)
     for section, group in groupby(in_order, key=lambda one: one.option.section):
@@ -23,6 +21,6 @@ def print_settings(settings: Sequence[Setting]) -> None:
         for one in group:
             value = one.as_json()["value"]
             # Numbers, switches, texts and lists of texts look the same in JSON and in TOML.
-            shown = f"{one.option.name} = {json.dumps(value, ensure_ascii=False)}"
+            shown = f"{one.option.name} = {as_json(value, ensure_ascii=False)}"
             line = f"# {one.option.name} is not set" if value is None else shown
             console.print(f"{line:40}  # {one.source}", markup=False)

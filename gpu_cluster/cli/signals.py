@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from types import FrameType
 
+from gpu_cluster.cli.native import errors_descriptor
 from gpu_cluster.events import Observer
 
 _FINISHING = b"interrupted: the job ends after the batch of pictures in work; press Ctrl-C again to end it at once\n"
@@ -118,4 +119,4 @@ class Signals(Observer):
 def _say(line: bytes) -> None:
     # If the message cannot be written, the job ends all the same.
     with suppress(OSError):
-        os.write(2, line)
+        os.write(errors_descriptor(), line)

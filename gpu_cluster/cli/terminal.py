@@ -5,16 +5,13 @@ A terminal gets a progress bar and tables; a pipe or a file gets plain lines.
 
 from __future__ import annotations
 
-import os
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO, cast
 
 import numpy as np
 from rich.console import Console
@@ -30,6 +27,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from gpu_cluster.cli.native import log_new_output
+from gpu_cluster.cli.output import errors_console, on_one_line, open_console, write_error
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.doctor import Diagnosis
@@ -48,40 +47,6 @@ _PLAIN_EVERY_S = 5.0
 _MOST_CLUSTERS = 20
 
 
-class _Patient:
-    """A stream that drops all output once it can no longer be written, because this must not end a job of hours.
-
-    This happens when the reader of a pipe has ended, the terminal is gone, or the disk with the log is full.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._patience():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._patience():
-            self._stream.flush()
-
-    @contextmanager
-    def _patience(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            # Python writes buffered output when it ends, and would fail again without this.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-
-def _console(stream: TextIO | None = None, **options: Any) -> Console:
-    return Console(file=cast(TextIO, _Patient(stream or sys.stdout)), highlight=False, **options)
-
-
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")
@@ -91,8 +56,8 @@ class TerminalObserver(Observer):
     """Shows progress on standard error and decisions on standard output."""
 
     def __init__(self) -> None:
-        self._out = _console(soft_wrap=True)
-        self._errors = _console(sys.stderr, soft_wrap=True)
+        self._out = open_console(soft_wrap=True)
+        self._errors = errors_console()
         self._bar: Progress | None = None
         self._started = self._last_line = 0.0
 
@@ -139,23 +104,20 @@ class TerminalObserver(Observer):
 
 def print_done(message: str) -> None:
     """Print what a command has done; if this cannot be printed, the command still counts as done."""
-    _console(soft_wrap=True).print(message, markup=False)
+    open_console(soft_wrap=True).print(message, markup=False)
 
 
 def print_error(message: str, *, with_traceback: bool = False) -> None:
     """Print on one line of standard error why a command failed; `with_traceback` prints the traceback before it."""
-    stream = _Patient(sys.stderr)
-    if with_traceback:
-        stream.write(traceback.format_exc())
-    stream.write(f"error: {' '.join(message.split())}\n")
-    stream.flush()
+    # What libraries said of it comes before the error.
+    log_new_output()
+    before = traceback.format_exc() if with_traceback else ""
+    write_error(f"{before}error: {on_one_line(message)}\n")
 
 
 def print_note(message: str) -> None:
     """Print on one line of standard error what the user may not expect, but what is no error."""
-    stream = _Patient(sys.stderr)
-    stream.write(f"note: {' '.join(message.split())}\n")
-    stream.flush()
+    write_error(f"note: {on_one_line(message)}\n")
 
 
 def open_page(page: Path) -> None:
@@ -175,7 +137,7 @@ def open_page(page: Path) -> None:
 
 def print_summary(result: RunResult) -> None:
     """Print the results of a run, and where they are."""
-    console = _console(soft_wrap=True)
+    console = open_console(soft_wrap=True)
     findings = result.findings
     if findings is None:
         return
@@ -220,7 +182,7 @@ def _wrapped(console: Console, text: str, indent: int) -> list[str]:
 
 def print_comparison(found: Comparison) -> None:
     """Print the table of a comparison, which in a log is Markdown, what is best, and where the table is."""
-    console = _console(soft_wrap=True)
+    console = open_console(soft_wrap=True)
     files = f"files: {_files(found.manifest, 'compared', BAD_FILES)}"
     if console.is_terminal:
         console.print("\n".join(_wrapped(console, files, 0)), markup=False)
@@ -254,7 +216,7 @@ def _print_compared(console: Console, found: Comparison) -> None:
 
 def print_prediction(found: Prediction) -> None:
     """Print how many pictures were assigned to each cluster, and where the table is."""
-    console = _console(soft_wrap=True)
+    console = open_console(soft_wrap=True)
     bad_table = "" if found.bad_files is None else printable(found.bad_files.name)
     console.print(f"files: {_files(found.manifest, 'assigned', bad_table)}", markup=False)
     sizes = [(cluster, size) for cluster, size in enumerate(np.bincount(found.labels)) if size]
@@ -272,7 +234,7 @@ def print_prediction(found: Prediction) -> None:
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print the checks as a table, with the remedy for each check that fails."""
     # The printed text is the only result, so the command fails if it cannot be printed.
-    console = Console(soft_wrap=True, highlight=False)
+    console = open_console(patient=False, soft_wrap=True)
     marks = {"ok": "ok", "missing": "FAIL", "absent": "-"}
     width = max(len(check.name) for check in diagnosis.checks)
     for check in diagnosis.checks:
@@ -286,7 +248,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
     """Print what the store keeps: each recipe and each scanned folder."""
     # The printed text is the only result, so the command fails if it cannot be printed.
-    console = Console(soft_wrap=True, highlight=False)
+    console = open_console(patient=False, soft_wrap=True)
     console.print(printable(str(root)), markup=False)
     for recipe in recipes:
         used = datetime.fromtimestamp(recipe.last_used).strftime("%Y-%m-%d")
@@ -304,7 +266,7 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
 def print_verdict(verdict: SelftestVerdict) -> None:
     """Print the comparison of the devices, one line for each row, with its tolerance and the reason for it."""
     # In a log, the table is wide enough to have each row on one line.
-    console = _console(width=None if sys.stdout.isatty() else 160)
+    console = open_console(width=None if sys.stdout.isatty() else 160)
     marks = {True: "ok", False: "MISS", None: ""}
     table = Table(pad_edge=False)
     for title in ("", "", "CPU", "GPU", "error", "tolerance", "why"):

@@ -25,6 +25,9 @@ COLUMNS = 32
 # The colour in place of a missing picture; it is visible in print and in dark mode.
 GREY = "#BBBBBB"
 
+# Of a JPEG without a preview in its header: the name and the length of its first segment, and the end marker.
+_JFIF, _END = ("APP0", 14), b"\xff\xd9"
+
 
 @dataclass(frozen=True)
 class Sheets:
@@ -45,7 +48,7 @@ class Thumbnails:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | None,
         paths: Iterable[str],
         *,
         kept: Mapping[str, bytes] | None = None,
@@ -55,10 +58,13 @@ class Thumbnails:
 
         Parameters
         ----------
+        source
+            Where the pictures are; None if this is not known, so that there are only the kept copies.
         paths
             Locations in `source`, as tables show them.
         kept
-            Copies that were made earlier, JPEG, by path; they are used instead of reading the picture.
+            Copies that were made earlier, JPEG, by path; they are used instead of reading the picture. What they hold
+            beside pixels, as copies of earlier versions do, is left out.
         hashes
             Hash of each picture's content. If given, each picture is read again, and a kept copy is used only for a
             picture that is gone; a file with other content is another picture, and this one counts as gone.
@@ -116,24 +122,27 @@ class Thumbnails:
         """Return the copy of a row as JPEG; nothing if there is none to show."""
         path = self._paths[row]
         if self._hashes is None and path in self._kept:
-            return self._kept[path]
+            return _pixels_only(self._kept[path])
         self._sought.add(row)
+        if self._source is None:
+            self.gone.add(row)
+            return b""
         try:
             location = real_location(self._source, path)
             stream, _stat = self._source.open(location)
         except UnreadableError:
             self.gone.add(row)
-            return self._kept.get(path, b"")
+            return _pixels_only(self._kept.get(path, b""))
         with stream:
             try:
                 if self._hashes is not None and content_hash(stream) != self._hashes[row]:
                     self.gone.add(row)
-                    return self._kept.get(path, b"")
+                    return _pixels_only(self._kept.get(path, b""))
                 stream.seek(0)
                 return _as_jpeg(_small(stream, location, side))
             # The file was damaged since, or only TensorFlow can read it; a grey tile is better than no page.
             except (UndecodableError, OSError):
-                return self._kept.get(path, b"")
+                return _pixels_only(self._kept.get(path, b""))
 
 
 def small(source: Source, location: str, side: int) -> Image:
@@ -168,9 +177,30 @@ def real_location(source: Source, shown: str) -> str:
 
 
 def _as_jpeg(image: Image) -> bytes:
+    """Return the pixels of an image as JPEG, and nothing else: no comment, Exif, XMP or colour profile of the original.
+
+    Pillow would write the comment of the original again. A colour profile is not applied either: the copy has the
+    numbers that the network sees.
+    """
+    from PIL import Image
+
+    pixels = Image.new("RGB", image.size)
+    pixels.paste(image)
     stream = io.BytesIO()
-    image.save(stream, "jpeg", quality=75)
+    pixels.save(stream, "jpeg", quality=75)
     return stream.getvalue()
+
+
+def _pixels_only(jpeg: bytes) -> bytes:
+    """Return a copy that was made earlier, encoded again if it holds anything but pixels; nothing if it is nothing."""
+    if not jpeg:
+        return jpeg
+    image = _opened(jpeg)
+    # What Pillow writes begins with a JFIF segment, the only one that holds no pixels, and ends with the end marker,
+    # which cannot occur in the pixels.
+    segments = [(name, len(content)) for name, content in getattr(image, "applist", ())]
+    is_ours = segments == [_JFIF] and jpeg.find(_END) == len(jpeg) - len(_END)
+    return jpeg if is_ours else _as_jpeg(image)
 
 
 def _opened(jpeg: bytes) -> Image:

@@ -41,6 +41,7 @@ from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
 from gpu_cluster.jobs.prepare import (
     Job,
+    as_written,
     choose_folder,
     describe_device,
     filled,
@@ -48,6 +49,7 @@ from gpu_cluster.jobs.prepare import (
     moved_words,
     nothing_readable,
     opened,
+    rewriting_of,
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config, command_line
@@ -133,11 +135,17 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         # The record names the features that were really compared: the defaults may differ on another machine.
         compared = ComparedConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
         job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
-        with filled(folder, events, overwrite=config.report.overwrite) as stage:
+        rewrite = rewriting_of(config, job.manifest, job.weights, folder)
+        with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
             rows, manifest = _fill(job, recipes)
             found = Comparison(folder=folder, config=job.config, manifest=manifest, rows=rows)
             readable = len(manifest.bad) < len(manifest)
-            _write(stage.path, found, job, recipes[0], readable=readable)
+            written = replace(
+                found,
+                manifest=as_written(manifest, rewrite),
+                rows=tuple(replace(row, reason=row.reason and rewrite(row.reason)) for row in rows),
+            )
+            _write(stage.path, written, job, recipes[0], readable=readable)
     grouped = any(row.reason is None for row in rows)
     if not grouped and not readable:
         raise nothing_readable(manifest, stage)
@@ -151,7 +159,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
 
 def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, readable: bool) -> None:
     """Write the folder of a comparison; write the table only if a file could be read or something was grouped."""
-    write_bad_files(folder / run_folder.BAD_FILES, found.manifest)
+    write_bad_files(folder / run_folder.BAD_FILES, found.manifest, safe=found.config.report.safe_csv)
     # If all files became unreadable while the job ran, the groups found before are still reported.
     if readable or any(row.reason is None for row in found.rows):
         with job.events.stage("report"):

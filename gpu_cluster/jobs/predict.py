@@ -25,12 +25,13 @@ from gpu_cluster.errors import ConfigError, DataError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import opened
+from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.portable import check_root
 from gpu_cluster.records import Record
 from gpu_cluster.report.page import explained
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
-from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
+from gpu_cluster.report.tables import BAD_FILES_COLUMNS, csv_of, write_bad_files
 from gpu_cluster.results import Embeddings
 from gpu_cluster.run_folder import FinishedRun
 
@@ -105,7 +106,9 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if page is not None:
         _check_tables(finished)
 
-    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
+    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> Engine:
+        if config.report.portable:
+            check_root(manifest.root, manifest.paths)
         _check_model(run, model, weights)
         theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
         return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
@@ -117,13 +120,13 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
                 job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events
             )
         with events.stage("predict"):
-            found = _assign(model, embeddings, job.manifest.with_bad(embeddings.bad), out, job.backend)
+            found = _assign(model, embeddings, job, out)
         if page is None:
             return found
         with events.stage("page"):
             new = Assigned(found.manifest, found.rows, found.labels, found.distances, found.far, model.far_distances)
             with explained(run):
-                write_prediction_page(page, finished, new, out)
+                write_prediction_page(page, finished, new, out, portable=config.report.portable)
         return replace(found, report=page)
 
 
@@ -211,8 +214,13 @@ def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
         )
 
 
-def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path, backend: Backend) -> Prediction:
+def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine], out: Path) -> Prediction:
+    """Find the cluster of each picture, and write the tables."""
     import pandas as pd
+
+    backend, written = job.backend, job.config.report
+    rewrite = rewriting_of(job.config, job.manifest, job.weights, out.absolute().parent)
+    manifest = as_written(job.manifest.with_bad(embeddings.bad), rewrite)
 
     if embeddings.x.shape[0]:
         x, pcs = apply(model.reduction, embeddings.x, backend)
@@ -242,7 +250,7 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
         columns = {"path": columns.pop("path"), "cluster": columns.pop("cluster"), _LABEL_COLUMN: names, **columns}
     table = pd.DataFrame(columns)
     if out.suffix == ".csv":
-        content = table.to_csv(index=False, lineterminator="\n").encode()
+        content = csv_of(table, safe=written.safe_csv).encode()
     else:
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
@@ -254,5 +262,5 @@ def _assign(model: Model, embeddings: Embeddings, manifest: Manifest, out: Path,
             # This table may be left from an earlier prediction, and would no longer be true.
             _bad_files(out).unlink(missing_ok=True)
         else:
-            write_bad_files(bad_files, manifest)
+            write_bad_files(bad_files, manifest, safe=written.safe_csv)
     return found

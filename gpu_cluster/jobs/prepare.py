@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend, Choice, select
-from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, RunConfig
+from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, PredictConfig, RunConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import Engine, check_installed
 from gpu_cluster.errors import NothingReadableError
@@ -25,6 +25,7 @@ from gpu_cluster.images.labels import labelled
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Source, open_source
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.portable import Rewrite, check_root, rewriting, unchanged
 from gpu_cluster.store.store import Store, how_to_go_on, open_store
 from gpu_cluster.words import count
 
@@ -110,8 +111,10 @@ def choose_folder(
     Raises
     ------
     ConfigError
-        When the folder cannot be written.
+        When the folder cannot be written, or the job is portable and the tables would name folders above the pictures.
     """
+    if config.report.portable:
+        check_root(manifest.root, manifest.paths)
     folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
     if config.report.overwrite and config.report.out is None:
         observer.notice("--overwrite replaces nothing without --out: this run gets a new folder")
@@ -132,18 +135,39 @@ def describe_device(backend: Backend, engine: Engine) -> dict[str, Any]:
 
 
 @contextmanager
-def filled(folder: Path, events: Recorder, *, overwrite: bool) -> Iterator[run_folder.Staged]:
+def filled(
+    folder: Path, events: Recorder, *, overwrite: bool, rewrite: Rewrite = unchanged
+) -> Iterator[run_folder.Staged]:
     """Give the block a temporary folder to fill, and log the job's events in it.
 
     When the block ends without an error, the folder gets its final name; an earlier run of this name is moved, or
-    replaced if `overwrite` is true.
+    replaced if `overwrite` is true. Notices are logged as `rewrite` returns them.
     """
     with (
         run_folder.staged(folder, overwrite=overwrite) as stage,
         (stage.path / run_folder.EVENTS).open("w", encoding="utf-8") as log,
     ):
-        events.add(EventLog(log))
+        events.add(EventLog(log, rewrite))
         yield stage
+
+
+def rewriting_of(
+    config: RunConfig | CompareConfig | PredictConfig, manifest: Manifest, weights: vgg16.Weights, folder: Path
+) -> Rewrite:
+    """Return what is done to each text before it is written: paths are replaced if the job is portable."""
+    if not config.report.portable:
+        return unchanged
+    return rewriting(config.model_dump(mode="json"), manifest.root, weights.path, folder)
+
+
+def as_written(manifest: Manifest, rewrite: Rewrite) -> Manifest:
+    """Return the manifest with its texts (reasons, and where labels came from) as they are to be written."""
+    source = manifest.label_source
+    return replace(
+        manifest,
+        bad={row: rewrite(why) for row, why in manifest.bad.items()},
+        label_source=None if source is None else rewrite(source),
+    )
 
 
 def nothing_readable(manifest: Manifest, stage: run_folder.Staged) -> NothingReadableError:

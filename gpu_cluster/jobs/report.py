@@ -7,13 +7,13 @@ from pathlib import Path
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
-from gpu_cluster.files import printable
+from gpu_cluster.files import printable, write_explained
 from gpu_cluster.images import decoders
 from gpu_cluster.report.page import explained, write_page
-from gpu_cluster.run_folder import FinishedRun, check_is_run_folder
+from gpu_cluster.run_folder import RECORD, FinishedRun, check_is_run_folder
 
 
-def report(folder: Path, observer: Observer | None = None, *, root: Path | None = None) -> Path:
+def report(folder: Path, observer: Observer | None = None, *, root: Path | None = None, portable: bool = False) -> Path:
     """Write `report.html` of a finished run again; it replaces the one that is there. Return its path.
 
     Parameters
@@ -21,6 +21,8 @@ def report(folder: Path, observer: Observer | None = None, *, root: Path | None 
     root
         The folder that holds the pictures now, if they were moved; by default the page keeps the small copies that it
         has.
+    portable
+        Write no absolute path into the page, and take those that are there out of the other files of the folder.
 
     Raises
     ------
@@ -35,8 +37,12 @@ def report(folder: Path, observer: Observer | None = None, *, root: Path | None 
     if root is not None and not root.is_dir():
         raise ConfigError(f"--root: expected the folder that holds the pictures now; found {printable(str(root))!r}")
     check_is_run_folder(folder)
-    run = FinishedRun(folder)
+    run = FinishedRun(folder, portable=portable)
     with explained(folder):
         limits = DecodingConfig(max_pixels=run.max_pixels)
     with decoders.limited(limits):
-        return write_page(run, observer or Observer(), root=root)
+        page = write_page(run, observer or Observer(), root=root, portable=portable)
+    if portable:
+        with explained(folder), write_explained(folder / RECORD):
+            run.write_portable()
+    return page

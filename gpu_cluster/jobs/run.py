@@ -26,12 +26,14 @@ from gpu_cluster.errors import JobError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.jobs.prepare import (
     Job,
+    as_written,
     choose_folder,
     describe_device,
     filled,
     find_labelled,
     nothing_readable,
     opened,
+    rewriting_of,
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import PRESETS, command_line
@@ -63,8 +65,10 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
         engine, folder = job.tools
-        with filled(folder, events, overwrite=config.report.overwrite) as stage:
+        rewrite = rewriting_of(config, job.manifest, job.weights, folder)
+        with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
             manifest, findings = _find(job, engine)
+            written = as_written(manifest, rewrite)
             result = RunResult(
                 folder=folder,
                 config=config,
@@ -77,17 +81,18 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
                 notices=events.notices,
             )
             if findings is None:
-                write_bad_files(stage.path / run_folder.BAD_FILES, manifest)
+                write_bad_files(stage.path / run_folder.BAD_FILES, written, safe=config.report.safe_csv)
             else:
                 with events.stage("report"):
-                    write_report(stage.path, manifest, job.source, findings, config.report, backend=job.backend)
+                    write_report(stage.path, written, job.source, findings, config.report, backend=job.backend)
                     save_model(
                         stage.path / run_folder.MODEL, _model(findings, engine, config.embed, job.backend), job.backend
                     )
-            write_run_record(stage.path, result, findings, command=command_line(config), backend=job.backend)
+            record = replace(result, manifest=written)
+            write_run_record(stage.path, record, findings, command=command_line(config), backend=job.backend)
             if findings is not None:
                 with events.stage("page"):
-                    _try_page(stage.path, events)
+                    _try_page(stage.path, events, manifest.root)
     if findings is None:
         raise nothing_readable(manifest, stage)
     return replace(result, folder=stage.folder, earlier_run=stage.earlier_run)
@@ -144,10 +149,10 @@ def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Man
     )
 
 
-def _try_page(folder: Path, events: Recorder) -> None:
+def _try_page(folder: Path, events: Recorder, pictures: Path) -> None:
     """Write the page; if that fails for whatever reason, report it and keep the results, which may be hours of work."""
     try:
-        write_page(run_folder.FinishedRun(folder), events)
+        write_page(run_folder.FinishedRun(folder), events, found=pictures)
     except Exception as error:
         if events.stopping():
             raise

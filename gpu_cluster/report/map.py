@@ -17,7 +17,7 @@ from gpu_cluster.report.pictures import Chosen
 from gpu_cluster.run_folder import FinishedRun
 
 
-def map_data(run: FinishedRun, chosen: Chosen, sheets: Sheets, links: Links) -> str:
+def map_data(run: FinishedRun, chosen: Chosen, sheets: Sheets, links: Links | None) -> str:
     """Return the data as JSON text that cannot end the script element that holds it."""
     pictures = run.pictures.iloc[chosen.on_map]
     paths = list(pictures["path"])
@@ -28,9 +28,10 @@ def map_data(run: FinishedRun, chosen: Chosen, sheets: Sheets, links: Links) -> 
     code = {name: at for at, name in enumerate(labels or ())}
     data = {
         "names": [visible(path) for path in paths],
-        "base": links.base,
+        # Without links, the page shows only the small copies.
+        "base": None if links is None else links.base,
         # The script makes the other addresses from the names.
-        "odd": {at: links.part(path) for at, path in enumerate(paths) if not is_plain(path)},
+        "odd": {at: links.part(path) for at, path in enumerate(paths) if links is not None and not is_plain(path)},
         "cluster": pictures["cluster"].tolist(),
         "labels": None if labels is None else [visible(name) for name in labels],
         "label": None if labels is None else [code.get(label, -1) for label in pictures["label"]],

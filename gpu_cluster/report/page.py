@@ -34,7 +34,9 @@ from gpu_cluster.words import count
 _MOST_ROWS = 500
 
 
-def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None) -> Path:
+def write_page(
+    run: FinishedRun, observer: Observer, *, root: Path | None = None, found: Path | None = None, portable: bool = False
+) -> Path:
     """Write `report.html` into a finished run folder; it replaces an earlier page. Return its path.
 
     The small copies of the pictures are kept in the folder. They are made from the pictures the first time; later pages
@@ -44,6 +46,11 @@ def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None
     ----------
     root
         Where the pictures are now; all of them are read again from there, and the links point there.
+    found
+        Where the run has just found the pictures, which the record of a portable run does not say.
+    portable
+        Whether the page has no links to the pictures, and the small copies do not say where the pictures are. This is
+        also so if nobody has said it: the record of a portable run does not, unless an earlier `root` did.
 
     Raises
     ------
@@ -55,17 +62,20 @@ def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None
     """
     with explained(run.folder):
         place, kept = run.thumbnails
-        place = root or place
+        linked = None if portable else root or place
+        place = root or place or found
         hashes = None if root is None else run.pictures["content_hash"]
-        thumbnails = Thumbnails(open_source(place), run.pictures["path"], kept=kept, hashes=hashes)
+        thumbnails = Thumbnails(
+            None if place is None else open_source(place), run.pictures["path"], kept=kept, hashes=hashes
+        )
         chosen = Chosen(run)
         thumbnails.make(chosen.alone, ALONE)
         thumbnails.make(chosen.on_sheets, chosen.side_on_sheet)
         _tell_what_is_gone(run, thumbnails, place, observer, asked=root is not None)
-        content = _render(run, chosen, thumbnails, place).encode()
+        content = _render(run, chosen, thumbnails, linked).encode()
         copies = thumbnails.copies()
     with write_explained(run.folder / THUMBNAILS):
-        run.keep_thumbnails(place, copies)
+        run.keep_thumbnails(linked, copies)
     path = run.folder / PAGE
     with write_explained(path):
         write_whole(path, content)
@@ -73,7 +83,7 @@ def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None
 
 
 def _tell_what_is_gone(
-    run: FinishedRun, thumbnails: Thumbnails, root: Path, observer: Observer, *, asked: bool
+    run: FinishedRun, thumbnails: Thumbnails, root: Path | None, observer: Observer, *, asked: bool
 ) -> None:
     """Report pictures that are not where they were; refuse to make a page that shows none of them.
 
@@ -85,21 +95,22 @@ def _tell_what_is_gone(
     gone, n = len(thumbnails.gone), len(run.pictures)
     if not gone:
         # If every copy was kept, no picture was looked for; only the links need it.
-        if not root.is_dir():
+        if root is not None and not root.is_dir():
             observer.notice(
                 f"The pictures are no longer in {printable(str(root))!r}: the report keeps its small copies of them, "
                 "but its links to the files lead nowhere. Give --root DIR with the folder that holds the pictures now"
             )
         return
     first = printable(str(run.pictures["path"].iloc[min(thumbnails.gone)]))
+    where = "the folder that a portable run does not name" if root is None else repr(printable(str(root)))
     if (asked or not thumbnails.copies()) and gone >= thumbnails.n_looked_for:
         raise DataError(
             f"cannot make a report of {printable(str(run.folder))!r}: expected its {n:,} pictures in "
-            f"{printable(str(root))!r}, found none of them (the first is {first!r}); give --root DIR with the folder "
+            f"{where}, found none of them (the first is {first!r}); give --root DIR with the folder "
             "that holds them now; nothing was changed"
         )
     observer.notice(
-        f"{count(gone, 'picture')} of the report {'is' if gone == 1 else 'are'} not in {printable(str(root))!r}, or "
+        f"{count(gone, 'picture')} of the report {'is' if gone == 1 else 'are'} not in {where}, or "
         f"changed (the first is {first!r}): the report keeps earlier small copies where it has them, and shows grey "
         "squares for the others"
     )
@@ -120,10 +131,10 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path) -> str:
+def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path | None) -> str:
     import markupsafe
 
-    links = Links(root, run.folder)
+    links = None if root is None else Links(root, run.folder)
     shown = Shown(run, thumbnails, links)
     sheets = thumbnails.sheets(chosen.on_sheets.tolist(), chosen.side_on_sheet)
     values = {
@@ -132,10 +143,15 @@ def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path
         "cards": list(cards(run, chosen, shown)),
         "uncertain": _uncertain(run, chosen, shown),
         "near_duplicates": [{"pictures": shown.all(pair), "alike": _alike(cosine)} for pair, cosine in chosen.pairs],
-        "title": f"What is in {visible(root.name or str(root))}",
+        "title": f"What is in {visible(_title(run, root))}",
+        "linked": links is not None,
         "map_words": _map_words(run, chosen),
     }
     return render("report.html", {**values, **_words(run), **_tables(run)})
+
+
+def _title(run: FinishedRun, root: Path | None) -> str:
+    return run.record["root_name"] if root is None else root.name or str(root)
 
 
 def _uncertain(run: FinishedRun, chosen: Chosen, shown: Shown) -> list[dict[str, Any]]:
@@ -161,6 +177,7 @@ def _words(run: FinishedRun) -> dict[str, Any]:
         "k_words": _k_words(run),
         "label_words": _label_words(run),
         "command": visible(run.record["command"]),
+        "repeated": " ".join(["gpu-cluster run", *(["FOLDER"] if run.is_portable else []), "--config run.json"]),
         "notices": [visible(notice) for notice in run.record["notices"]],
     }
 

@@ -104,7 +104,7 @@ def _pairs(run: FinishedRun) -> list[tuple[tuple[int, int], float]]:
 class Shown:
     """Describes pictures of a run for the template: copy, link to the file, name, group, silhouette."""
 
-    def __init__(self, run: FinishedRun, thumbnails: Thumbnails, links: Links) -> None:
+    def __init__(self, run: FinishedRun, thumbnails: Thumbnails, links: Links | None) -> None:
         self._pictures = run.pictures
         self._has_labels = run.metrics["class_by_cluster"] is not None
         self._thumbnails = thumbnails
@@ -117,7 +117,7 @@ class Shown:
         silhouette = float(picture["silhouette"])
         return {
             "source": self._thumbnails.uri(row),
-            "link": self._links.to(picture["path"]),
+            "link": None if self._links is None else self._links.to(picture["path"]),
             "name": name,
             "alt": f"{name}, group {group}" + (f", label {visible(label)}" if labelled else ""),
             "group": group,

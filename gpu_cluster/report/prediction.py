@@ -55,15 +55,15 @@ class Assigned:
     far_distances: FloatArray
 
 
-def write_prediction_page(file: Path, run: FinishedRun, new: Assigned, table: Path) -> None:
-    """Write the page of predictions; `table` is the file with all of them.
+def write_prediction_page(file: Path, run: FinishedRun, new: Assigned, table: Path, *, portable: bool = False) -> None:
+    """Write the page of predictions; `table` is the file with all of them. A portable page has no links to pictures.
 
     Raises
     ------
     JobError
         When it cannot be written; an earlier page stays as it is.
     """
-    content = _render(file.parent, run, new, table).encode()
+    content = _render(file.parent, run, new, table, portable=portable).encode()
     with write_explained(file):
         write_whole(file, content)
 
@@ -71,11 +71,11 @@ def write_prediction_page(file: Path, run: FinishedRun, new: Assigned, table: Pa
 class _New:
     """Describes new pictures for the template, as `Shown` does those of the run."""
 
-    def __init__(self, new: Assigned, folder: Path) -> None:
+    def __init__(self, new: Assigned, links: Links | None) -> None:
         self._new = new
         self._paths = [printable(new.manifest.paths[row]) for row in new.rows]
         self._thumbnails = Thumbnails(open_source(new.manifest.root), self._paths)
-        self._links = Links(new.manifest.root, folder)
+        self._links = links
 
     def all(self, places: IntArray) -> list[dict[str, Any]]:
         self._thumbnails.make(places.tolist(), ALONE)
@@ -87,7 +87,7 @@ class _New:
         times = _times(new)[place]
         return {
             "source": self._thumbnails.uri(place),
-            "link": self._links.to(path),
+            "link": None if self._links is None else self._links.to(path),
             "name": visible(path),
             "alt": f"{visible(path)}, assigned to group {group}",
             "group": group,
@@ -103,8 +103,8 @@ def _times(new: Assigned) -> FloatArray:
     return times
 
 
-def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path) -> str:
-    pictures = _New(new, folder)
+def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path, *, portable: bool) -> str:
+    pictures = _New(new, None if portable else Links(new.manifest.root, folder))
     far = np.flatnonzero(new.far)
     farthest = far[np.argsort(-_times(new)[far], kind="stable")][:_MOST_FAR]
     bad = [(printable(new.manifest.paths[row]), why) for row, why in sorted(new.manifest.bad.items())]
@@ -118,7 +118,8 @@ def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path) -> str:
             "table": visible(table.name),
             "far": pictures.all(farthest),
             "n_far": len(far),
-            "groups": list(_groups(folder, run, new, pictures)),
+            "linked": not portable,
+            "groups": list(_groups(None if portable else folder, run, new, pictures)),
             "n_groups": len(np.unique(new.clusters)),
             "n_empty": int(run.metrics["k"]) - len(np.unique(new.clusters)),
             "bad": [{"name": visible(path), "reason": visible(why)} for path, why in bad],
@@ -141,11 +142,11 @@ def _answer(new: Assigned, n_far: int) -> str:
     return words
 
 
-def _groups(folder: Path, run: FinishedRun, new: Assigned, pictures: _New) -> Iterator[dict[str, Any]]:
-    """Yield the groups that new pictures went to, those with most of them first."""
+def _groups(folder: Path | None, run: FinishedRun, new: Assigned, pictures: _New) -> Iterator[dict[str, Any]]:
+    """Yield the groups that new pictures went to, those with most of them first; without a folder, without links."""
     root, kept = run.thumbnails
-    thumbnails = Thumbnails(open_source(root), run.pictures["path"], kept=kept)
-    shown = Shown(run, thumbnails, Links(root, folder))
+    thumbnails = Thumbnails(None if root is None else open_source(root), run.pictures["path"], kept=kept)
+    shown = Shown(run, thumbnails, None if root is None or folder is None else Links(root, folder))
     clusters, distances = run.pictures["cluster"].to_numpy(), run.pictures["distance"].to_numpy()
     counts = np.bincount(new.clusters, minlength=int(run.metrics["k"]))
     for number in np.argsort(-counts, kind="stable")[:MOST_CARDS]:

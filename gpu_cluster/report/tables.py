@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
@@ -25,9 +24,11 @@ from gpu_cluster.config import ReportConfig
 from gpu_cluster.files import printable, write_whole
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.portable import portable_record
 from gpu_cluster.report import plots
 from gpu_cluster.report.pictures import least_certain
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
+from gpu_cluster.words import for_spreadsheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,14 +38,15 @@ def write_report(
     stage: Path, manifest: Manifest, source: Source, findings: Findings, config: ReportConfig, *, backend: Backend
 ) -> None:
     """Write the tables, the scores and the plots of a run into the folder `stage`."""
-    write_bad_files(stage / run_folder.BAD_FILES, manifest)
+    safe = config.safe_csv
+    write_bad_files(stage / run_folder.BAD_FILES, manifest, safe=safe)
     assignments = _assignments(manifest, findings, backend)
     # Numbers are written with the fewest digits that give the same float32 when they are read.
-    _write_csv(stage / run_folder.ASSIGNMENTS, backend.to_pandas(assignments))
+    _write_csv(stage / run_folder.ASSIGNMENTS, backend.to_pandas(assignments), safe=safe)
     _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
-    _write_csv(stage / run_folder.SWEEP, _sweep_table(findings))
-    _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings))
-    _write_json(stage / run_folder.METRICS, _metrics(manifest, findings, backend))
+    _write_csv(stage / run_folder.SWEEP, _sweep_table(findings), safe=safe)
+    _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings), safe=safe)
+    run_folder.write_json(stage / run_folder.METRICS, _metrics(manifest, findings, backend))
     plots.draw_all(
         stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
     )
@@ -57,7 +59,7 @@ def write_comparison(stage: Path, found: Comparison) -> None:
     table = pd.DataFrame(
         {column.name: [getattr(row, column.name) for row in found.rows] for column in fields(Compared)}
     )
-    _write_csv(stage / run_folder.COMPARISON, table)
+    _write_csv(stage / run_folder.COMPARISON, table, safe=found.config.report.safe_csv)
     page = [*comparison_lines(found), "", conclusion(found)]
     (stage / run_folder.COMPARISON_PAGE).write_text("\n".join(page) + "\n", encoding="utf-8")
     (stage / run_folder.PLOTS).mkdir()
@@ -169,12 +171,17 @@ def _stability(row: Compared) -> float:
 BAD_FILES_COLUMNS = ("path", "reason")
 
 
-def write_bad_files(file: Path, manifest: Manifest) -> None:
-    """Write the table of the files that cannot be used; it is only a header if every file was read."""
+def write_bad_files(file: Path, manifest: Manifest, *, safe: bool = False) -> None:
+    """Write the table of the files that cannot be used; it is only a header if every file was read.
+
+    With `safe`, it is written as `csv_of` writes tables for spreadsheets.
+    """
     stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
+    table = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if safe else csv.QUOTE_MINIMAL)
     table.writerow(BAD_FILES_COLUMNS)
-    table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
+    for row, why in sorted(manifest.bad.items()):
+        cells = (printable(manifest.paths[row]), why)
+        table.writerow(map(for_spreadsheet, cells) if safe else cells)
     write_whole(file, stream.getvalue().encode())
 
 
@@ -184,25 +191,23 @@ def write_run_record(
     """Write `manifest.parquet` and `run.json`; the latter can be given as `--config` to repeat the run."""
     manifest = result.manifest
     _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest))
-    config = result.config.model_dump(mode="json")
     path, sha256 = result.weights
-    _write_json(
-        stage / run_folder.RECORD,
-        {
-            "gpu_cluster": version("gpu-cluster"),
-            "config": config,
-            "command": command,
-            "root": str(manifest.root),
-            "files": manifest.counts(),
-            "weights": {"path": str(path), "sha256": sha256},
-            **result.device,
-            "repeats": dict(backend.repeats),
-            "device_reason": result.device_reason,
-            **_facts(findings),
-            "stages_s": {stage_name: round(seconds, 3) for stage_name, seconds in result.stages_s.items()},
-            "notices": list(result.notices),
-        },
-    )
+    record = {
+        "gpu_cluster": version("gpu-cluster"),
+        "config": result.config.model_dump(mode="json"),
+        "command": command,
+        "root": str(manifest.root),
+        "files": manifest.counts(),
+        "weights": {"path": str(path), "sha256": sha256},
+        **result.device,
+        "repeats": dict(backend.repeats),
+        "device_reason": result.device_reason,
+        **_facts(findings),
+        "stages_s": {stage_name: round(seconds, 3) for stage_name, seconds in result.stages_s.items()},
+        "notices": list(result.notices),
+    }
+    portable = record["config"].get("report", {}).get("portable")
+    run_folder.write_json(stage / run_folder.RECORD, portable_record(record) if portable else record)
 
 
 def _manifest_table(manifest: Manifest) -> pd.DataFrame:
@@ -348,8 +353,25 @@ def _facts(findings: Findings | None) -> dict[str, Any]:
     }
 
 
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    table.to_csv(path, index=False, lineterminator="\n")
+def csv_of(table: pd.DataFrame, *, safe: bool) -> str:
+    """Return a table as CSV; with `safe`, every cell is in quotes, and no text begins as a formula of a spreadsheet."""
+    import pandas as pd
+
+    if not safe:
+        return table.to_csv(index=False, lineterminator="\n")
+    cells = {}
+    for name, column in table.items():
+        if pd.api.types.is_numeric_dtype(column):
+            # As NumPy writes them, and not in quotes as pandas does, which would give a float32 the digits of a float.
+            texts = column.to_numpy().astype(str)
+        else:
+            texts = column.map(for_spreadsheet, na_action="ignore").to_numpy(object)
+        cells[name] = np.where(column.isna(), "", texts)
+    return pd.DataFrame(cells).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+
+def _write_csv(path: Path, table: pd.DataFrame, *, safe: bool) -> None:
+    path.write_text(csv_of(table, safe=safe), encoding="utf-8", newline="")
 
 
 def _write_parquet(path: Path, table: Any) -> None:
@@ -357,9 +379,3 @@ def _write_parquet(path: Path, table: Any) -> None:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     path.write_bytes(buffer.getvalue())
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A path that is not UTF-8 contains surrogates; written as \\udcNN they are valid JSON and are read back unchanged.
-    path.write_bytes(text.encode("utf-8", "backslashreplace"))

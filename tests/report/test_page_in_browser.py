@@ -27,7 +27,7 @@ import gpu_cluster
 from gpu_cluster.jobs.report import report
 from gpu_cluster.report import pictures
 from gpu_cluster.verdict import judge
-from tests.helpers import FLOWERS, N_FLOWERS, Finished, picture, write_pictures
+from tests.helpers import FLOWERS, N_FLOWERS, Finished, called, picture, write_pictures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -165,6 +165,30 @@ def test_every_picture_is_described_and_opens_its_file_from_where_the_page_is(br
     assert browser.driver.current_url == (FLOWERS / name).as_uri()
     browser.driver.close()
     browser.driver.switch_to.window(browser.driver.window_handles[0])
+
+
+def test_a_portable_page_shows_the_pictures_without_links(chromium, sample_run, tmp_path):
+    folder = Path(shutil.copytree(sample_run.folder, tmp_path / "run"))
+    assert called("report", folder, "--portable").code == 0
+    chromium.open(folder / "report.html")
+    assert chromium.all("figure a") == []
+    pictures = chromium.all("figure img")
+    assert len(pictures) > 100
+    assert all(int(one.get_property("naturalWidth") or 0) > 0 for one in pictures[::10])
+    list_ = chromium.find("details.all")
+    list_.find_element(By.TAG_NAME, "summary").click()
+    tiles = WebDriverWait(chromium.driver, 5).until(
+        lambda _: list_.find_elements(By.CSS_SELECTOR, ".tiles [title] canvas")
+    )
+    assert len(tiles) > 10
+    assert list_.find_elements(By.CSS_SELECTOR, ".tiles a") == []
+    # The keys of the map: a step to the next picture, and the one that would open its file.
+    chromium.find("#map").send_keys("no")
+    assert chromium.find("#said").text
+    assert not chromium.find("#open").is_displayed()
+    assert len(chromium.driver.window_handles) == 1
+    assert chromium.requested() == [(folder / "report.html").as_uri()]
+    assert chromium.complaints() == []
 
 
 def test_all_pictures_of_a_group_are_in_the_page_some_at_a_time(browser, sample_run):

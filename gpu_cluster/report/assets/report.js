@@ -17,6 +17,8 @@
 
   let layout = "tsne", colour = "cluster", only = null, current = -1;
   let scale = 1, left = 0, top = 0;
+  // A page that is handed on has no links to the files of the pictures.
+  const linked = data.base !== null;
   const address = i => data.base + (data.odd[i] ?? data.names[i].split("/").map(encodeURIComponent).join("/"));
   const groupOf = i => colour === "cluster" ? data.cluster[i] : data.label[i];
   const nameOf = group => colour === "cluster" ? `${group}` : group < 0 ? "no label" : data.labels[group];
@@ -134,7 +136,7 @@
     const box = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(0, Math.min(x + 12, v.width - box.width))}px`;
     tip.style.top = `${Math.max(0, y + 12 + box.height > v.height ? y - box.height - 12 : y + 12)}px`;
-    if (aloud) { said.textContent = words(i).join(", "); openLink.href = address(i); openLink.hidden = false; }
+    if (aloud) { said.textContent = words(i).join(", "); if (linked) { openLink.href = address(i); openLink.hidden = false; } }
   }
 
   // A picture is near the pointer within this many pixels; for a click it must be nearer.
@@ -279,15 +281,13 @@
     const rows = data.members[Number(list.dataset.group)], there = list.querySelector(".tiles"), ratio = Math.min(2, window.devicePixelRatio || 1);
     const from = there.childElementCount, more = list.querySelector(".more");
     for (const i of rows.slice(from, from + atATime)) {
-      const link = document.createElement("a"), copy = document.createElement("canvas");
+      const link = document.createElement(linked ? "a" : "span"), copy = document.createElement("canvas");
       copy.width = copy.height = Math.round(72 * ratio);
       drawCopy(copy.getContext("2d"), i, 0, 0, copy.width);
       copy.setAttribute("role", "img");
       copy.setAttribute("aria-label", words(i).join(", "));
-      link.href = address(i);
       link.title = data.names[i];
-      link.target = "_blank";
-      link.rel = "noopener";
+      if (linked) Object.assign(link, { href: address(i), target: "_blank", rel: "noopener" });
       link.append(copy);
       there.append(link);
     }
