@@ -22,7 +22,7 @@ import numpy as np
 from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ReportConfig
-from gpu_cluster.files import printable, write_whole
+from gpu_cluster.files import escaped, write_whole
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
@@ -174,7 +174,7 @@ def write_bad_files(file: Path, manifest: Manifest) -> None:
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(BAD_FILES_COLUMNS)
-    table.writerows([printable(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
+    table.writerows([escaped(manifest.paths[row]), why] for row, why in sorted(manifest.bad.items()))
     write_whole(file, stream.getvalue().encode())
 
 
@@ -212,7 +212,7 @@ def _manifest_table(manifest: Manifest) -> pd.DataFrame:
     statuses = [manifest.status(row) for row in range(len(manifest))]
     files = manifest.files
     text = {
-        "path": [printable(path) for path in manifest.paths],
+        "path": [escaped(path) for path in manifest.paths],
         "status": [status for status, _ in statuses],
         "reason": [reason for _, reason in statuses],
         "format": [file.format for file in files],
@@ -237,7 +237,7 @@ def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> An
     pcs = findings.projection.pcs
     return backend.frames.DataFrame(
         {
-            "path": [printable(manifest.paths[row]) for row in rows],
+            "path": [escaped(manifest.paths[row]) for row in rows],
             "cluster": clustering.labels,
             "label": backend.frames.Series([labels[row] for row in rows], dtype="str"),
             "distance": clustering.distances,
@@ -258,8 +258,8 @@ def _near_duplicates_table(manifest: Manifest, findings: Findings) -> pd.DataFra
     pairs, rows = findings.near_duplicates, findings.embeddings.rows
     return pd.DataFrame(
         {
-            "path": pd.Series([printable(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
-            "other": pd.Series([printable(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"),
+            "path": pd.Series([escaped(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
+            "other": pd.Series([escaped(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"),
             "cosine": pd.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
         }
     )
