@@ -14,10 +14,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gpu_cluster.errors import JobError
 
+# The most that is read of a list or a table of files: room for some ten million names.
+MOST_TABLE_BYTES = 1 << 30
 # What is read behind the size of a file, to see whether there is more. Some files of /proc refuse to give a few bytes.
 _BEHIND_BYTES = 4096
 
@@ -79,7 +81,9 @@ class ChangedError(OSError):
         return str(self.strerror)
 
 
-def open_regular(path: str | os.PathLike[str]) -> tuple[IO[bytes], os.stat_result]:
+def open_regular(
+    path: str | os.PathLike[str], *, most_bytes: int | None = None
+) -> tuple[io.BufferedReader, os.stat_result]:
     """Open a regular file for reading, and return its status at this moment too.
 
     The stream ends where the file ended when it was opened, so reading it ends too, whatever the file is. Reading
@@ -91,7 +95,7 @@ def open_regular(path: str | os.PathLike[str]) -> tuple[IO[bytes], os.stat_resul
     NotAFileError
         When it is not a regular file; it is not waited for the other end of a pipe.
     OSError
-        Whatever the file system refuses.
+        When it has more than `most_bytes`, or whatever the file system refuses.
     """
     # Without O_NONBLOCK, opening a pipe would wait for its other end.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -100,6 +104,8 @@ def open_regular(path: str | os.PathLike[str]) -> tuple[IO[bytes], os.stat_resul
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
             raise NotAFileError(errno.EINVAL, f"{what}, not a file")
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes; expected at most {most_bytes:,}")
         return io.BufferedReader(_Bounded(descriptor, status.st_size)), status
     except BaseException:
         os.close(descriptor)

@@ -179,7 +179,13 @@ def age(files: Sequence[Path]) -> list[Path]:
     """Give files a time of change long ago: the scan does not trust what changed a moment before it."""
     for file in files:
         os.utime(file, ns=(1_700_000_000_500_000_000, 1_700_000_000_500_000_000))
+    settle()
     return list(files)
+
+
+def settle() -> None:
+    """Wait for a tick of the clock: the time of status change cannot be set back."""
+    time.sleep(0.05)
 
 
 def listing(folder: Path) -> dict[str, bytes | str | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +124,61 @@ def test_a_folder_without_images_is_an_error_that_says_what_is_looked_for(tmp_pa
     touch(tmp_path, "notes.txt", ".hidden.png")
     with pytest.raises(DataError, match=r"no images in .*expected image files, by their content .* or their name"):
         find(tmp_path)
+
+
+def deep(folder: Path, depth: int, name: str) -> None:
+    """Write a file below so many folders of one letter, however long its path becomes."""
+    parent = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=parent)
+        child = os.open("d", os.O_RDONLY, dir_fd=parent)
+        os.close(parent)
+        parent = child
+    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=parent))
+    os.close(parent)
+
+
+@pytest.fixture
+def emptied(tmp_path):
+    """A folder that may become deeper than Python 3.11 can remove."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
+
+
+def test_a_folder_is_searched_however_deep_it_is(emptied):
+    touch(emptied, "a.png")
+    deep(emptied, 1100, "b.png")
+    manifest, _ = find(emptied)
+    assert manifest.paths == ("a.png", "d/" * 1100 + "b.png")
+    assert not manifest.bad
+
+
+def test_a_folder_deeper_than_paths_can_be_is_bad_and_the_search_goes_on(emptied):
+    touch(emptied, "z.png")
+    deep(emptied, 2100, "b.png")
+    manifest, _ = find(emptied)
+    assert [set(path) for path in manifest.paths] == [{"d", "/"}, set("z.png")]
+    assert manifest.bad == {0: "a folder that cannot be read: File name too long"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "huge", "gone"])
+def test_a_list_that_cannot_be_read_is_an_error_that_names_it(tmp_path, kind):
+    name = tmp_path / "list"
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "folder":
+        name.mkdir()
+    elif kind == "device":
+        name.symlink_to("/dev/zero")
+    elif kind == "huge":
+        name.touch()
+        os.truncate(name, 100 << 30)
+    with pytest.raises(DataError, match=r"cannot read --input-list '.*list': .*; expected a file with one image file"):
+        find(input_list=name)
+
+
+def test_a_list_of_nothing_but_separators_is_empty(tmp_path):
+    (tmp_path / "list").write_bytes(b"")
+    os.truncate(tmp_path / "list", 1 << 20)
+    with pytest.raises(DataError, match="is empty; expected one image file per line"):
+        find(input_list=tmp_path / "list")
