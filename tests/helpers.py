@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -181,6 +182,17 @@ def age(files: Sequence[Path]) -> list[Path]:
         os.utime(file, ns=(1_700_000_000_500_000_000, 1_700_000_000_500_000_000))
     settle()
     return list(files)
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """Make a folder in memory, where Linux has one: it is quick, and keeps times from before 1901 too."""
+    folder = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    try:
+        yield Path(folder)
+    finally:
+        # Python 3.11 removes no folder that is 1,000 folders deep.
+        subprocess.run(["rm", "-r", folder], check=True)
 
 
 def settle() -> None:

@@ -69,7 +69,7 @@ def test_a_file_that_became_longer_or_shorter_after_it_was_opened_is_an_error(tm
     (tmp_path / "a").write_bytes(b"a" * size)
     with open_regular(tmp_path / "a")[0] as stream:
         os.truncate(tmp_path / "a", size + change)
-        with pytest.raises(ChangedError, match="^changed while it was read$"):
+        with pytest.raises(ChangedError, match="changed while it was read"):
             stream.read()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from gpu_cluster.config import shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.images.decode import suffixes
+from tests.helpers import memory_folder
 from tests.images.files import find, touch
 
 
@@ -126,39 +126,28 @@ def test_a_folder_without_images_is_an_error_that_says_what_is_looked_for(tmp_pa
         find(tmp_path)
 
 
-def deep(folder: Path, depth: int, name: str) -> None:
-    """Write a file below so many folders of one letter, however long its path becomes."""
+def deep(folder: Path, depth: int, files: dict[int, str]) -> None:
+    """Make so many folders, one in the other, with files at some depths, however long paths become."""
     parent = os.open(folder, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=parent)
-        child = os.open("d", os.O_RDONLY, dir_fd=parent)
+    for level in range(1, depth + 1):
+        os.mkdir("dd", dir_fd=parent)
+        child = os.open("dd", os.O_RDONLY, dir_fd=parent)
         os.close(parent)
         parent = child
-    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=parent))
+        if level in files:
+            os.close(os.open(files[level], os.O_CREAT | os.O_WRONLY, dir_fd=parent))
     os.close(parent)
 
 
-@pytest.fixture
-def emptied(tmp_path):
-    """A folder that may become deeper than Python 3.11 can remove."""
-    yield tmp_path
-    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
-
-
-def test_a_folder_is_searched_however_deep_it_is(emptied):
-    touch(emptied, "a.png")
-    deep(emptied, 1100, "b.png")
-    manifest, _ = find(emptied)
-    assert manifest.paths == ("a.png", "d/" * 1100 + "b.png")
-    assert not manifest.bad
-
-
-def test_a_folder_deeper_than_paths_can_be_is_bad_and_the_search_goes_on(emptied):
-    touch(emptied, "z.png")
-    deep(emptied, 2100, "b.png")
-    manifest, _ = find(emptied)
-    assert [set(path) for path in manifest.paths] == [{"d", "/"}, set("z.png")]
-    assert manifest.bad == {0: "a folder that cannot be read: File name too long"}
+def test_a_folder_is_searched_however_deep_it_is_and_what_is_deeper_than_paths_can_be_is_bad():
+    with memory_folder() as folder:
+        deep(folder, 1400, {1100: "b.png", 1400: "c.png"})
+        touch(folder, "z.png")
+        manifest, _ = find(folder)
+    deepest, cut, other = manifest.paths
+    assert (deepest, other) == ("dd/" * 1100 + "b.png", "z.png")
+    assert cut.startswith("dd/" * 1300)
+    assert manifest.bad == {1: "a folder that cannot be read: File name too long"}
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "huge", "gone"])
