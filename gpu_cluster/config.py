@@ -244,7 +244,7 @@ class StoreConfig(_Section):
     rehash: bool = Field(
         False,
         exclude=True,
-        description="Read every file again, even if its path, size and time of change are those of an earlier run.",
+        description="Read every file again, even if its path, size and times of change are those of an earlier run.",
     )
     shard_size: Annotated[int, Field(ge=1)] | None = Field(
         None,

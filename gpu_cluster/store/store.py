@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# In the key of scans with the time of status change. Jobs of the version before, which would take such shards for
-# damaged ones, therefore do not look at them.
+# In the key of scans with more columns than these of the version before. Jobs of that version, which would take such
+# shards for damaged ones, therefore do not look at them.
 _SCAN_COLUMNS = 2
+_EARLIER_COLUMNS = frozenset(
+    {"path", "size", "mtime_ns", "content_hash", "format", "mode", "width", "height", "orientation", "reason"}
+)
 
 
 class Store:
@@ -237,7 +240,7 @@ def embedding_schema(n_features: int) -> pa.Schema:
 
 
 def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns of a shard of scanned files with this key; those of the version before lack `ctime_ns`."""
+    """Return the columns of a shard of scanned files with this key; those of the version before were fewer."""
     import pyarrow as pa
 
     schema = pa.schema(
@@ -256,7 +259,9 @@ def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
             pa.field("reason", pa.string()),
         ]
     )
-    return schema if key.get("columns") == _SCAN_COLUMNS else schema.remove(schema.get_field_index("ctime_ns"))
+    if key.get("columns") == _SCAN_COLUMNS:
+        return schema
+    return pa.schema([field for field in schema if field.name in _EARLIER_COLUMNS])
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> FloatArray:

@@ -189,17 +189,18 @@ def test_a_table_of_the_version_before_which_left_backslashes_alone_leads_to_its
     assert real_location(open_source(tmp_path), "bad\\xff.png") == "bad\\xff.png"
 
 
-@pytest.mark.parametrize("seconds", [9_300_000_000, -9_300_000_000], ids=["after 2262", "before 1677"])
-def test_a_time_of_change_that_no_column_holds_is_missing_in_the_manifest(seconds):
+def test_a_time_of_change_that_no_column_holds_is_missing_in_the_manifest():
+    seconds = [9_300_000_000, -9_300_000_000]
     with memory_folder() as place:
         files = write_pictures(place / "in", 3)
-        os.utime(files[1], (seconds, seconds))
-        if files[1].stat().st_mtime != seconds:
-            pytest.skip("no file system here keeps such a time")
+        for file, time in zip(files, seconds, strict=False):
+            os.utime(file, (time, time))
+        if [file.stat().st_mtime for file in files[:2]] != seconds:
+            pytest.skip("no file system here keeps such times")
         result = small_run(place / "in", k=1, k_range="1:1")
         assert_complete(result, 3)
         times = pd.read_parquet(result.folder / "manifest.parquet")["mtime_ns"]
-        assert times.isna().tolist() == [False, True, False]
+        assert times.isna().tolist() == [True, True, False]
 
 
 # `$` and `_` mean something to matplotlib, and its fonts lack the letters of most scripts.
