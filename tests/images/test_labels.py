@@ -355,6 +355,7 @@ def test_a_table_may_name_files_as_the_tables_of_a_run_do(tmp_path):
         tmp_path / "l.csv", "file,label", *(f"{escaped(name)},{number}" for number, name in enumerate(files))
     )
     manifest, _ = find(tmp_path, labels=labels)
+    assert manifest.labels is not None
     found = dict(zip(manifest.paths, manifest.labels, strict=True))
     assert found == {files[0]: "0", files[1]: "1"}
 
