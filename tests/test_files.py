@@ -28,12 +28,10 @@ def test_a_file_is_written_where_the_folder_cannot_be_flushed(tmp_path):
 
 
 # What the names of files are made of, where escapes could be mistaken.
-PARTS = st.sampled_from(
-    [b"\\", b"x", b"\\x", b"5c", b"0d", b"ff", b"\xff", b"\r", b"\xc3\xa9", b"\xc3", b"a", b"F", b" "]
-)
+PARTS = st.sampled_from([b"\\", b"x", b"\\xff", b"\\x5c", b"\\x0d", b"ff", b"\xff", b"\r", b"\xc3\xa9", b"\xc3", b"F"])
 
 
-@given(st.lists(PARTS | st.binary(max_size=3), max_size=8).map(b"".join))
+@given(st.lists(PARTS, max_size=6).map(b"".join))
 def test_a_path_can_be_read_back_from_its_cell(name):
     cell = escaped(os.fsdecode(name))
     assert os.fsencode(unescaped(cell)) == name
