@@ -252,7 +252,7 @@ class StoreConfig(_Section):
     rehash: bool = Field(
         False,
         exclude=True,
-        description="Read every file again, even if its path, size and time of change are those of an earlier run.",
+        description="Read every file again, even if its path, size and times of change are those of an earlier run.",
     )
     shard_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gpu_cluster.backend import IntArray
-from gpu_cluster.files import printable
+from gpu_cluster.files import escaped, printable
 from gpu_cluster.records import Record
 
 # Bad files, and files passed over, that a sentence names.
@@ -27,7 +27,8 @@ class FileFacts:
     Attributes
     ----------
     size : bytes
-    mtime_ns : when its content last changed, nanoseconds since 1970
+    mtime_ns : when its content last changed, nanoseconds since 1970; None outside of 1677 to 2262 (64 bits)
+    ctime_ns : when its content or status last changed, in the same unit; it cannot be set back as `mtime_ns` can
     content_hash : BLAKE2b-128 of its content, hex
     format, mode : as Pillow names them, by the file's content and not its name
     width, height : pixels as stored, before the orientation is applied
@@ -38,6 +39,7 @@ class FileFacts:
 
     size: int | None = None
     mtime_ns: int | None = None
+    ctime_ns: int | None = None
     content_hash: str | None = None
     format: str | None = None
     mode: str | None = None
@@ -103,7 +105,7 @@ class Manifest(Record):
         if row in self.bad:
             return "bad", self.bad[row]
         if row in self.duplicates:
-            return "duplicate", f"same content as {printable(self.paths[self.duplicates[row]])}"
+            return "duplicate", f"same content as {escaped(self.paths[self.duplicates[row]])}"
         return "ok", None
 
     def counts(self) -> dict[str, int]:

@@ -25,7 +25,7 @@ from gpu_cluster.embedding.shards import EmbeddedBatch, embed_shard, plan_shards
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
-from gpu_cluster.images.source import Picture, Source, UnreadableError
+from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import EmbeddingShards, Store, how_to_go_on
@@ -105,15 +105,6 @@ def embed(
             precision=engine.precision,
             batch_size=engine.batch_size if n_missing else None,
         )
-
-
-def _changed(picture: Picture) -> bool:
-    """Return whether a file changed after the scan. If it did, its embedding does not match the recorded hash."""
-    try:
-        stat = picture.source.stat(picture.location)
-    except UnreadableError:
-        return True
-    return (stat.size, stat.mtime_ns) != (picture.facts.size, picture.facts.mtime_ns)
 
 
 def _computed_beside(
@@ -255,7 +246,8 @@ class _Matrix:
 
     def _write(self) -> None:
         """Keep in the store, as one shard, what was embedded since the last call."""
-        for index in [index for index in self._unwritten if _changed(self._picture(index))]:
+        # The embedding of a file that changed after the scan does not match the recorded hash.
+        for index in [index for index in self._unwritten if self._picture(index).changed()]:
             self._bad[index] = "it changed while the job ran"
             self._unwritten[index] = False
         kept = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)

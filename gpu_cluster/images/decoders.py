@@ -127,6 +127,9 @@ class Decoders:
             return decode.read_header(stream, suffix)
         # On a broken file Pillow's readers can raise any type of error, and none of them may end the job.
         except Exception as error:
+            # Pillow's own OSErrors have no errno; this one says that the file cannot be read.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise UndecodableError(decode.reason(head, error), lasting=not decode.is_passing(error)) from error
 
     def pixels(self, stream: IO[bytes], suffix: str, facts: FileFacts | Header) -> Pixels:

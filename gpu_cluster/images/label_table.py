@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TextIO
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
-from gpu_cluster.files import printable
+from gpu_cluster.files import MOST_TABLE_BYTES, open_regular, printable
 from gpu_cluster.images.decode import suffixes
 from gpu_cluster.words import did_you_mean
 
@@ -28,6 +29,7 @@ _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 # A header is looked for in this much of a file.
 _HEAD_CHARACTERS = 1 << 16
+_MOST_LINE_CHARACTERS = 1 << 20
 
 # What spreadsheets write when they do not write Unicode: the code pages of Windows and of older Macs.
 _CODE_PAGES = [
@@ -35,6 +37,8 @@ _CODE_PAGES = [
     *("gb18030", "mac_roman", "mac_cyrillic", "koi8_r"),
 ]
 _MOST_READINGS, _LABELS_A_READING = 4, 3
+# Cells in another encoding that are enough to tell which.
+_CELLS_READ = 200
 
 
 class LabelTable:
@@ -77,12 +81,14 @@ class LabelTable:
                     f"{source!r} is a spreadsheet (as .xlsx, .xls or .ods), not a CSV; save it in Excel with File > "
                     "Save As > 'CSV UTF-8', in LibreOffice with File > Save As > 'Text CSV', and name that file"
                 )
-            with self._opened() as stream:
+            with self._opened(most_bytes=MOST_TABLE_BYTES) as stream:
                 header, separator = self._header(stream)
+                if any("\0" in name for name in header):
+                    raise DataError(f"{source!r} is not a table of text: there are NUL bytes in it; expected a CSV")
                 for column, option in ((config.file_col, "--file-col"), (config.label_col, "--label-col")):
                     if column not in header:
                         raise self._without(column, option, header, separator)
-                for record in csv.DictReader(stream, delimiter=separator):
+                for record in csv.DictReader(_lines(stream), delimiter=separator):
                     name, label = record[config.file_col], record[config.label_col]
                     if name:
                         yield name, (label or "").strip() or None
@@ -127,10 +133,15 @@ class LabelTable:
         with self._opened() as stream:
             header, separator = self._header(stream)
             columns = [name for name in (self._config.label_col, self._config.file_col) if name in header]
-            records = csv.DictReader(stream, delimiter=separator)
-            cells = [*(record[column] or "" for record in records for column in columns), *header]
-        odd = list(dict.fromkeys(cell.strip() for cell in cells if is_not_utf8(cell)))
-        content = "\n".join(odd[:200]).encode("utf-8", "surrogateescape")
+            records = csv.DictReader(_lines(stream), delimiter=separator)
+            cells = itertools.chain((record[column] or "" for record in records for column in columns), header)
+            odd: dict[str, None] = {}
+            for cell in cells:
+                if is_not_utf8(cell):
+                    odd[cell.strip()] = None
+                if len(odd) == _CELLS_READ:
+                    break
+        content = "\n".join(odd).encode("utf-8", "surrogateescape")
         # All code pages are asked for, however unlikely, because a few short labels say little about the language.
         found = charset_normalizer.from_bytes(content, cp_isolation=_CODE_PAGES, threshold=1)
         texts: dict[str, str] = {}
@@ -166,15 +177,20 @@ class LabelTable:
         best = max(headers, key=lambda separator: (len(wanted & set(headers[separator])), len(headers[separator])))
         return headers[best], best
 
-    def _opened(self, errors: str = "strict") -> TextIO:
-        with self.path.open("rb") as stream:
+    def _opened(self, errors: str = "strict", most_bytes: int | None = None) -> TextIO:
+        stream, _status = open_regular(self.path, most_bytes=most_bytes)
+        try:
             mark = stream.read(3)
+            stream.seek(0)
+        except OSError:
+            stream.close()
+            raise
         marked = next((encoding for start, encoding in _MARKS.items() if mark.startswith(start)), None)
         encoding = self._config.labels_encoding or marked or "utf-8"
         if self._config.labels_encoding is None and marked != "utf-16":
             # Surrogate escapes keep file names that are not UTF-8.
             errors = "surrogateescape"
-        return self.path.open(encoding=encoding, errors=errors, newline="")
+        return io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
 
 
 def is_not_utf8(text: str) -> bool:
@@ -183,5 +199,13 @@ def is_not_utf8(text: str) -> bool:
 
 
 def _is_workbook(path: Path) -> bool:
-    with path.open("rb") as stream:
+    with open_regular(path)[0] as stream:
         return stream.read(4).startswith(_WORKBOOKS)
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines of a table, none of which has to fit in memory."""
+    while line := stream.readline(_MOST_LINE_CHARACTERS):
+        if len(line) == _MOST_LINE_CHARACTERS:
+            raise csv.Error(f"it has a line of more than {_MOST_LINE_CHARACTERS:,} characters")
+        yield line

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.files import printable
+from gpu_cluster.files import escaped, printable, unescaped
 from gpu_cluster.images.label_table import LabelTable, is_not_utf8
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.words import count
@@ -60,7 +60,7 @@ def _by_folder(manifest: Manifest) -> Manifest:
             f"--labels-from-folders expects images in folders named after their label; "
             f"all lie directly in {printable(str(manifest.root))!r}"
         )
-    labels = tuple(printable(folder) or None for folder in folders)
+    labels = tuple(escaped(folder) or None for folder in folders)
     return replace(manifest, labels=labels, label_source="folder names")
 
 
@@ -218,7 +218,8 @@ class _Rows:
     def find(self, name: str) -> list[int]:
         """Return the row for an absolute path or a path relative to the root or the CSV; or all for a file name."""
         # Only where no file has a backslash in its name, it separates folders, as in a table written on Windows.
-        for candidate in (name, name.strip(), name.strip().replace("\\", "/")):
+        # A name from a table of an earlier run may have escapes in it.
+        for candidate in (name, unescaped(name), name.strip(), name.strip().replace("\\", "/")):
             for base in self._bases:
                 row = self._by_path.get(os.path.normpath(base / candidate))
                 if row is not None:

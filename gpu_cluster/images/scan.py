@@ -17,8 +17,9 @@ from typing import IO
 
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.events import Observer
+from gpu_cluster.files import ChangedError
 from gpu_cluster.images import decode, decoders
-from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
+from gpu_cluster.images.source import Source, Stat, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.store.store import ScanShards, Store
 
@@ -45,7 +46,7 @@ def scan(
 ) -> Manifest:
     """Read the header of every file and hash its content, several files at a time.
 
-    If the store has the facts of a file with the same path, size and time of change, they are used instead, unless
+    If the store has the facts of a file with the same path, size and times of change, they are used instead, unless
     `rehash` is set.
 
     Raises
@@ -92,14 +93,16 @@ def _keep(
     new = [
         position
         for position, (before, one) in enumerate(zip(earlier, found, strict=True))
-        if one is not before and one.content_hash and (one.mtime_ns or 0) + _clock_ns(one.mtime_ns or 0) < now
+        if one is not before and one.content_hash and max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now
     ]
     if kept is not None and new:
         kept.keep([files[position] for position in new], [found[position] for position in new])
 
 
-def _clock_ns(mtime_ns: int) -> int:
-    return _TICK_NS if mtime_ns % 1_000_000_000 else _WHOLE_SECONDS_NS
+def _noticed_from_ns(time_ns: int | None) -> int:
+    """Return from when on another change is sure to give a time other than this one."""
+    time_ns = time_ns or 0
+    return time_ns + (_TICK_NS if time_ns % 1_000_000_000 else _WHOLE_SECONDS_NS)
 
 
 def _look(source: Source, location: str, earlier: FileFacts | None, max_pixels: int) -> FileFacts:
@@ -110,16 +113,27 @@ def _look(source: Source, location: str, earlier: FileFacts | None, max_pixels: 
     with stream:
         if stat.size > max_pixels * _BYTES_A_PIXEL + _ROOM_BYTES:
             return FileFacts(reason=f"{stat.size} bytes, more than a picture of --max-pixels {max_pixels} can need")
-        if earlier is not None and (earlier.size, earlier.mtime_ns) == (stat.size, stat.mtime_ns):
-            return earlier
+        if (known := _still_known(earlier, stat)) is not None:
+            return known
         try:
             digest = content_hash(stream)
-            size = stream.tell()
             stream.seek(0)
             facts = _header(stream, os.path.splitext(location)[1])
         except OSError as error:
-            return FileFacts(reason=f"cannot be read: {error.strerror or error}")
-    return replace(facts, size=size, mtime_ns=stat.mtime_ns, content_hash=digest)
+            changed = isinstance(error, ChangedError)
+            return FileFacts(reason=str(error) if changed else f"cannot be read: {error.strerror or error}")
+    return replace(facts, size=stat.size, mtime_ns=stat.mtime_ns, ctime_ns=stat.ctime_ns, content_hash=digest)
+
+
+def _still_known(earlier: FileFacts | None, stat: Stat) -> FileFacts | None:
+    """Return what an earlier scan found of a file, unless the file may have changed since."""
+    if earlier is None or (earlier.size, earlier.mtime_ns) != (stat.size, stat.mtime_ns):
+        return None
+    if earlier.ctime_ns is None and stat.ctime_ns is not None:
+        # The version that found these facts did not look at this time. To read every file again could cost hours, for
+        # changes that went unnoticed with that version too; from now on they are noticed.
+        return replace(earlier, ctime_ns=stat.ctime_ns)
+    return earlier if earlier.ctime_ns == stat.ctime_ns else None
 
 
 def _header(stream: IO[bytes], suffix: str) -> FileFacts:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +20,12 @@ from pathlib import Path
 from typing import IO
 
 from gpu_cluster.errors import DataError
-from gpu_cluster.files import printable
+from gpu_cluster.files import NotAFileError, open_regular, printable
 from gpu_cluster.images import decode
 from gpu_cluster.manifest import FileFacts
 from gpu_cluster.run_folder import is_run_folder
+
+_END_OF_TIME_NS = 1 << 63
 
 
 class UnreadableError(Exception):
@@ -33,10 +34,26 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Size in bytes and time of change in nanoseconds since 1970: if both are equal, the content counts as the same."""
+    """What tells without reading whether a content may have changed: if all is equal, it counts as the same.
+
+    Attributes
+    ----------
+    size : bytes
+    mtime_ns : time of change, nanoseconds since 1970; programs can set it. None outside of what 64 bits hold
+    ctime_ns : time of change of content or status (owner, name, links), which cannot be set; None if the place has none
+    """
 
     size: int
-    mtime_ns: int
+    mtime_ns: int | None
+    ctime_ns: int | None = None
+
+    @staticmethod
+    def of_file(status: os.stat_result) -> Stat:
+        """Return that of a local file. Times before 1677 or after 2262 fit in no column of 64-bit nanoseconds."""
+        mtime_ns, ctime_ns = (
+            ns if abs(ns) < _END_OF_TIME_NS else None for ns in (status.st_mtime_ns, status.st_ctime_ns)
+        )
+        return Stat(status.st_size, mtime_ns, ctime_ns)
 
 
 @dataclass
@@ -63,7 +80,7 @@ class Source(ABC):
 
     @abstractmethod
     def stat(self, location: str) -> Stat:
-        """Return size and time of change of a picture without reading it.
+        """Return size and times of change of a picture without reading it.
 
         Raises
         ------
@@ -74,6 +91,9 @@ class Source(ABC):
     @abstractmethod
     def open(self, location: str) -> tuple[IO[bytes], Stat]:
         """Open a picture for reading from its first byte. The stream can seek, and the caller must close it.
+
+        It gives as many bytes as the returned size says. Reading raises an OSError (for a local file, a ChangedError)
+        if there turn out to be more or fewer.
 
         Raises
         ------
@@ -105,21 +125,15 @@ class LocalFiles(Source):
             status = os.stat(self.root / location)
         except OSError as error:
             raise UnreadableError(_why_not_opened(self.root / location, error)) from error
-        return Stat(status.st_size, status.st_mtime_ns)
+        return Stat.of_file(status)
 
     def open(self, location: str) -> tuple[IO[bytes], Stat]:
         file = self.root / location
         try:
-            # Without O_NONBLOCK, opening a pipe would wait for its other end.
-            descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stream, status = open_regular(file)
         except OSError as error:
             raise UnreadableError(_why_not_opened(file, error)) from error
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(descriptor)
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-            raise UnreadableError(f"{what}, not a file")
-        return os.fdopen(descriptor, "rb"), Stat(status.st_size, status.st_mtime_ns)
+        return stream, Stat.of_file(status)
 
     def local_path(self, location: str) -> Path | None:
         return self.root / location
@@ -141,6 +155,23 @@ class Picture:
     def open(self) -> IO[bytes]:
         """Open the picture for reading (see `Source.open`)."""
         return self.source.open(self.location)[0]
+
+    def changed(self) -> bool:
+        """Return whether the content is no longer the one that was scanned.
+
+        It is read again only where nothing but the time of status change tells of a change, as after a `chmod`.
+        """
+        facts = self.facts
+        try:
+            stat = self.source.stat(self.location)
+            if (stat.size, stat.mtime_ns) != (facts.size, facts.mtime_ns):
+                return True
+            if stat.ctime_ns == facts.ctime_ns:
+                return False
+            with self.open() as stream:
+                return content_hash(stream) != facts.content_hash
+        except (UnreadableError, OSError):
+            return True
 
 
 def open_source(root: Path) -> Source:
@@ -172,12 +203,9 @@ def reading_threads() -> Iterator[ThreadPoolExecutor]:
     pool.shutdown()
 
 
-def unescaped(shown: str) -> str:
-    r"""Return the location for a path as a table shows it, in which `\xNN` stands for a byte that is not UTF-8."""
-    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), os.fsencode(shown)))
-
-
 def _why_not_opened(file: Path, error: OSError) -> str:
+    if isinstance(error, NotAFileError):
+        return str(error.strerror)
     if error.errno == errno.ELOOP:
         return "a link that leads back to itself"
     if isinstance(error, FileNotFoundError) and file.is_symlink():
@@ -196,8 +224,13 @@ def _walk(root: Path) -> Listing:
             raise DataError(f"cannot read the folder {printable(str(root))!r}: {error.strerror}") from error
         found.bad[error.filename] = f"a folder that cannot be read: {error.strerror}"
 
-    for directory, subdirectories, names in os.walk(root, followlinks=True, onerror=fail):
-        status = os.stat(directory)
+    for directory, subdirectories, names in _folders(root, fail):
+        try:
+            status = os.stat(directory)
+        except OSError as error:
+            fail(error)
+            subdirectories.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen or is_run_folder(names):
             subdirectories.clear()
             continue
@@ -222,9 +255,38 @@ def _walk(root: Path) -> Listing:
     return found
 
 
+def _folders(root: Path, fail: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each folder with the names of its subfolders and of all else, as `os.walk` does; links are followed.
+
+    The caller may change the list of subfolders. Python 3.11's `os.walk` calls itself for each level, and so it fails
+    at about 1,000 of them. A folder whose path is too long for the file system is one that cannot be read.
+    """
+    waiting = [str(root)]
+    while waiting:
+        directory = waiting.pop()
+        subdirectories: list[str] = []
+        names: list[str] = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    (subdirectories if _is_folder(entry) else names).append(entry.name)
+        except OSError as error:
+            fail(error)
+            continue
+        yield directory, subdirectories, names
+        waiting += (os.path.join(directory, name) for name in reversed(subdirectories))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _begins_as_a_picture(path: str) -> bool:
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path)[0] as stream:
             return decode.format_of(stream.read(decode.HEAD_BYTES)) is not None
     except OSError:
         return False

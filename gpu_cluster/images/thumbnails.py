@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
+from gpu_cluster.files import unescaped
 from gpu_cluster.images import decoders
 from gpu_cluster.images.decoders import UndecodableError
-from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads, unescaped
+from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,15 +166,23 @@ def _small(stream: IO[bytes], location: str, side: int) -> Image:
 
 
 def real_location(source: Source, shown: str) -> str:
-    r"""Return the location for a path as a table shows it, in which `\xNN` may stand for a byte that is not UTF-8."""
-    if "\\x" not in shown:
-        return shown
+    r"""Return the location for a path as a table shows it (see `files.escaped`).
+
+    Tables of the version before left a backslash as it was, so the name as it is shown is tried too.
+    """
+    location = unescaped(shown)
+    if location == shown or _is_there(source, location) or not _is_there(source, shown):
+        return location
+    return shown
+
+
+def _is_there(source: Source, location: str) -> bool:
     try:
-        source.stat(shown)
+        source.stat(location)
     # There is no such file, or the name with its escapes is too long for the file system.
     except UnreadableError:
-        return unescaped(shown)
-    return shown
+        return False
+    return True
 
 
 def _as_jpeg(image: Image) -> bytes:

@@ -23,7 +23,7 @@ from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import ConfigError, DataError, WeightsError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.files import printable, write_explained, write_whole
+from gpu_cluster.files import escaped, printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of
 from gpu_cluster.manifest import Manifest
@@ -237,7 +237,7 @@ def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine
     bad_files = _bad_files(out) if manifest.bad else None
     found = Prediction(out, bad_files, None, manifest, embeddings.rows, labels, distances, far)
     columns: dict[str, Any] = {
-        "path": [printable(manifest.paths[row]) for row in embeddings.rows],
+        "path": [escaped(manifest.paths[row]) for row in embeddings.rows],
         "cluster": labels,
         "distance": distances,
         "far": far,

@@ -6,7 +6,7 @@ The device, the options, the weights, the store, the output and the pictures are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -75,7 +75,7 @@ def opened(
         For whatever is wrong (see `gpu_cluster.errors`); no results are written then.
     """
     events.job_started(how_to_go_on(config.store))
-    with decoders.limited(config.input):
+    with ExitStack() as until_the_end:
         with events.stage("scan"):
             choice = select(config.device)
             for note in choice.notes:
@@ -86,6 +86,7 @@ def opened(
             tools = make(weights, choice.backend, manifest)
             store = open_store(config.store, events)
             source = open_source(manifest.root)
+            until_the_end.enter_context(decoders.limited(config.input))
             manifest = scan(manifest, source, config.input, events, store=store, rehash=config.store.rehash)
         yield Job(config, events, weights, choice, manifest, source, store, tools)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray
-from gpu_cluster.files import printable, write_explained, write_whole
+from gpu_cluster.files import escaped, write_explained, write_whole
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.manifest import Manifest
@@ -73,7 +73,7 @@ class _New:
 
     def __init__(self, new: Assigned, links: Links | None) -> None:
         self._new = new
-        self._paths = [printable(new.manifest.paths[row]) for row in new.rows]
+        self._paths = [escaped(new.manifest.paths[row]) for row in new.rows]
         self._thumbnails = Thumbnails(open_source(new.manifest.root), self._paths)
         self._links = links
 
@@ -107,7 +107,7 @@ def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path, *, porta
     pictures = _New(new, None if portable else Links(new.manifest.root, folder))
     far = np.flatnonzero(new.far)
     farthest = far[np.argsort(-_times(new)[far], kind="stable")][:_MOST_FAR]
-    bad = [(printable(new.manifest.paths[row]), why) for row, why in sorted(new.manifest.bad.items())]
+    bad = [(escaped(new.manifest.paths[row]), why) for row, why in sorted(new.manifest.bad.items())]
     return render(
         "prediction.html",
         {

@@ -21,7 +21,7 @@ import numpy as np
 from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import ReportConfig
-from gpu_cluster.files import printable, write_whole
+from gpu_cluster.files import escaped, write_whole
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import portable_record
@@ -180,7 +180,7 @@ def write_bad_files(file: Path, manifest: Manifest, *, safe: bool = False) -> No
     table = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if safe else csv.QUOTE_MINIMAL)
     table.writerow(BAD_FILES_COLUMNS)
     for row, why in sorted(manifest.bad.items()):
-        cells = (printable(manifest.paths[row]), why)
+        cells = (escaped(manifest.paths[row]), why)
         table.writerow(map(for_spreadsheet, cells) if safe else cells)
     write_whole(file, stream.getvalue().encode())
 
@@ -217,7 +217,7 @@ def _manifest_table(manifest: Manifest) -> pd.DataFrame:
     statuses = [manifest.status(row) for row in range(len(manifest))]
     files = manifest.files
     text = {
-        "path": [printable(path) for path in manifest.paths],
+        "path": [escaped(path) for path in manifest.paths],
         "status": [status for status, _ in statuses],
         "reason": [reason for _, reason in statuses],
         "format": [file.format for file in files],
@@ -242,7 +242,7 @@ def _assignments(manifest: Manifest, findings: Findings, backend: Backend) -> An
     pcs = findings.projection.pcs
     return backend.frames.DataFrame(
         {
-            "path": [printable(manifest.paths[row]) for row in rows],
+            "path": [escaped(manifest.paths[row]) for row in rows],
             "cluster": clustering.labels,
             "label": backend.frames.Series([labels[row] for row in rows], dtype="str"),
             "distance": clustering.distances,
@@ -263,8 +263,8 @@ def _near_duplicates_table(manifest: Manifest, findings: Findings) -> pd.DataFra
     pairs, rows = findings.near_duplicates, findings.embeddings.rows
     return pd.DataFrame(
         {
-            "path": pd.Series([printable(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
-            "other": pd.Series([printable(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"),
+            "path": pd.Series([escaped(manifest.paths[rows[pair.row]]) for pair in pairs], dtype="str"),
+            "other": pd.Series([escaped(manifest.paths[rows[pair.other]]) for pair in pairs], dtype="str"),
             "cosine": pd.Series([round(pair.cosine, 6) for pair in pairs], dtype="float64"),
         }
     )

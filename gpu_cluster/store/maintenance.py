@@ -121,7 +121,7 @@ def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
     key = read_key(folder)
     width = key.get("n_features")
     # Without a key the columns are not known, and only the checksum is checked.
-    schema = scan_schema() if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
+    schema = scan_schema(key) if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
     return Shards(folder, key, schema, observer)
 
 

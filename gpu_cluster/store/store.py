@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# In the key of scans with more columns than these of the version before. Jobs of that version, which would take such
+# shards for damaged ones, therefore do not look at them.
+_SCAN_COLUMNS = 2
+_EARLIER_COLUMNS = frozenset(
+    {"path", "size", "mtime_ns", "content_hash", "format", "mode", "width", "height", "orientation", "reason"}
+)
+
+
 class Store:
     """The folder that holds everything that is kept between runs."""
 
@@ -47,13 +55,18 @@ class Store:
 
     def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
         """Return the object that reads and writes the scans of one key: of a folder, its subfolders and its parents."""
-        own = {"root": str(root), **key}
+        earlier = {"root": str(root), **key}
+        own = {**earlier, "columns": _SCAN_COLUMNS}
         folder = self._folder("scans", own)
         related = [
-            Shards(other, key, scan_schema(), self._observer)
+            Shards(other, theirs, scan_schema(theirs), self._observer)
             for other, theirs in ((other, read_key(other)) for other in folders(self.root / "scans"))
-            if other != folder and {**theirs, "root": own["root"]} == own and _related(str(theirs.get("root")), root)
+            if other != folder
+            and {**theirs, "root": own["root"]} in (own, earlier)
+            and _related(str(theirs.get("root")), root)
         ]
+        # What this version found comes before what the version before found.
+        related.sort(key=lambda shards: shards.schema != scan_schema(own))
         return ScanShards(folder, own, related, self._observer)
 
     def _folder(self, kind: str, key: Mapping[str, Any]) -> Path:
@@ -168,7 +181,7 @@ class ScanShards(Shards):
     """The results of scans: one row for each file, by its absolute path."""
 
     def __init__(self, folder: Path, key: Mapping[str, Any], related: Sequence[Shards], observer: Observer) -> None:
-        super().__init__(folder, key, scan_schema(), observer)
+        super().__init__(folder, key, scan_schema(key), observer)
         self._related = related
 
     def known(self, paths: Sequence[Path]) -> KnownFiles:
@@ -180,7 +193,8 @@ class ScanShards(Shards):
         tables = [table for shards in (self, *self._related) for name in shards.names() if (table := shards.read(name))]
         if not tables:
             return KnownFiles(None, np.full(len(paths), -1))
-        table = pa.concat_tables(tables)
+        # Columns that a shard of the version before lacks become null.
+        table = pa.concat_tables(tables, promote_options="default")
         wanted = pa.array([os.fsencode(path) for path in paths], pa.binary())
         # If a path has several rows, this finds the first one, which is from the newest shard.
         at = pc.index_in(wanted, value_set=table["path"].combine_chunks())
@@ -189,7 +203,7 @@ class ScanShards(Shards):
     def keep(self, paths: Sequence[Path], facts: Sequence[FileFacts]) -> None:
         """Write one shard with the facts about these files."""
         columns: dict[str, Any] = {"path": [os.fsencode(path) for path in paths]}
-        for name in scan_schema().names[1:]:
+        for name in scan_schema(self._key).names[1:]:
             columns[name] = [getattr(one, name) for one in facts]
         self.append(columns)
 
@@ -225,16 +239,17 @@ def embedding_schema(n_features: int) -> pa.Schema:
     )
 
 
-def scan_schema() -> pa.Schema:
-    """Return the columns of a shard of scanned files."""
+def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns of a shard of scanned files with this key; those of the version before were fewer."""
     import pyarrow as pa
 
-    return pa.schema(
+    schema = pa.schema(
         [
             # Paths are bytes, as the file system gives them, because not every path is UTF-8.
             pa.field("path", pa.binary()),
             pa.field("size", pa.int64()),
             pa.field("mtime_ns", pa.int64()),
+            pa.field("ctime_ns", pa.int64()),
             pa.field("content_hash", pa.string()),
             pa.field("format", pa.string()),
             pa.field("mode", pa.string()),
@@ -245,6 +260,9 @@ def scan_schema() -> pa.Schema:
             pa.field("reason", pa.string()),
         ]
     )
+    if key.get("columns") == _SCAN_COLUMNS:
+        return schema
+    return pa.schema([field for field in schema if field.name in _EARLIER_COLUMNS])
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> FloatArray:

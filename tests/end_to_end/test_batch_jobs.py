@@ -198,3 +198,23 @@ def test_the_kubernetes_file_keeps_what_is_compiled_for_a_card_in_the_cache_clai
     assert given["CUDA_CACHE_PATH"] == given["XDG_CACHE_HOME"] + "/cuda"
     assert given["CUPY_CACHE_DIR"] == given["XDG_CACHE_HOME"] + "/cupy"
     assert int(given["CUDA_CACHE_MAXSIZE"]) == 4 << 30
+
+
+def test_the_kubernetes_file_requests_its_memory_and_limits_the_local_disk():
+    text = (SCRIPTS / "k8s" / "job.yaml").read_text()
+    (requests,) = re.findall(r"^ +requests:\n((?: +(?:#.*|[\w.\"/-]+: .*)\n)+?) +limits:", text, re.MULTILINE)
+    limits = text.split(" limits:\n")[1].split("terminationMessagePolicy")[0]
+    asked, most = (dict(re.findall(r"^ +([\w-]+): (\d+)Gi$", part, re.MULTILINE)) for part in (requests, limits))
+    assert asked["memory"] == most["memory"]
+    (memory,) = re.findall(r"#SBATCH --mem=(\d+)G$", SBATCH.read_text(), re.MULTILINE)
+    assert memory == most["memory"]
+    (size,) = re.findall(r"emptyDir:\n +sizeLimit: (\d+)Gi$", text, re.MULTILINE)
+    assert int(size) < int(most["ephemeral-storage"]) >= int(asked["ephemeral-storage"])
+
+
+def test_the_workflow_may_only_read_and_hands_no_token_to_the_code_it_checks():
+    text = (SCRIPTS.parent / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.search(r"^permissions:\n  contents: read\n\S", text, re.MULTILINE)
+    assert "write" not in re.findall(r"^ *[\w-]+: (\w+)$", text, re.MULTILINE)
+    checkout = text.split("- uses: actions/checkout@")[1].split("- uses: ")[0]
+    assert re.search(r"^ +persist-credentials: false$", checkout, re.MULTILINE)

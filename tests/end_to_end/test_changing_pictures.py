@@ -38,14 +38,13 @@ def test_a_picture_edited_in_place_is_all_that_is_computed(tmp_path, bitmaps):
     assert changed.tolist() == [False, False, False, True, False, False]
 
 
-def test_an_edit_that_sets_the_time_of_change_back_is_noticed_by_rehash_alone_and_counts_from_then_on(
-    tmp_path, bitmaps
-):
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
+def test_an_edit_that_sets_the_time_of_change_back_is_all_that_is_computed_and_counts_from_then_on(tmp_path, bitmaps):
+    results = [run(tmp_path / "in", **TINY, out=tmp_path / "run")]
     picture(100).save(bitmaps[3])
+    bitmaps[4].chmod(0o600)
     age(bitmaps)
-    results = [run(tmp_path / "in", **TINY, rehash=rehash, out=tmp_path / "run") for rehash in (False, True, False)]
-    assert [n_computed(result) for result in results] == [0, 1, 0]
+    results += [run(tmp_path / "in", **TINY, out=tmp_path / "run") for _ in range(2)]
+    assert [n_computed(result) for result in results] == [6, 1, 0]
     hashes = [[facts.content_hash for facts in result.manifest.files] for result in results]
     assert hashes[2] == hashes[1] != hashes[0]
 
@@ -67,8 +66,15 @@ class Edits(Observer):
             self._edit()
 
 
+def write_anew(file: Path) -> None:
+    """Replace the content, and set the time of change back."""
+    picture(100).save(file)
+    age([file])
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "edited": lambda file: picture(100).save(file),
+    "edited, with its time set back": write_anew,
     "cut short": lambda file: os.truncate(file, 1000),
     "removed": os.unlink,
 }
@@ -80,6 +86,13 @@ def test_a_file_that_changes_between_scan_and_embedding_is_bad_and_says_so(tmp_p
     result = run(tmp_path / "in", **TINY, out=tmp_path / "run", observer=observer)
     assert result.manifest.bad == {3: "it changed while the job ran"}
     assert assignments(result)["path"].tolist() == ["000.bmp", "001.bmp", "002.bmp", "004.bmp", "005.bmp"]
+
+
+def test_a_file_of_which_only_the_status_changes_between_scan_and_embedding_is_good(tmp_path, bitmaps):
+    result = run(
+        tmp_path / "in", **TINY, out=tmp_path / "run", observer=Edits(lambda: [file.chmod(0o600) for file in bitmaps])
+    )
+    assert result.manifest.bad == {}
 
 
 def test_an_embedding_of_a_file_that_changed_is_not_kept_under_the_old_hash(tmp_path, cache, bitmaps):

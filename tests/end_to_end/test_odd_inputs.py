@@ -17,8 +17,10 @@ from PIL import Image
 
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.cli.terminal import print_summary
-from gpu_cluster.files import printable
-from tests.helpers import TINY, gpu_cluster, picture, write_pictures
+from gpu_cluster.files import escaped
+from gpu_cluster.images.source import open_source
+from gpu_cluster.images.thumbnails import real_location
+from tests.helpers import TINY, called, gpu_cluster, memory_folder, picture, write_pictures
 from tests.images.files import ODD_NAMES
 
 # What is printed on the way would be printed with --quiet as well.
@@ -146,7 +148,7 @@ def test_odd_file_names_go_through_to_every_table(tmp_path):
         (folder / "plain.png").rename(folder / name)
     result = small_run(folder, k=3)
     assert_complete(result, len(ODD_NAMES))
-    expected = [printable(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
+    expected = [escaped(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
     assert pd.read_csv(result.folder / "assignments.csv")["path"].tolist() == expected
 
 
@@ -157,8 +159,48 @@ def test_odd_names_of_bad_files_go_through_to_their_list(tmp_path):
         (folder / name).touch()
     result = small_run(folder)
     assert_complete(result, len(ODD_NAMES) + 2, bad=len(ODD_NAMES))
-    expected = [printable(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
+    expected = [escaped(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
     assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == expected
+
+
+def test_a_raw_byte_and_the_text_of_its_escape_have_cells_of_their_own_that_lead_to_their_files(tmp_path):
+    folder = tmp_path / "in"
+    write_pictures(folder, 4)
+    names = ["bad\\xff.png", os.fsdecode(b"bad\xff.png")]
+    for number, name in enumerate(names):
+        (folder / f"00{number}.png").rename(folder / name)
+    result = small_run(folder, k=1, k_range="1:1")
+    assert_complete(result, 4)
+    paths = pd.read_csv(result.folder / "assignments.csv")["path"]
+    assert paths.tolist() == ["002.png", "003.png", "bad\\x5cxff.png", "bad\\xff.png"]
+    (result.folder / "thumbnails.parquet").unlink()
+    done = called("report", result.folder, "--root", folder)
+    assert (done.code, "not in" in done.err) == (0, False)
+    page = (result.folder / "report.html").read_text()
+    assert "/bad%5Cxff.png" in page
+    assert "/bad%FF.png" in page
+    done = called("predict", result.folder, folder, "--out", tmp_path / "new.csv", "--quiet")
+    assert done.code == 0, done.err
+    assert pd.read_csv(tmp_path / "new.csv")["path"].tolist() == paths.tolist()
+
+
+def test_a_table_of_the_version_before_which_left_backslashes_alone_leads_to_its_files(tmp_path):
+    (tmp_path / "bad\\xff.png").touch()
+    assert real_location(open_source(tmp_path), "bad\\xff.png") == "bad\\xff.png"
+
+
+def test_a_time_of_change_that_no_column_holds_is_missing_in_the_manifest():
+    seconds = [9_300_000_000, -9_300_000_000]
+    with memory_folder() as place:
+        files = write_pictures(place / "in", 3)
+        for file, time in zip(files, seconds, strict=False):
+            os.utime(file, (time, time))
+        if [file.stat().st_mtime for file in files[:2]] != seconds:
+            pytest.skip("no file system here keeps such times")
+        result = small_run(place / "in", k=1, k_range="1:1")
+        assert_complete(result, 3)
+        times = pd.read_parquet(result.folder / "manifest.parquet")["mtime_ns"]
+        assert times.isna().tolist() == [True, True, False]
 
 
 # `$` and `_` mean something to matplotlib, and its fonts lack the letters of most scripts.

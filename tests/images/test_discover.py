@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from gpu_cluster.config import shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.images.decode import suffixes
+from tests.helpers import memory_folder
 from tests.images.files import find, touch
 
 
@@ -122,3 +124,64 @@ def test_a_folder_without_images_is_an_error_that_says_what_is_looked_for(tmp_pa
     touch(tmp_path, "notes.txt", ".hidden.png")
     with pytest.raises(DataError, match=r"no images in .*expected image files, by their content .* or their name"):
         find(tmp_path)
+
+
+def deep(folder: Path, depth: int, files: dict[int, str]) -> None:
+    """Make so many folders, one in the other, with files at some depths, however long paths become."""
+    parent = os.open(folder, os.O_RDONLY)
+    for level in range(1, depth + 1):
+        os.mkdir("dd", dir_fd=parent)
+        child = os.open("dd", os.O_RDONLY, dir_fd=parent)
+        os.close(parent)
+        parent = child
+        if level in files:
+            os.close(os.open(files[level], os.O_CREAT | os.O_WRONLY, dir_fd=parent))
+    os.close(parent)
+
+
+def test_a_folder_is_searched_however_deep_it_is_and_what_is_deeper_than_paths_can_be_is_bad():
+    with memory_folder() as folder:
+        deep(folder, 1400, {1100: "b.png", 1400: "c.png"})
+        touch(folder, "z.png")
+        manifest, _ = find(folder)
+    deepest, cut, other = manifest.paths
+    assert (deepest, other) == ("dd/" * 1100 + "b.png", "z.png")
+    assert cut.startswith("dd/" * 1300)
+    assert manifest.bad == {1: "a folder that cannot be read: File name too long"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "huge", "gone"])
+def test_a_list_that_cannot_be_read_is_an_error_that_names_it(tmp_path, kind):
+    name = tmp_path / "list"
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "folder":
+        name.mkdir()
+    elif kind == "device":
+        name.symlink_to("/dev/zero")
+    elif kind == "huge":
+        name.touch()
+        os.truncate(name, 100 << 30)
+    with pytest.raises(DataError, match=r"cannot read --input-list '.*list': .*; expected a file with one image file"):
+        find(input_list=name)
+
+
+def test_a_list_of_nothing_but_separators_is_empty(tmp_path):
+    (tmp_path / "list").write_bytes(b"")
+    os.truncate(tmp_path / "list", 1 << 20)
+    with pytest.raises(DataError, match="is empty; expected one image file per line"):
+        find(input_list=tmp_path / "list")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="this system has no /dev/fd")
+def test_a_list_may_come_from_a_pipe_of_the_shell(tmp_path):
+    pictures = write_pictures(tmp_path / "in", 2)
+    here, there = os.pipe()
+    try:
+        os.write(there, b"\0".join(os.fsencode(one) for one in pictures))
+        os.close(there)
+        config = InputConfig(input_list=Path(f"/dev/fd/{here}"))
+        found = discover(config, Observer())
+    finally:
+        os.close(here)
+    assert [found.file(row) for row in range(len(found))] == pictures

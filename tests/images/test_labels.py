@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpu_cluster.errors import DataError
+from gpu_cluster.files import escaped
 from tests.images.files import ODD_NAMES, find, touch
 
 
@@ -320,11 +321,43 @@ def test_a_table_given_that_names_images_but_no_label_is_said_to(tmp_path):
         find(tmp_path / "in", labels=labels)
 
 
-@pytest.mark.parametrize("name", ["absent.csv", "in"])
+@pytest.mark.parametrize("name", ["absent.csv", "in", "pipe", "device", "huge"])
 def test_a_table_that_cannot_be_read_is_an_error_that_names_it(tmp_path, name):
     touch(tmp_path / "in", "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    table(tmp_path / "huge", "file,label", "a.png,x")
+    os.truncate(tmp_path / "huge", 100 << 30)
     with pytest.raises(DataError, match=rf"cannot read the labels .*{name}"):
         find(tmp_path / "in", labels=tmp_path / name)
+
+
+def test_a_table_with_a_line_that_does_not_end_is_an_error(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    labels = table(tmp_path / "l.csv", "file,label", "a.png,x")
+    os.truncate(labels, 2 << 20)
+    with pytest.raises(DataError, match=r"cannot read the labels .*: it has a line of more than 1,048,576 characters"):
+        find(tmp_path / "in", labels=labels)
+
+
+def test_a_table_of_zeros_is_an_error_of_one_line(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    (tmp_path / "l.csv").write_bytes(bytes(1 << 20))
+    with pytest.raises(DataError, match="there are NUL bytes in it; expected a CSV"):
+        find(tmp_path / "in", labels=tmp_path / "l.csv")
+
+
+def test_a_table_may_name_files_as_the_tables_of_a_run_do(tmp_path):
+    files = [os.fsdecode(b"caf\xe9.png"), "bad\\xff.png"]
+    touch(tmp_path, *files)
+    assert escaped(files[1]) == "bad\\x5cxff.png"
+    labels = table(
+        tmp_path / "l.csv", "file,label", *(f"{escaped(name)},{number}" for number, name in enumerate(files))
+    )
+    manifest, _ = find(tmp_path, labels=labels)
+    assert manifest.labels is not None
+    found = dict(zip(manifest.paths, manifest.labels, strict=True))
+    assert found == {files[0]: "0", files[1]: "1"}
 
 
 # Tables as spreadsheets write them

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,33 @@ import pytest
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
+from gpu_cluster.images import scan as scan_module
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.source import content_hash, open_source
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.store.store import Store
-from tests.helpers import age, scanned, shards_of, write_pictures
+from gpu_cluster.store.maintenance import verify
+from gpu_cluster.store.shards import Shards, folder_name
+from gpu_cluster.store.store import Store, scan_schema
+from tests.helpers import Noticing, age, memory_folder, scanned, settle, shards_of, write_pictures
 from tests.images.files import find, touch
 
 
-def unseen_change(file: Path) -> None:
-    """Change a file so that neither its size nor its time of change tell."""
+@pytest.fixture
+def hashed(monkeypatch) -> list[int]:
+    """The sizes of the files that were read whole."""
+    sizes: list[int] = []
+
+    def noted(stream):
+        digest = content_hash(stream)
+        sizes.append(stream.tell())
+        return digest
+
+    monkeypatch.setattr(scan_module, "content_hash", noted)
+    return sizes
+
+
+def set_back_change(file: Path) -> None:
+    """Change a file so that neither its size nor its time of change tell, but only its time of status change."""
     status = file.stat()
     content = bytearray(file.read_bytes())
     # In PNG's last chunk, whose checksum no one reads: still a picture.
@@ -56,20 +75,124 @@ def test_a_file_that_cannot_be_opened_keeps_its_row_without_facts(tmp_path):
 # What an earlier scan found
 
 
-def test_an_unchanged_file_is_not_read_again(tmp_path, root):
+def test_an_unchanged_file_is_not_read_again(tmp_path, root, hashed):
     files = age(write_pictures(tmp_path / "in", 3))
     before = scanned(files, Store(root, Observer()))
-    unseen_change(files[1])
+    hashed.clear()
     assert scanned(files, Store(root, Observer())).files == before.files
+    assert hashed == []
 
 
-def test_rehash_reads_every_file_again_and_counts_from_then_on(tmp_path, root):
+def test_rehash_reads_every_file_again(tmp_path, root, hashed):
     files = age(write_pictures(tmp_path / "in", 3))
     before = scanned(files, Store(root, Observer()))
-    unseen_change(files[1])
-    after = scanned(files, Store(root, Observer()), rehash=True)
+    hashed.clear()
+    assert scanned(files, Store(root, Observer()), rehash=True).files == before.files
+    assert len(hashed) == 3
+
+
+def test_an_edit_that_sets_the_time_of_change_back_is_noticed_and_counts_from_then_on(tmp_path, root, hashed):
+    files = age(write_pictures(tmp_path / "in", 3))
+    before = scanned(files, Store(root, Observer()))
+    set_back_change(files[1])
+    settle()
+    after = scanned(files, Store(root, Observer()))
     assert [one == other for one, other in zip(hashes_of(after), hashes_of(before), strict=True)] == [True, False, True]
+    hashed.clear()
     assert scanned(files, Store(root, Observer())).files == after.files
+    assert hashed == []
+
+
+@pytest.mark.parametrize(
+    "touched", [lambda file: file.chmod(0o600), lambda file: os.link(file, f"{file}.link")], ids=["chmod", "link"]
+)
+def test_a_change_of_status_alone_costs_one_reading(tmp_path, root, hashed, touched):
+    files = age(write_pictures(tmp_path / "in", 3))
+    before = scanned(files, Store(root, Observer()))
+    touched(files[1])
+    settle()
+    hashed.clear()
+    assert hashes_of(scanned(files, Store(root, Observer()))) == hashes_of(before)
+    scanned(files, Store(root, Observer()))
+    assert len(hashed) == 1
+
+
+def test_what_the_version_before_found_is_used_and_changes_of_status_count_from_then_on(tmp_path, root, hashed):
+    files = age(write_pictures(tmp_path / "in", 2))
+    observer = Noticing()
+    store = Store(root, observer)
+    key = {"root": str(tmp_path / "in"), "pillow": version("pillow")}
+    facts = scanned(files, None).files
+    columns = {name: [getattr(one, name) for one in facts] for name in scan_schema(key).names[1:]}
+    assert "ctime_ns" not in columns
+    folder = root / "scans" / folder_name(key)
+    Shards(folder, key, scan_schema(key), observer).append({"path": [os.fsencode(file) for file in files], **columns})
+    hashed.clear()
+    assert scanned(files, store).files == facts
+    assert scanned(files, store).files == facts
+    assert hashed == []
+    assert observer.notices == []
+    assert verify(root, observer) == (2, [])
+    set_back_change(files[0])
+    assert hashes_of(scanned(files, store))[0] != facts[0].content_hash
+
+
+# Files without an end, and times without a column
+
+
+@pytest.mark.parametrize("target", ["/proc/self/pagemap", "/proc/self/status"])
+def test_a_file_that_gives_more_than_its_size_is_bad(tmp_path, root, target):
+    (tmp_path / "a.png").symlink_to(target)
+    assert [facts.reason for facts in scanned([tmp_path / "a.png"], Store(root, Observer())).files] == [
+        "changed while it was read"
+    ]
+    assert shards_of(root, "scans") == []
+
+
+class _Grows:
+    """Appends to a file for as long as the block runs."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._ends = file, threading.Event()
+        self._thread = threading.Thread(target=self._grow)
+
+    def _grow(self) -> None:
+        with self._file.open("ab", buffering=0) as stream:
+            while not self._ends.is_set():
+                stream.write(b"x" * (1 << 16))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+
+def test_a_file_that_grows_while_it_is_read_is_bad_and_not_kept(tmp_path, root):
+    (file,) = write_pictures(tmp_path / "in", 1, suffix=".bmp")
+    with file.open("ab") as stream:
+        stream.truncate(32 << 20)
+    with _Grows(file):
+        (facts,) = scanned([file], Store(root, Observer())).files
+    assert (facts.reason, facts.content_hash) == ("changed while it was read", None)
+    assert shards_of(root, "scans") == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+@pytest.mark.parametrize("seconds", [9_300_000_000, -9_300_000_000], ids=["after 2262", "before 1677"])
+def test_a_time_that_64_bits_do_not_hold_is_not_known(root, seconds, kept):
+    with memory_folder() as folder:
+        (file,) = write_pictures(folder, 1)
+        os.utime(file, (seconds, seconds))
+        if file.stat().st_mtime != seconds:
+            pytest.skip("no file system here keeps such a time")
+        settle()
+        store = Store(root, Observer()) if kept else None
+        (facts,) = scanned([file], store).files
+        assert (facts.mtime_ns, facts.reason) == (None, None)
+        assert scanned([file], store).files == (facts,)
+        assert len(shards_of(root, "scans")) == kept
 
 
 def test_a_file_of_another_size_is_read_again(tmp_path, root):
@@ -84,13 +207,13 @@ def test_a_file_of_another_size_is_read_again(tmp_path, root):
 def test_a_file_of_another_time_of_change_is_read_again(tmp_path, root):
     files = age(write_pictures(tmp_path / "in", 3))
     before = scanned(files, Store(root, Observer()))
-    unseen_change(files[0])
+    set_back_change(files[0])
     os.utime(files[0], (1, 1))
     assert hashes_of(scanned(files, Store(root, Observer())))[0] != hashes_of(before)[0]
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b", "a")], ids=["a folder in it", "one it lies in"])
-def test_what_a_scan_found_is_used_for_a_related_folder(tmp_path, root, first, second):
+def test_what_a_scan_found_is_used_for_a_related_folder(tmp_path, root, hashed, first, second):
     (file,) = age(write_pictures(tmp_path / "a" / "b", 1))
     named = {
         folder: Manifest(tmp_path / folder, (os.path.relpath(file, tmp_path / folder),)) for folder in (first, second)
@@ -98,17 +221,19 @@ def test_what_a_scan_found_is_used_for_a_related_folder(tmp_path, root, first, s
     given: dict[str, Any] = {"config": InputConfig(), "observer": Observer()}
     sources = {folder: open_source(manifest.root) for folder, manifest in named.items()}
     before = scan(named[first], sources[first], store=Store(root, Observer()), **given)
-    unseen_change(file)
+    hashed.clear()
     after = scan(named[second], sources[second], store=Store(root, Observer()), **given)
     assert after.files == before.files
+    assert hashed == []
 
 
-def test_what_a_scan_found_of_a_name_that_is_not_utf8_is_used_again(tmp_path, root):
+def test_what_a_scan_found_of_a_name_that_is_not_utf8_is_used_again(tmp_path, root, hashed):
     (file,) = write_pictures(tmp_path / os.fsdecode(b"caf\xe9"), 1)
     (file,) = age([file.rename(file.with_name(os.fsdecode(b"\xff.png")))])
     before = scanned([file], Store(root, Observer()))
-    unseen_change(file)
+    hashed.clear()
     assert scanned([file], Store(root, Observer())).files == before.files
+    assert hashed == []
 
 
 def test_what_another_pillow_found_is_not_used(root):
@@ -126,6 +251,7 @@ def test_a_file_changed_a_moment_ago_is_not_kept(tmp_path, root):
     # A minute ahead: whatever the clock says when it is looked at, the file may change again within the same tick.
     ahead = time.time_ns() + 60 * 10**9
     os.utime(new, ns=(ahead, ahead))
+    settle()
     scanned([old, new], Store(root, Observer()))
     (shard,) = shards_of(root, "scans")
     assert pd.read_parquet(shard)["path"].tolist() == [os.fsencode(old)]
@@ -136,6 +262,7 @@ def test_a_file_changed_in_this_second_is_not_kept_where_times_are_whole_seconds
     age([old])
     now = int(time.time())
     os.utime(new, (now, now))
+    settle()
     scanned([old, new], Store(root, Observer()))
     (shard,) = shards_of(root, "scans")
     assert pd.read_parquet(shard)["path"].tolist() == [os.fsencode(old)]
@@ -155,7 +282,7 @@ def test_a_file_that_was_new_when_it_was_looked_at_is_not_kept_however_long_the_
     ahead = time.time_ns() + 10**9
     os.utime(file, ns=(ahead, ahead))
     before = scanned([file], Store(root, Observer()), Slow())
-    unseen_change(file)
+    set_back_change(file)
     assert hashes_of(scanned([file], Store(root, Observer()))) != hashes_of(before)
 
 

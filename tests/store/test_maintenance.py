@@ -20,7 +20,7 @@ from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.shards import DAMAGED, is_shard
 from gpu_cluster.store.store import EmbeddingShards, Store
-from tests.helpers import TINY, Finished, called, n_computed, write_pictures
+from tests.helpers import TINY, Finished, called, n_computed, settle, write_pictures
 
 KEY = {"backbone": "none", "n_features": 512}
 DAY_S = 24 * 3600
@@ -43,6 +43,7 @@ def scanned(folder: Path, root: Path) -> Path:
     files = write_pictures(folder, 2)
     for file in files:
         os.utime(file, (time.time() - 3600, time.time() - 3600))
+    settle()
     before = set((root / "scans").glob("*"))
     manifest = Manifest(folder, tuple(file.name for file in files))
     scan(manifest, open_source(manifest.root), InputConfig(), Observer(), store=Store(root, Observer()))
