@@ -23,8 +23,8 @@ from typing import IO
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.images import decode
+from gpu_cluster.inventory import is_folder_of_ours
 from gpu_cluster.manifest import FileFacts
-from gpu_cluster.run_folder import is_run_folder
 
 
 class UnreadableError(Exception):
@@ -196,7 +196,7 @@ def _walk(root: Path) -> Listing:
 
     for directory, subdirectories, names in os.walk(root, followlinks=True, onerror=fail):
         status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen or is_run_folder(names):
+        if (status.st_dev, status.st_ino) in seen or is_folder_of_ours(directory, names):
             subdirectories.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
