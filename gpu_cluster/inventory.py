@@ -40,6 +40,7 @@ class Inventory:
     Attributes
     ----------
     id : 32 random hexadecimal digits, by which the folder is known wherever it is moved to; empty if it has no marker
+    name : the name of the run folder that it is to become, or that it had when it was moved aside
     temporary : the last temporary name of the folder; only under this name it may be cleared away
     files : size in bytes of each file, by its path in the folder; None while the folder is being filled. Then the files
         with the names that runs write are ours, because only the job that made the folder knows it.
@@ -47,6 +48,7 @@ class Inventory:
     """
 
     id: str
+    name: str
     temporary: str
     files: Mapping[str, int] | None = None
     pending: Mapping[str, int] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Inventory:
 
 
 # A run folder of the version before: it has no marker, and its files are known only by their names.
-BEFORE = Inventory("", "")
+BEFORE = Inventory("", "", "")
 
 
 def is_name_of_ours(path: PurePosixPath) -> bool:
@@ -105,18 +107,16 @@ def is_name_of_ours(path: PurePosixPath) -> bool:
     return len(above) == 1 and above[0] in CONTENTS_OF and CONTENTS_OF[above[0]].fullmatch(name) is not None
 
 
-def mark(folder: Path) -> Inventory:
-    """Mark a new folder as ours, which is still to be filled.
+def mark(folder: Path, name: str) -> None:
+    """Mark a new folder as ours, which is still to be filled and then to get this name.
 
     Raises
     ------
     OSError
         When the marker cannot be written, or there is one.
     """
-    inventory = Inventory(secrets.token_hex(16), folder.name)
     with (folder / INVENTORY).open("xb") as stream:
-        stream.write(_as_json(inventory))
-    return inventory
+        stream.write(_as_json(Inventory(secrets.token_hex(16), name, folder.name)))
 
 
 def complete(folder: Path) -> None:
@@ -320,12 +320,15 @@ def _read(descriptor: int) -> Inventory | None:
     content = _read_object(descriptor, INVENTORY)
     if content.get("inventory_of") != "gpu-cluster" or content.get("schema") != _SCHEMA:
         return None
-    id_, temporary, files, pending = (content.get(name) for name in ("id", "temporary", "files", "pending"))
-    if not (isinstance(id_, str) and re.fullmatch("[0-9a-f]{32}", id_) and isinstance(temporary, str)):
+    id_, name, temporary = (content.get(key) for key in ("id", "name", "temporary"))
+    if not (isinstance(id_, str) and re.fullmatch("[0-9a-f]{32}", id_)):
         return None
+    if not (isinstance(name, str) and isinstance(temporary, str)):
+        return None
+    files, pending = content.get("files"), content.get("pending")
     if not (files is None or _are_sizes(files)) or not _are_sizes(pending):
         return None
-    return Inventory(id_, temporary, files, pending)
+    return Inventory(id_, name, temporary, files, pending)
 
 
 def _are_sizes(value: Any) -> bool:

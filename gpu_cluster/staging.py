@@ -91,9 +91,9 @@ def _claim(folder: Path) -> tuple[Path, int | None]:
     so that there is no moment at which they would take it for that of a killed job.
     """
     for tried in itertools.count(1):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         path = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
         except (FileNotFoundError, FileExistsError):
             if tried == _TRIES:
@@ -102,7 +102,7 @@ def _claim(folder: Path) -> tuple[Path, int | None]:
         break
     lock = try_lock(path)
     try:
-        inventory.mark(path)
+        inventory.mark(path, folder.name)
     except BaseException:
         # Nobody else knows the new folder, so what is in it is the marker at most.
         with suppress(OSError):
@@ -141,8 +141,8 @@ def _clear(path: Path, folder: Path, *, moved_aside: bool) -> None:
         return
     try:
         found = inventory.read(path)
-        # A folder of ours that the user gave such a name has another temporary name in its inventory, or none.
-        if found is None or found.temporary != path.name or not is_same(path, lock):
+        # If the user gave a folder of ours such a name, its inventory has another one.
+        if found is None or (found.name, found.temporary) != (folder.name, path.name) or not is_same(path, lock):
             return
         # The job was killed after it moved this earlier run aside and before it took the name.
         if moved_aside and not os.path.lexists(folder) and inventory.is_whole(path, found):
@@ -231,7 +231,7 @@ def _move_aside(folder: Path, aside: Path, gives_way: inventory.Inventory) -> bo
         return False
     if inventory.first_other(folder, found) is not None:
         return False
-    replace(found, temporary=aside.name).write(folder)
+    replace(found, name=folder.name, temporary=aside.name).write(folder)
     os.rename(folder, aside)
     return True
 
