@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from gpu_cluster.files import write_whole
 from gpu_cluster.folders import is_same, locked, open_folder, opened
@@ -331,7 +331,7 @@ def _read(descriptor: int) -> Inventory | None:
     return Inventory(id_, name, temporary, files, pending)
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[dict[str, int]]:
     return isinstance(value, dict) and all(type(size) is int for size in value.values())
 
 

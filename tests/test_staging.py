@@ -188,7 +188,8 @@ def test_a_folder_of_somebody_else_that_cannot_be_read_is_left_alone_and_blocks_
     mine = tmp_path / ".run.abcd1234"
     (mine / "deep").mkdir(parents=True)
     mine.chmod(0)
-    code = "import sys; from pathlib import Path; from gpu_cluster.staging import staged\nwith staged(Path(sys.argv[1])): 0"
+    code = "import sys; from pathlib import Path; from gpu_cluster import staging\n"
+    code += "with staging.staged(Path(sys.argv[1])): pass"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=False, preexec_fn=without_override)
     mine.chmod(0o755)
     assert done.returncode == 0
@@ -250,18 +251,9 @@ def test_an_earlier_run_moved_aside_is_no_business_of_a_job_with_a_longer_name(t
 
 
 def test_processes_that_claim_one_name_at_the_same_time_all_get_one_and_touch_nothing_of_others(tmp_path):
+    given = ("names", "--processes", N_CLAIMING, "--claims", N_CLAIMS, tmp_path / "place")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "scripts.check_claims",
-            "names",
-            "--processes",
-            N_CLAIMING,
-            "--claims",
-            N_CLAIMS,
-            tmp_path / "place",
-        ],
+        [sys.executable, "-m", "scripts.check_claims", *given],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
