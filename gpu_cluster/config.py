@@ -348,8 +348,8 @@ class OutputConfig(_Section):
     overwrite: bool = Field(
         False,
         exclude=True,
-        description="Replace an earlier run of the name --out, and do not keep it. One that holds any file that the run "
-        "did not write is refused.",
+        description="Replace an earlier run of the name --out, and do not keep it. One that holds any file that the "
+        "run did not write is refused.",
     )
 
 

@@ -185,14 +185,14 @@ def check_jobs(place: Path, n_rounds: int, n_jobs: int, most_s: float, *, readab
     pictures.mkdir(parents=True)
     for file in sorted((shipped_data() / "flowers").glob("*.png"))[:6] if readable else []:
         shutil.copy(file, pictures)
-    if not readable:
-        (pictures / "bad.png").write_text("no picture")
+    for number in range(0 if readable else 3):
+        (pictures / f"{number}.png").write_text(f"no picture {number}")
     command = (Path(sys.executable).with_name("gpu-cluster"), "run", pictures, *_OPTIONS, "--cache", place / "store")
     jobs = Jobs(command, n_jobs, 0 if readable else 3)
     # The store is warm after this, and its folder is the earlier run of other rounds.
-    subprocess.run(
-        [*command, "--out", place / "earlier"], check=readable, stderr=None if readable else subprocess.DEVNULL
-    )
+    first = subprocess.run([*command, "--out", place / "earlier"], capture_output=True, text=True, check=False)
+    if first.returncode != jobs.code:
+        sys.exit(first.stderr)
     wrong: list[str] = []
     start, done = time.monotonic(), 0
     while done < n_rounds and time.monotonic() - start < most_s:
