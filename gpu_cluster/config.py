@@ -372,7 +372,10 @@ class OutputConfig(HandedOnConfig):
         "(or NAME.2, ...) when the new run is complete.",
     )
     overwrite: bool = Field(
-        False, exclude=True, description="Replace an earlier run of the name --out, and do not keep it."
+        False,
+        exclude=True,
+        description="Replace an earlier run of the name --out, and do not keep it. One that holds any file that the "
+        "run did not write is refused.",
     )
 
 

@@ -24,10 +24,11 @@ MOST_TABLE_BYTES = 1 << 30
 _BEHIND_BYTES = 4096
 
 
-def write_whole(path: Path, content: Any) -> None:
+def write_whole(path: Path, content: Any, *, partial: Path | None = None) -> None:
     """Write bytes to a file and flush it to the disk; if this fails, an earlier file of that name stays unchanged.
 
-    The new name is flushed to the disk too, if the file system can flush folders.
+    It is written under the name `partial`, which must not exist yet; by default, this is a random hidden name. The new
+    name is flushed to the disk too, if the file system can flush folders.
 
     Raises
     ------
@@ -37,7 +38,7 @@ def write_whole(path: Path, content: Any) -> None:
     # `tempfile` is not used, because only the owner may read its files. The random part is needed because another job,
     # which may have the same process number in another container, may write a file of this name too. Only the beginning
     # of the name is used, because the name may already have the greatest length that is allowed.
-    partial = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    partial = partial or path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with partial.open("xb") as stream:
             stream.write(content)

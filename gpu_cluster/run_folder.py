@@ -1,32 +1,26 @@
-"""The run folder: it is filled under a temporary name, and renamed when it is complete.
+"""The names of the files in a run folder, and a finished run, which reads them.
 
-This module defines the names of the files in it, and reads them. It must not know what is done with their content.
+This module must not know how the folder is made (see `staging`), or what is done with the content of its files.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import io
-import itertools
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpu_cluster.errors import ConfigError, DataError, JobError
-from gpu_cluster.files import printable, write_whole
+from gpu_cluster.errors import DataError
+from gpu_cluster.files import printable
 from gpu_cluster.portable import Rewrite, portable_record, rewriting, rewritten
 from gpu_cluster.words import from_spreadsheet
 
 # The files of a run folder; their names are defined only here.
+INVENTORY = "inventory.json"
 RECORD = "run.json"
 BAD_FILES = "bad_files.csv"
 MANIFEST = "manifest.parquet"
@@ -44,11 +38,12 @@ COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
 COMPARISON_PLOT = f"{PLOTS}/compare.png"
 
-# Every run folder holds both of these. They show a new run that a folder is an earlier run, whose name it may take.
+# Every run folder holds both of these.
 _MARKS = frozenset({RECORD, BAD_FILES})
 
-# All files that a run can write. A folder that holds any other file is left alone: that file may be the user's work.
+# All that a run can write.
 CONTENTS = _MARKS | {
+    INVENTORY,
     MANIFEST,
     ASSIGNMENTS,
     ASSIGNMENTS_PARQUET,
@@ -63,17 +58,17 @@ CONTENTS = _MARKS | {
     COMPARISON,
     COMPARISON_PAGE,
 }
+# All that a run can write into its folders.
+CONTENTS_OF = {
+    MODEL: re.compile(r"model\.json|arrays\.npz"),
+    PLOTS: re.compile(r"(elbow|scatter|scatter_labels|silhouette|compare|cluster_[0-9]{2,})\.png"),
+}
 
 # Run folders that a message names.
 _MOST_NAMED = 3
 
-# What a rename says if something has the new name already.
-_NAME_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 # The key of the folder of the pictures in the metadata of the small copies.
 _ROOT = b"root"
-
-# The name of a half-written one of these files, which a killed job leaves behind (see `files.write_whole`).
-_PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
 
 
 class FinishedRun:
@@ -115,20 +110,17 @@ class FinishedRun:
         known = [] if root is None else [Path(root), Path(found["weights"]["path"]), self.folder]
         return rewriting(found["config"], *known)
 
-    def write_portable(self) -> None:
-        """Write those files again that had absolute paths: the record, the metrics and the events; for `portable`.
+    def portable_files(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the names and the new contents of the files that had absolute paths; for `portable`.
 
-        Raises
-        ------
-        OSError
-            When one cannot be written; an earlier one stays as it is.
+        They are the record, the metrics and the events. The record is the last, because the others are rewritten by
+        what it says.
         """
         events = (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()
         lines = (json.dumps(rewritten(json.loads(line), self._rewriting)) for line in events)
-        write_whole(self.folder / EVENTS, "".join(f"{line}\n" for line in lines).encode())
-        write_json(self.folder / METRICS, self.metrics)
-        # The last, because the others are rewritten by what it says.
-        write_json(self.folder / RECORD, self.record)
+        yield EVENTS, "".join(f"{line}\n" for line in lines).encode()
+        yield METRICS, as_json(self.metrics)
+        yield RECORD, as_json(self.record)
 
     @cached_property
     def pictures(self) -> Any:
@@ -182,15 +174,11 @@ class FinishedRun:
         place = found if root is None or (found is not None and found.is_dir() and not root.is_dir()) else root
         return place, dict(zip(table["path"].to_pylist(), table["jpeg"].to_pylist(), strict=True))
 
-    def keep_thumbnails(self, root: Path | None, copies: Mapping[str, bytes]) -> None:
-        """Write the small copies of the page, JPEG by path, and where their pictures are; `thumbnails` returns them.
+    @staticmethod
+    def thumbnails_file(root: Path | None, copies: Mapping[str, bytes]) -> bytes:
+        """Return the content of the file of the page's small copies, JPEG by path, and of where their pictures are.
 
-        With None, the file does not say where they are.
-
-        Raises
-        ------
-        OSError
-            When the file cannot be written; an earlier one stays as it is.
+        With None, it does not say where they are. `thumbnails` reads it.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -200,7 +188,7 @@ class FinishedRun:
         # JPEG is compressed already.
         metadata = None if root is None else {_ROOT: os.fsencode(root)}
         pq.write_table(pa.table(columns, metadata=metadata), content, compression="none")
-        write_whole(self.folder / THUMBNAILS, content.getvalue())
+        return content.getvalue()
 
     @property
     def root(self) -> Path | None:
@@ -226,22 +214,11 @@ class FinishedRun:
         return (self.folder / PLOTS / "elbow.png").read_bytes()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file of a run folder whole.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written; an earlier one stays as it is.
-    """
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON file of a run folder."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A path that is not UTF-8 contains surrogates; written as \\udcNN they are valid JSON and are read back unchanged.
-    write_whole(path, text.encode("utf-8", "backslashreplace"))
-
-
-def is_run_folder(names: Iterable[str]) -> bool:
-    """Tell from the names in a folder whether it is the run folder of an earlier job."""
-    return _MARKS.issubset(names)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def check_is_run_folder(folder: Path) -> None:
@@ -275,251 +252,3 @@ def check_is_run_folder(folder: Path) -> None:
     else:
         found = f"it holds no {RECORD}"
     raise DataError(f"{shown!r} is no run folder: {expected}; {found}")
-
-
-def _foreign(names: Iterable[str]) -> list[str]:
-    """Return the names, in order, of files that no run writes."""
-    return sorted(name for name in names if name not in CONTENTS and not _PARTIAL.fullmatch(name))
-
-
-def choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
-    """Return the run folder to write: `out`, or `runs/<time>-<name>` below the current folder.
-
-    An earlier run of that name will give way to the new one (see `staged`), so none of the `inputs` and not the current
-    folder may lie in it.
-
-    Raises
-    ------
-    ConfigError
-        When it cannot be written: a file is in the way, it holds other files or one of the inputs, it is a mount point,
-        or there is no permission.
-    """
-    try:
-        return _choose(out, name, inputs)
-    except OSError as error:
-        raise ConfigError(f"cannot write the results to {str(out)!r}: {error.strerror}") from error
-
-
-def _choose(out: Path | None, name: str, inputs: Sequence[Path]) -> Path:
-    if out is not None:
-        # A folder cannot be renamed over a symbolic link, so the job writes to where the link points.
-        folder = out.resolve() if out.is_symlink() else out
-    else:
-        plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
-        folder = Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{plain}"
-        folder = _unused(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"cannot write the results to {str(folder)!r}: a file is in the way; choose another --out")
-    if folder.is_mount():
-        raise ConfigError(
-            f"cannot write the results to {str(folder)!r}: it is a mount point, which cannot be renamed; "
-            f"give a folder in it, such as {str(folder / 'run')!r}"
-        )
-    names = os.listdir(folder) if folder.is_dir() else []
-    foreign = _foreign(names)
-    if names and (foreign or not is_run_folder(names)):
-        what = f", such as {foreign[0]!r}" if foreign else ""
-        raise ConfigError(
-            f"cannot write the results to {str(folder)!r}: it holds other files{what}; expected a new folder, an empty "
-            "one or an earlier run; choose another --out"
-        )
-    if folder.is_dir():
-        inside = next((path for path in (*inputs, Path.cwd()) if path.resolve().is_relative_to(folder.resolve())), None)
-        if inside is not None:
-            raise ConfigError(
-                f"cannot write the results to {str(folder)!r}: this earlier run would give way to the new one, and "
-                f"{str(inside)!r} lies in it; choose another --out"
-            )
-    above = next(parent for parent in folder.parents if parent.exists())
-    if not above.is_dir():
-        raise ConfigError(f"cannot write the results to {str(folder)!r}: {str(above)!r} is a file, not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write the results to {str(folder)!r}: no permission to write in {str(above)!r}")
-    return folder
-
-
-def _unused(folder: Path) -> Path:
-    number = 2
-    free = folder
-    while free.exists():
-        free = folder.with_name(f"{folder.name}-{number}")
-        number += 1
-    return free
-
-
-def earlier_run_moves_to(folder: Path) -> Path | None:
-    """Return the name that the earlier run in `folder` would get if a new run took its place; None if there is none.
-
-    It is the first name of `NAME.1`, `NAME.2`, ... that nothing has.
-    """
-    if not (folder.is_dir() and is_run_folder(os.listdir(folder))):
-        return None
-    return next(name for name in _numbered(folder) if not os.path.lexists(name))
-
-
-def _numbered(folder: Path) -> Iterator[Path]:
-    return (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-
-
-class Staged:
-    """A folder that is being filled.
-
-    Attributes
-    ----------
-    path : its temporary name
-    folder : its final name when it is complete
-    earlier_run : when it is complete: where the earlier run of that name was moved to; None if none was moved
-    """
-
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
-        self.earlier_run: Path | None = None
-
-
-@contextmanager
-def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
-    """Give the block a temporary folder beside `folder` to fill; when the block ends, it gets the name `folder`.
-
-    Only then an earlier run of that name is moved, whole, to the first free name of `NAME.1`, `NAME.2`, ...; if
-    `overwrite` is true, it is replaced. If something else has appeared under that name in the meantime, the next free
-    name is used: only a run that was there when this one began gives way. If the block fails, the temporary folder is
-    removed. Temporary folders of killed runs of that name are removed at the beginning.
-
-    Raises
-    ------
-    JobError
-        When the folder cannot be made or renamed.
-    """
-    made = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_dead(folder)
-        gives_way = folder.is_dir() and is_run_folder(os.listdir(folder))
-        stage = Staged(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)), folder)
-        stage.path.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise JobError(f"cannot make a folder beside {str(folder)!r}: {error.strerror}") from error
-    lock = _lock(stage.path)
-    try:
-        yield stage
-        _take_name(stage, gives_way=gives_way, overwrite=overwrite)
-    except OSError as error:
-        where = error.filename or folder
-        raise JobError(f"the job stopped at {str(where)!r}: {error.strerror or error}; nothing was left") from error
-    finally:
-        shutil.rmtree(stage.path, ignore_errors=True)
-        _remove_empty(made)
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(stage: Path) -> int | None:
-    """Lock a folder for as long as this process lives; None if another process holds the lock or there are no locks."""
-    descriptor = os.open(stage, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _clear_dead(folder: Path) -> None:
-    """Remove the temporary folders of killed runs of this name, which are those that no process holds a lock on.
-
-    If a run was killed after it moved an earlier run aside and before it took the name, the earlier run gets its name
-    back.
-    """
-    name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[a-z0-9_]{{8}}")
-    for path in sorted(folder.parent.iterdir()):
-        found = name.fullmatch(path.name)
-        if not found or not path.is_dir() or _foreign(os.listdir(path)):
-            continue
-        lock = _lock(path)
-        if lock is None:
-            continue
-        if found[1] and is_run_folder(os.listdir(path)) and not folder.exists():
-            os.replace(path, folder)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-def _take_name(stage: Staged, *, gives_way: bool, overwrite: bool) -> None:
-    folder = stage.folder
-    if gives_way and folder.is_dir() and not _foreign(os.listdir(folder)):
-        if overwrite:
-            _replace(stage.path, folder)
-        else:
-            stage.earlier_run = _move_earlier(stage.path, folder)
-        return
-    while True:
-        try:
-            # This succeeds if nothing or an empty folder has the name, and fails for anything else.
-            os.rename(stage.path, stage.folder)
-        except OSError as error:
-            if error.errno not in _NAME_IS_TAKEN:
-                raise
-            stage.folder = _unused(folder)
-        else:
-            return
-
-
-def _move_earlier(stage: Path, folder: Path) -> Path:
-    """Move the earlier run to the first free numbered name, and the new one to its place; return the numbered name.
-
-    A kill between the two renames leaves the earlier run, whole, under the numbered name.
-    """
-    for target in _numbered(folder):
-        if os.path.lexists(target):
-            continue
-        try:
-            os.rename(folder, target)
-        except OSError as error:
-            # Another job took the name a moment ago.
-            if error.errno not in _NAME_IS_TAKEN:
-                raise
-            continue
-        break
-    try:
-        os.rename(stage, folder)
-    except BaseException:
-        # The new run cannot take the name, so the earlier one gets it back.
-        if not folder.exists():
-            os.rename(target, folder)
-        raise
-    return target
-
-
-def _replace(stage: Path, folder: Path) -> None:
-    # A folder cannot be renamed over one that is not empty, so the earlier run is moved aside first.
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    # The lock stays with the renamed folder, so that no other job takes it for the folder of a killed run.
-    lock = _lock(folder)
-    try:
-        os.replace(folder, aside)
-        os.replace(stage, folder)
-    finally:
-        # If the job stopped between the two renames, the earlier run gets its name back.
-        if not folder.exists():
-            os.replace(aside, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove `folders`, innermost first, until one is not empty: another job may have written there meanwhile."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

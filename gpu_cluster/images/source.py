@@ -22,8 +22,8 @@ from typing import IO
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import NotAFileError, open_regular, printable
 from gpu_cluster.images import decode
+from gpu_cluster.inventory import is_folder_of_ours
 from gpu_cluster.manifest import FileFacts
-from gpu_cluster.run_folder import is_run_folder
 
 _END_OF_TIME_NS = 1 << 63
 
@@ -231,7 +231,7 @@ def _walk(root: Path) -> Listing:
             fail(error)
             subdirectories.clear()
             continue
-        if (status.st_dev, status.st_ino) in seen or is_run_folder(names):
+        if (status.st_dev, status.st_ino) in seen or is_folder_of_ours(directory, names):
             subdirectories.clear()
             continue
         seen.add((status.st_dev, status.st_ino))

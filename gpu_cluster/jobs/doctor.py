@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpu_cluster import run_folder
+from gpu_cluster import output
 from gpu_cluster.backend import describe_gpus, installed, look_for_gpu
 from gpu_cluster.config import Device
 from gpu_cluster.embedding import vgg16
@@ -92,7 +92,7 @@ def _weights(named: Path | None) -> Check:
 
 def _output(out: Path | None) -> Check:
     try:
-        folder = run_folder.choose(out, name="doctor", inputs=())
+        folder = output.choose(out, name="doctor", inputs=())
     except ConfigError as error:
         return Check("output", "missing", str(error), "choose a folder that can be written with --out")
     return Check("output", "ok", f"{folder.parent} can be written")

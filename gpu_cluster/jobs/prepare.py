@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from gpu_cluster import run_folder
+from gpu_cluster import output, run_folder, staging
 from gpu_cluster.backend import Backend, Choice, select
 from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, PredictConfig, RunConfig
 from gpu_cluster.embedding import vgg16
@@ -116,10 +116,15 @@ def choose_folder(
     """
     if config.report.portable:
         check_root(manifest.root, manifest.paths)
-    folder = run_folder.choose(config.report.out, name=f"{prefix}{manifest.root.name}", inputs=config.input.named())
+    folder = output.choose(
+        config.report.out,
+        name=f"{prefix}{manifest.root.name}",
+        inputs=config.input.named(),
+        overwrite=config.report.overwrite,
+    )
     if config.report.overwrite and config.report.out is None:
         observer.notice("--overwrite replaces nothing without --out: this run gets a new folder")
-    new_name = run_folder.earlier_run_moves_to(folder)
+    new_name = output.earlier_run_moves_to(folder)
     if new_name is not None:
         earlier = f"{printable(str(folder))!r} is an earlier run; when this one is complete, "
         if config.report.overwrite:
@@ -138,14 +143,14 @@ def describe_device(backend: Backend, engine: Engine) -> dict[str, Any]:
 @contextmanager
 def filled(
     folder: Path, events: Recorder, *, overwrite: bool, rewrite: Rewrite = unchanged
-) -> Iterator[run_folder.Staged]:
+) -> Iterator[staging.Staged]:
     """Give the block a temporary folder to fill, and log the job's events in it.
 
     When the block ends without an error, the folder gets its final name; an earlier run of this name is moved, or
     replaced if `overwrite` is true. Notices are logged as `rewrite` returns them.
     """
     with (
-        run_folder.staged(folder, overwrite=overwrite) as stage,
+        staging.staged(folder, overwrite=overwrite) as stage,
         (stage.path / run_folder.EVENTS).open("w", encoding="utf-8") as log,
     ):
         events.add(EventLog(log, rewrite))
@@ -171,7 +176,7 @@ def as_written(manifest: Manifest, rewrite: Rewrite) -> Manifest:
     )
 
 
-def nothing_readable(manifest: Manifest, stage: run_folder.Staged) -> NothingReadableError:
+def nothing_readable(manifest: Manifest, stage: staging.Staged) -> NothingReadableError:
     """Return the error for a job in which no file could be decoded."""
     return NothingReadableError(
         f"{count(len(manifest), 'picture')} found, and none could be decoded; the reasons are in "
@@ -179,6 +184,6 @@ def nothing_readable(manifest: Manifest, stage: run_folder.Staged) -> NothingRea
     )
 
 
-def moved_words(stage: run_folder.Staged) -> str:
+def moved_words(stage: staging.Staged) -> str:
     """Return, for the end of an error, where the earlier run was moved to; an empty text if none was moved."""
     return "" if stage.earlier_run is None else f"; the earlier run is now {printable(str(stage.earlier_run))!r}"

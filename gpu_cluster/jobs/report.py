@@ -9,6 +9,7 @@ from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained
 from gpu_cluster.images import decoders
+from gpu_cluster.inventory import replace_file
 from gpu_cluster.report.page import explained, write_page
 from gpu_cluster.run_folder import RECORD, FinishedRun, check_is_run_folder
 
@@ -44,5 +45,6 @@ def report(folder: Path, observer: Observer | None = None, *, root: Path | None 
         page = write_page(run, observer or Observer(), root=root, portable=portable)
     if portable:
         with explained(folder), write_explained(folder / RECORD):
-            run.write_portable()
+            for name, content in run.portable_files():
+                replace_file(folder, name, content)
     return page

@@ -18,9 +18,10 @@ import numpy as np
 
 from gpu_cluster.errors import DataError, GpuClusterError
 from gpu_cluster.events import Observer
-from gpu_cluster.files import printable, write_explained, write_whole
+from gpu_cluster.files import printable, write_explained
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
+from gpu_cluster.inventory import replace_file
 from gpu_cluster.manifest import sum_in_words
 from gpu_cluster.report.groups import cards, crosstab
 from gpu_cluster.report.html import Links, render, visible
@@ -75,10 +76,10 @@ def write_page(
         content = _render(run, chosen, thumbnails, linked).encode()
         copies = thumbnails.copies()
     with write_explained(run.folder / THUMBNAILS):
-        run.keep_thumbnails(linked, copies)
+        replace_file(run.folder, THUMBNAILS, run.thumbnails_file(linked, copies))
     path = run.folder / PAGE
     with write_explained(path):
-        write_whole(path, content)
+        replace_file(run.folder, PAGE, content)
     return path
 
 

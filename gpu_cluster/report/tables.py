@@ -46,7 +46,7 @@ def write_report(
     _write_parquet(stage / run_folder.ASSIGNMENTS_PARQUET, assignments)
     _write_csv(stage / run_folder.SWEEP, _sweep_table(findings), safe=safe)
     _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings), safe=safe)
-    run_folder.write_json(stage / run_folder.METRICS, _metrics(manifest, findings, backend))
+    write_whole(stage / run_folder.METRICS, run_folder.as_json(_metrics(manifest, findings, backend)))
     plots.draw_all(
         stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
     )
@@ -207,7 +207,7 @@ def write_run_record(
         "notices": list(result.notices),
     }
     portable = record["config"].get("report", {}).get("portable")
-    run_folder.write_json(stage / run_folder.RECORD, portable_record(record) if portable else record)
+    write_whole(stage / run_folder.RECORD, run_folder.as_json(portable_record(record) if portable else record))
 
 
 def _manifest_table(manifest: Manifest) -> pd.DataFrame:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +18,7 @@ from gpu_cluster.config import StoreConfig
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
-from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folders, is_shard, read_key
+from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folder_name, folders, is_shard, read_key
 from gpu_cluster.store.store import default_root, embedding_schema, scan_schema
 
 _DAY_S = 24 * 3600.0
@@ -129,42 +133,63 @@ def prune(root: Path, *, unused_days: float | None, now: float | None = None) ->
     """Remove what no job can use: shards set aside, half-written files of killed jobs, scans of folders that are gone.
 
     With `unused_days`, also remove every recipe that no job has used for so many days. Half-written files are removed
-    when they are older than a day. Returns the number of bytes that were freed.
+    when they are older than a day. Only files of the store are removed: with the names that it gives, in a folder whose
+    name is the digest of the key in it. Returns the number of bytes that were freed.
     """
     now = time.time() if now is None else now
     freed = 0
     for recipe in inspect(root):
+        if not _is_of_store(recipe.folder):
+            continue
         gone = recipe.kind == "scans" and "root" in recipe.key and not os.path.isdir(str(recipe.key["root"]))
         if gone or (unused_days is not None and now - recipe.last_used > unused_days * _DAY_S):
-            freed += sum(_remove(path) for path in (*_shards(recipe.folder), recipe.folder / KEY_FILE))
-            with suppress(OSError):
-                # This succeeds only if the folder is empty: files that are not the store's stay.
-                recipe.folder.rmdir()
-        leftovers = [*recipe.folder.glob(".shard-*.tmp"), *recipe.folder.glob(f".{KEY_FILE}.*.tmp")]
-        freed += sum(_remove(path) for path in leftovers if _age(path, now) > _DAY_S)
-        freed += sum(_remove(path) for path in _shards(recipe.folder / DAMAGED))
+            freed += _remove(recipe.folder, is_shard)
+            # The key goes last, because without it the folder is not known as the store's.
+            if not any(map(is_shard, os.listdir(recipe.folder))):
+                freed += _remove(recipe.folder / DAMAGED, is_shard)
+                freed += _remove(recipe.folder, lambda name: name == KEY_FILE)
+            for folder in (recipe.folder / DAMAGED, recipe.folder):
+                with suppress(OSError):
+                    # This succeeds only if the folder is empty: files that are not the store's stay.
+                    folder.rmdir()
+        freed += _remove(recipe.folder, _is_partial, unchanged_since=now - _DAY_S)
+        freed += _remove(recipe.folder / DAMAGED, is_shard)
     return freed
 
 
-def _shards(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("*") if is_shard(path.name))
+# Half-written files of killed jobs (see `files.write_whole`).
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.tmp")
 
 
-def _age(path: Path, now: float) -> float:
+def _is_partial(name: str) -> bool:
+    found = _PARTIAL.fullmatch(name)
+    return found is not None and (found["name"] == KEY_FILE or is_shard(found["name"]))
+
+
+def _is_of_store(folder: Path) -> bool:
+    """Return whether the name of a folder, which is no link, is the digest of the key in it, of whichever version."""
     try:
-        return now - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        key = json.loads((folder / KEY_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(key, dict) and folder_name(key) == folder.name and not folder.is_symlink()
 
 
-def _remove(path: Path) -> int:
-    """Remove a file if it is still there; return the number of bytes that were freed."""
-    try:
-        size = path.stat().st_size
-        path.unlink()
-    except FileNotFoundError:
+def _remove(folder: Path, is_named: Callable[[str], bool], *, unchanged_since: float = math.inf) -> int:
+    """Remove the regular files with such names from a folder; return the number of bytes that were freed.
+
+    What another job removes at the same moment is passed over, and so is a link to a folder.
+    """
+    if folder.is_symlink() or not folder.is_dir():
         return 0
-    return size
+    freed = 0
+    for path in filter(lambda path: is_named(path.name), folder.iterdir()):
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_mtime < unchanged_since:
+                path.unlink()
+                freed += status.st_size
+    return freed
 
 
 def _shown(value: Any) -> Any:

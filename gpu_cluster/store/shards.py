@@ -156,7 +156,7 @@ def read_key(folder: Path) -> dict[str, Any]:
 
 def is_shard(name: str) -> bool:
     """Return whether a name is that of a finished shard."""
-    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+    return re.fullmatch(f"{_PREFIX}[0-9a-f]{{32}}{re.escape(_SUFFIX)}", name) is not None
 
 
 def _digest(content: Any) -> str:

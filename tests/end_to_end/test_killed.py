@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_cluster import run
 from tests.helpers import (
     FLOWERS,
     N_FLOWERS,
     SHARD,
     SHARDED,
-    TINY,
     Stamp,
     called,
     everything,
@@ -30,7 +28,6 @@ from tests.helpers import (
     stamps,
     started,
     wait_until,
-    write_pictures,
 )
 
 # Kills in a run of the tests. A campaign of more of them takes minutes: GPU_CLUSTER_TEST_KILLS=20 scripts/test -m ''
@@ -195,12 +192,3 @@ def test_a_job_killed_while_it_embeds_loses_one_shard_at_most(tmp_path):
     assert 3 * SHARD <= n_kept <= n_done <= n_kept + SHARD
     assert n_computed(rerun) == N_FLOWERS - n_kept
     assert before.items() <= stamps(store).items()
-
-
-def test_an_earlier_run_moved_aside_by_a_run_that_was_killed_is_cleared_away(tmp_path):
-    # A kill between the two renames that put a new run in an old one's place: a moment too short to hit.
-    write_pictures(tmp_path / "pictures", 3)
-    run(tmp_path / "pictures", **TINY, out=tmp_path / "out" / "run")
-    os.rename(tmp_path / "out" / "run", tmp_path / "out" / ".run.old.0a1b2c3d")
-    run(tmp_path / "pictures", **TINY, out=tmp_path / "out" / "run", overwrite=True)
-    assert everything(tmp_path / "out") == ["run"]

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gpu_cluster.config import shipped_data
+from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
+from gpu_cluster.events import Observer
 from gpu_cluster.images.decode import suffixes
-from tests.helpers import memory_folder
+from gpu_cluster.images.discover import discover
+from gpu_cluster.staging import staged
+from tests.helpers import memory_folder, write_pictures
 from tests.images.files import find, touch
 
 
@@ -68,13 +71,23 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path):
 
 
 def test_earlier_run_folders_are_passed_over_with_all_they_hold(tmp_path):
-    touch(tmp_path, "a.png", "run/run.json", "run/bad_files.csv", "run/plots/elbow.png", "run/cover.png")
+    touch(tmp_path, "a.png")
+    with staged(tmp_path / "run") as stage:
+        touch(stage.path, "run.json", "bad_files.csv", "plots/elbow.png", "cover.png")
+    (tmp_path / "link").symlink_to("run")
     assert find(tmp_path)[0].paths == ("a.png",)
 
 
-def test_a_folder_that_only_looks_like_a_run_is_searched(tmp_path):
-    touch(tmp_path, "a.png", "mine/run.json", "mine/b.png")
-    assert find(tmp_path)[0].paths == ("a.png", "mine/b.png")
+def test_run_folders_of_the_version_before_are_passed_over_by_what_their_record_says(tmp_path):
+    touch(tmp_path, "a.png", "run/bad_files.csv", "run/plots/elbow.png", "run/cover.png")
+    (tmp_path / "run" / "run.json").write_text('{"gpu_cluster": "0.1.0", "config": {}}')
+    assert find(tmp_path)[0].paths == ("a.png",)
+
+
+@pytest.mark.parametrize("names", [("run.json",), ("run.json", "bad_files.csv"), ("inventory.json",)])
+def test_a_folder_that_only_looks_like_a_run_is_searched(tmp_path, names):
+    touch(tmp_path, "a.png", *(f"mine/{name}" for name in names), "mine/b.png", "mine/plots/c.png")
+    assert find(tmp_path)[0].paths == ("a.png", "mine/b.png", "mine/plots/c.png")
 
 
 def test_a_link_to_a_folder_is_followed(tmp_path):

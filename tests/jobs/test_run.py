@@ -29,7 +29,8 @@ def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
     found = {path.name for path in sample_run.folder.iterdir()}
     expected = {"assignments.csv", "assignments.parquet", "bad_files.csv", "events.jsonl", "manifest.parquet", "model"}
     assert found == expected | {
-        *("metrics.json", "near_duplicates.csv", "plots", "report.html", "run.json", "sweep.csv", "thumbnails.parquet")
+        "inventory.json",
+        *("metrics.json", "near_duplicates.csv", "plots", "report.html", "run.json", "sweep.csv", "thumbnails.parquet"),
     }
     plots = {path.name for path in (sample_run.folder / "plots").iterdir()}
     sheets = {f"cluster_{number:02d}.png" for number in range(sample_run.json("metrics.json")["k"])}
@@ -155,10 +156,10 @@ def test_another_seed_gives_other_starts(sample_run, sample_store, tmp_path):
 def test_a_run_folder_given_again_is_replaced_whole_by_overwrite(tmp_path):
     out = tmp_path / "run"
     api.run(image_size=32, k=3, out=out)
-    (out / "plots" / "left_over.png").write_bytes(b"")
+    assert (out / "plots" / "cluster_02.png").exists()
     api.run(image_size=32, k=2, out=out, overwrite=True)
     assert json.loads((out / "metrics.json").read_text())["k"] == 2
-    assert not (out / "plots" / "left_over.png").exists()
+    assert not (out / "plots" / "cluster_02.png").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -71,7 +71,7 @@ def moved(tmp_path: Path, tiny: Path) -> tuple[Path, Path]:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"root": str(tmp_path / "in")}))
     run_of = FinishedRun(run)
-    run_of.keep_thumbnails(tmp_path / "in", run_of.thumbnails[1])
+    (run / "thumbnails.parquet").write_bytes(run_of.thumbnails_file(tmp_path / "in", run_of.thumbnails[1]))
     return run, pictures
 
 

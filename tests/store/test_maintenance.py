@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def test_prune_removes_what_was_set_aside_and_no_shard(tmp_path):
 
 def test_prune_removes_leftovers_of_killed_jobs_and_not_what_is_being_written(tmp_path):
     shards = kept(tmp_path / "store")
-    old, young = (shards.folder / f".shard-{name}.parquet.4711.tmp" for name in ("old", "young"))
+    old, young = (shards.folder / f".{name}.4711-0a1b2c3d.tmp" for name in (f"shard-{'5' * 32}.parquet", "_key.json"))
     for path, days in ((old, 2), (young, 0.5)):
         path.write_bytes(b"half")
         unused(path, days)
@@ -257,6 +258,30 @@ def test_prune_removes_nothing_of_others_from_a_recipe(tmp_path):
     cache_command("prune", tmp_path / "store", "--unused-days", "30")
     assert (shards.folder / "notes.txt").exists()
     assert not any(is_shard(path.name) for path in shards.folder.iterdir())
+
+
+def test_prune_removes_nothing_of_others_whose_names_are_like_those_of_the_store(tmp_path):
+    shards = kept(tmp_path / "store")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    own = shard(shards)
+    taken = shutil.copy(own, elsewhere)
+    linked = shards.folder / f"shard-{'7' * 32}.parquet"
+    linked.symlink_to(taken)
+    (shards.folder / DAMAGED).symlink_to(elsewhere)
+    # A folder with a name as the store gives them, but with no key that has this digest.
+    strange = tmp_path / "store" / "embeddings" / ("ab" * 8)
+    strange.mkdir()
+    mine = [shards.folder / "shard-mine.parquet", shards.folder / ".shard-mine.parquet.tmp"]
+    mine += [strange / own.name, strange / ".shard-x.parquet.77-0a1b2c3d.tmp"]
+    for file in mine:
+        file.write_text("mine")
+        unused(file, days=100)
+    for folder in (shards.folder, strange):
+        unused(folder, days=100)
+    assert cache_command("prune", tmp_path / "store", "--unused-days", "30").code == 0
+    assert [file.exists() for file in (*mine, Path(taken), linked)] == [True] * 6
+    assert not own.exists()
 
 
 @pytest.mark.parametrize("name", ["info", "verify", "prune"])
