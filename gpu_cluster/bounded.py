@@ -6,10 +6,12 @@ numbers of rows, sizes) is checked before memory is taken for it. This module mu
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ MIB = 1 << 20
 
 # No file of this project nests deeper than 8 levels.
 _MOST_LEVELS = 32
+# TOML's hexadecimal numbers may have any length, but Python writes none of more than 4,300 decimal digits.
+_MOST_BITS = 14_000
 
 # What a Parquet file may hold when it is read, as a multiple of its size; small files may always hold _SMALL_BYTES.
 # Tables of paths and numbers that this project writes reach a multiple of 5.
@@ -29,21 +33,34 @@ class UnfitError(ValueError):
     """A file is not what it should be; the message says what was expected and what was found."""
 
 
-def read(path: Path, most_bytes: int) -> bytes:
-    """Read a regular file of at most `most_bytes`; links are followed.
+def read(path: Path, most_bytes: int, *, follow: bool = True, wait: bool = False) -> bytes:
+    """Read a regular file of at most `most_bytes`.
+
+    Parameters
+    ----------
+    follow
+        Whether the file may be a link.
+    wait
+        Whether it may also be a pipe or a device, which is waited for.
 
     Raises
     ------
     OSError
         When it cannot be opened or read.
     UnfitError
-        When it is not a regular file, or larger.
+        When it is something else, or larger.
     """
-    # Without O_NONBLOCK, opening a pipe would wait for its other end.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Without O_NONBLOCK, opening a pipe waits for its other end.
+    flags = os.O_RDONLY | os.O_CLOEXEC | (0 if wait else os.O_NONBLOCK) | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if not follow and error.errno == errno.ELOOP:
+            raise UnfitError(f"{path.name} is a link; expected a file: put what it leads to in its place") from error
+        raise
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not (wait or stat.S_ISREG(status.st_mode)):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
             raise UnfitError(f"{path.name} is {what}; expected a file")
         # Some files of the system state a size of 0, and have no end.
@@ -62,12 +79,7 @@ def parse_json(content: bytes | str) -> Any:
     ValueError
         When it is not JSON, holds a number of thousands of digits, or is nested too deeply.
     """
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        raise _too_deep() from None
-    _check_depth(value)
-    return value
+    return _parsed(json.loads, content)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -78,23 +90,54 @@ def parse_toml(text: str) -> dict[str, Any]:
     ValueError
         When it is not TOML, holds a number of thousands of digits, or is nested too deeply.
     """
+    content: dict[str, Any] = _parsed(tomllib.loads, text)
+    return content
+
+
+def _parsed(parse: Callable[[Any], Any], text: bytes | str) -> Any:
     try:
-        value = tomllib.loads(text)
+        value = parse(text)
     except RecursionError:
         raise _too_deep() from None
-    _check_depth(value)
+    except ValueError as error:
+        # The parsers raise subclasses of it for everything but a number that Python refuses to read for its length.
+        if type(error) is ValueError:
+            raise _too_long() from error
+        raise
+    _check(value)
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check(value: Any) -> None:
+    """Check how deeply a value is nested, and its whole numbers.
+
+    Raises
+    ------
+    UnfitError
+        When it is nested too deeply, or Python could not write one of its numbers.
+    """
     # Level by level and not by recursion: in TOML, a key with dots nests as deeply as it is long.
-    level = [value] if isinstance(value, dict | list) else []
+    level = [value]
     for _ in range(_MOST_LEVELS):
-        values = (outer.values() if isinstance(outer, dict) else outer for outer in level)
-        level = [one for inner in values for one in inner if isinstance(one, dict | list)]
+        inner = []
+        for one in level:
+            if isinstance(one, dict | list):
+                inner += one.values() if isinstance(one, dict) else one
+            elif isinstance(one, int) and is_too_long(one):
+                raise _too_long()
+        level = inner
         if not level:
             return
     raise _too_deep()
+
+
+def is_too_long(number: int) -> bool:
+    """Return whether Python refuses to write a whole number, because it has thousands of digits."""
+    return number.bit_length() > _MOST_BITS
+
+
+def _too_long() -> UnfitError:
+    return UnfitError("it holds a number of thousands of digits")
 
 
 def _too_deep() -> UnfitError:

@@ -135,13 +135,10 @@ class EmbeddingShards(Shards):
         """
         import pyarrow as pa
 
-        good = np.array([why is not None for why in reasons], dtype=bool) | np.isfinite(x).all(axis=1)
-        if not good.all():
-            x = x[good]
-            hashes, reasons = (
-                [one for one, is_good in zip(of, good, strict=True) if is_good] for of in (hashes, reasons)
-            )
-        if not len(hashes):
+        finite = np.isfinite(x).all(axis=1)
+        good = [row for row, why in enumerate(reasons) if why is not None or finite[row]]
+        x, hashes, reasons = x[good], [hashes[row] for row in good], [reasons[row] for row in good]
+        if not hashes:
             return
         flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).reshape(-1))
         mask = pa.array([why is not None for why in reasons], pa.bool_())
