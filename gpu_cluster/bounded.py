@@ -60,15 +60,23 @@ def read(path: Path, most_bytes: int, *, follow: bool = True, wait: bool = False
         raise
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
-        if not (wait or stat.S_ISREG(status.st_mode)):
+        is_regular = stat.S_ISREG(status.st_mode)
+        if not (wait or is_regular):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
             raise UnfitError(f"{path.name} is {what}; expected a file")
-        # Some files of the system state a size of 0, and have no end.
-        content = stream.read(most_bytes + 1) if status.st_size <= most_bytes else b""
-    size = max(len(content), status.st_size)
-    if size > most_bytes:
-        raise UnfitError(f"{path.name} is too large: expected at most {most_bytes:,} bytes, found {size:,} or more")
-    return content
+        size = status.st_size
+        if is_regular and size <= most_bytes:
+            content = stream.read(size + 1)
+            # Some files of the system state a size of 0 and have no end.
+            if len(content) > size:
+                raise UnfitError(f"{path.name} became longer while it was read; expected {size:,} bytes")
+            return content
+        if not is_regular:
+            content = stream.read(most_bytes + 1)
+            if len(content) <= most_bytes:
+                return content
+            size = len(content)
+    raise UnfitError(f"{path.name} is too large: expected at most {most_bytes:,} bytes, found {size:,} or more")
 
 
 def parse_json(content: bytes | str) -> Any:
