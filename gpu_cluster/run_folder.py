@@ -9,7 +9,6 @@ import errno
 import fcntl
 import io
 import itertools
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gpu_cluster.bounded import MIB, UnfitError, check_parquet, parse_json, read
+from gpu_cluster.config import PixelLimit
 from gpu_cluster.errors import ConfigError, DataError, JobError
 from gpu_cluster.files import printable, write_whole
 
@@ -74,10 +75,18 @@ _ROOT = b"root"
 _PARTIAL = re.compile(rf"\.({'|'.join(map(re.escape, sorted(CONTENTS)))})\.\d+-[0-9a-f]{{8}}\.tmp")
 
 
+# The largest of these files that are read, by their names' ends.
+_MOST_BYTES = {".json": 128 * MIB, ".parquet": 4_096 * MIB, ".csv": 1_024 * MIB, ".png": 64 * MIB}
+# The line of a table that names its columns is never longer than this.
+_MOST_HEADER_BYTES = 4_096
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
 class FinishedRun:
     """The content of a finished run's folder; each file is read when it is first used.
 
-    The files may have been changed or damaged, so reading raises any error of the file system or of the parsers.
+    The files may have been changed or damaged, or made by somebody else to do harm. Reading takes no more memory than
+    their sizes allow, waits for no pipe and follows no link, and raises any error of the file system or of the parsers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,41 +95,38 @@ class FinishedRun:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What was run, on which device, how long it took, and the notices that were reported."""
-        return dict(json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
+        return dict(parse_json(self._read(RECORD)))
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All scores, and how k was chosen."""
-        return dict(json.loads((self.folder / METRICS).read_text(encoding="utf-8")))
+        metrics = dict(parse_json(self._read(METRICS)))
+        if not 1 <= int(metrics["k"]) <= len(self.pictures):
+            raise UnfitError(
+                f"expected from 1 to {len(self.pictures):,} groups in {METRICS}, one for each picture at most; found "
+                f"{metrics['k']}"
+            )
+        return metrics
 
     @cached_property
     def pictures(self) -> Any:
         """The table with one row for each embedded picture."""
-        # Results are also read on machines without a GPU, so this uses pandas, whichever library wrote them.
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / ASSIGNMENTS_PARQUET)
+        return self._table(ASSIGNMENTS_PARQUET)
 
     @cached_property
     def manifest(self) -> Any:
         """The table with one row for each file found: its path, status, the reason for it, label and content hash."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
+        return self._table(MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
 
     @cached_property
     def sweep(self) -> Any:
         """The table with one row for each k that was tried."""
-        import pandas as pd
-
-        return pd.read_csv(self.folder / SWEEP)
+        return self._csv(SWEEP)
 
     @cached_property
     def near_duplicates(self) -> Any:
         """The table with one row for each pair of near duplicates."""
-        import pandas as pd
-
-        return pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
+        return self._csv(NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
 
     @cached_property
     def thumbnails(self) -> tuple[Path, dict[str, bytes]]:
@@ -132,9 +138,11 @@ class FinishedRun:
         import pyarrow.parquet as pq
 
         file, found = self.folder / THUMBNAILS, Path(self.record["root"])
-        if not file.is_file():
+        if not os.path.lexists(file):
             return found, {}
-        table = pq.ParquetFile(io.BytesIO(file.read_bytes())).read()
+        content = self._read(THUMBNAILS)
+        check_parquet(content)
+        table = pq.ParquetFile(io.BytesIO(content)).read()
         root = os.fsdecode(table.schema.metadata[_ROOT])
         place = found if found.is_dir() and not Path(root).is_dir() else Path(root)
         return place, dict(zip(table["path"].to_pylist(), table["jpeg"].to_pylist(), strict=True))
@@ -164,7 +172,7 @@ class FinishedRun:
     @property
     def max_pixels(self) -> int:
         """The run's limit on the number of pixels of a picture."""
-        return int(self.record["config"]["input"]["max_pixels"])
+        return PixelLimit(max_pixels=self.record["config"]["input"]["max_pixels"]).max_pixels
 
     @property
     def model(self) -> Path:
@@ -174,7 +182,31 @@ class FinishedRun:
     @property
     def elbow(self) -> bytes:
         """The plot of inertia, silhouette and agreement over k, PNG."""
-        return (self.folder / PLOTS / "elbow.png").read_bytes()
+        content = self._read(f"{PLOTS}/elbow.png")
+        if not content.startswith(_PNG):
+            raise UnfitError("expected a PNG, found something else in elbow.png")
+        return content
+
+    def _read(self, name: str) -> bytes:
+        return read(self.folder / name, _MOST_BYTES[os.path.splitext(name)[1]], follow=False)
+
+    # Results are also read on machines without a GPU, so these use pandas, whichever library wrote them.
+
+    def _table(self, name: str, columns: list[str] | None = None) -> Any:
+        import pandas as pd
+
+        content = self._read(name)
+        check_parquet(content)
+        return pd.read_parquet(io.BytesIO(content), columns=columns)
+
+    def _csv(self, name: str, **options: Any) -> Any:
+        import pandas as pd
+
+        content = self._read(name)
+        # pandas takes thousands of bytes for a column.
+        if b"\n" not in content[:_MOST_HEADER_BYTES]:
+            raise UnfitError(f"expected the names of the columns in the first line of {name}, found a longer line")
+        return pd.read_csv(io.BytesIO(content), **options)
 
 
 def is_run_folder(names: Iterable[str]) -> bool:

@@ -29,6 +29,7 @@ from gpu_cluster.jobs.prepare import opened
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.records import Record
 from gpu_cluster.report.page import explained
+from gpu_cluster.report.pictures import check_inside
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, write_bad_files
 from gpu_cluster.results import Embeddings
@@ -174,6 +175,7 @@ def _check_tables(run: FinishedRun) -> None:
     with explained(run.folder):
         for part in (run.pictures, run.metrics, run.thumbnails):
             len(part)
+        check_inside(run)
 
 
 def _bad_files(out: Path) -> Path:

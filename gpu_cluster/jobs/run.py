@@ -147,7 +147,7 @@ def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Man
 def _try_page(folder: Path, events: Recorder) -> None:
     """Write the page; if that fails for whatever reason, report it and keep the results, which may be hours of work."""
     try:
-        write_page(run_folder.FinishedRun(folder), events)
+        write_page(run_folder.FinishedRun(folder), events, is_trusted=True)
     except Exception as error:
         if events.stopping():
             raise

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_cluster.bounded import UnfitError
 from gpu_cluster.errors import DataError, GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained, write_whole
@@ -25,7 +26,7 @@ from gpu_cluster.manifest import sum_in_words
 from gpu_cluster.report.groups import cards, crosstab
 from gpu_cluster.report.html import Links, render, visible
 from gpu_cluster.report.map import map_data
-from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown
+from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown, check_inside
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
 from gpu_cluster.verdict import Verdict, beside_verdict, judge
@@ -33,8 +34,11 @@ from gpu_cluster.words import count
 
 _MOST_ROWS = 500
 
+# The most characters of an error of a library that are shown.
+_MOST_SHOWN = 500
 
-def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None) -> Path:
+
+def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None, is_trusted: bool = False) -> Path:
     """Write `report.html` into a finished run folder; it replaces an earlier page. Return its path.
 
     The small copies of the pictures are kept in the folder. They are made from the pictures the first time; later pages
@@ -44,6 +48,9 @@ def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None
     ----------
     root
         Where the pictures are now; all of them are read again from there, and the links point there.
+    is_trusted
+        Whether this process has written the folder. Somebody else may have written any other one: then no path in it
+        may lead out of the folder of the pictures, and only files with the contents that the run found are shown.
 
     Raises
     ------
@@ -56,8 +63,12 @@ def write_page(run: FinishedRun, observer: Observer, *, root: Path | None = None
     with explained(run.folder):
         place, kept = run.thumbnails
         place = root or place
-        hashes = None if root is None else run.pictures["content_hash"]
-        thumbnails = Thumbnails(open_source(place), run.pictures["path"], kept=kept, hashes=hashes)
+        hashes = None if is_trusted else run.pictures["content_hash"]
+        if not is_trusted:
+            check_inside(run)
+        thumbnails = Thumbnails(
+            open_source(place), run.pictures["path"], kept=kept, hashes=hashes, again=root is not None
+        )
         chosen = Chosen(run)
         thumbnails.make(chosen.alone, ALONE)
         thumbnails.make(chosen.on_sheets, chosen.side_on_sheet)
@@ -114,9 +125,11 @@ def explained(folder: Path) -> Iterator[None]:
         raise
     # The files in the folder may have been changed or damaged, which can raise any type of error.
     except Exception as error:
+        what = "" if isinstance(error, UnfitError) else f"{type(error).__name__}: "
         raise DataError(
             f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
-            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+            f"found {what}{' '.join(str(error).split())[:_MOST_SHOWN]}; give the folder as the run left it, or run "
+            "the clustering again"
         ) from error
 
 

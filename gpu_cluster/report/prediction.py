@@ -144,7 +144,8 @@ def _answer(new: Assigned, n_far: int) -> str:
 def _groups(folder: Path, run: FinishedRun, new: Assigned, pictures: _New) -> Iterator[dict[str, Any]]:
     """Yield the groups that new pictures went to, those with most of them first."""
     root, kept = run.thumbnails
-    thumbnails = Thumbnails(open_source(root), run.pictures["path"], kept=kept)
+    hashes = run.pictures["content_hash"]
+    thumbnails = Thumbnails(open_source(root), run.pictures["path"], kept=kept, hashes=hashes)
     shown = Shown(run, thumbnails, Links(root, folder))
     clusters, distances = run.pictures["cluster"].to_numpy(), run.pictures["distance"].to_numpy()
     counts = np.bincount(new.clusters, minlength=int(run.metrics["k"]))
