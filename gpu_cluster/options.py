@@ -6,12 +6,10 @@ module must not know what the options mean to the stages.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
+from gpu_cluster.bounded import MIB, UnfitError, is_too_long, parse_json, parse_toml, read
 from gpu_cluster.config import COMMANDS, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
@@ -176,6 +175,8 @@ def _layers(
         raise ConfigError(f"unknown option {unknown[0]!r} of {command}{meant}; known are {', '.join(sorted(known))}")
     given: dict[str, Any] = {}
     for name, value in ((name, value) for name, value in options.items() if _is_given(value)):
+        if isinstance(value, int) and is_too_long(value):
+            raise ConfigError(f"{known[name].flag}: expected a smaller number; found one of thousands of digits")
         section = known[name].section
         (given if section is None else given.setdefault(section, {}))[name] = value
     content = _read_file(Path(file)) if file is not None else {}
@@ -239,15 +240,21 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# The largest config file that is read. A run.json names every picture that was named on the command line.
+_MOST_BYTES = {"toml": MIB, "json": 16 * MIB}
+
+
 def _read_file(path: Path) -> dict[str, Any]:
+    is_record = _is_record(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        # A config may come from a pipe, as in `--config <(command)`.
+        text = read(path, _MOST_BYTES["json" if is_record else "toml"], wait=True).decode("utf-8")
+    except (OSError, UnfitError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {str(path)!r}: {getattr(error, 'strerror', error)}") from error
     try:
-        if not _is_record(path):
-            return tomllib.loads(text)
-        content = json.loads(text)
+        if not is_record:
+            return parse_toml(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
@@ -260,7 +267,7 @@ def left_out(file: str | os.PathLike[str]) -> dict[str, list[str]]:
 
     The file is one that `build_config` has read; of a TOML file and of another run.json, nothing was left out.
     """
-    content = json.loads(Path(file).read_text(encoding="utf-8")) if _is_record(file) else {}
+    content = parse_json(read(Path(file), _MOST_BYTES["json"])) if _is_record(file) else {}
     found = content.get("left_out")
     if not isinstance(found, dict):
         return {}
@@ -311,10 +318,14 @@ def _is_record(file: str | os.PathLike[str] | None) -> bool:
     return file is not None and os.fspath(file).lower().endswith(".json")
 
 
+# The most characters of a value that an error shows.
+_MOST_SHOWN = 500
+
 # What a value should have been, by the type of pydantic's error; its own words name its classes.
 _EXPECTED = {
     "path_type": "a path",
     "string_type": "a text",
+    "string_unicode": "a text in Unicode",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -339,12 +350,17 @@ def _first_problem(error: ValidationError, model: type[JobConfig], file: str | o
     name = next((part for part in reversed(where) if part in known), ".".join(where))
     if problem["type"] == "value_error":
         # Messages of this project already say what was found; those about several options name them too.
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _short(problem["msg"].removeprefix("Value error, "))
         return f"{known[name].flag}: {message}{source}" if name in known else f"{message}{source}"
-    subject = known[name].flag if name in known else name
+    subject = known[name].flag if name in known else name or "a key of the config"
     # There is a problem for each branch of a union.
-    of_field = [other for other in problems if name in map(str, other["loc"])]
-    return f"{subject}: {_expected(of_field)}; found {problem['input']!r}{_meant(of_field)}{source}"
+    of_field = [other for other in problems if name in map(str, other["loc"])] or [problem]
+    return f"{subject}: {_expected(of_field)}; found {_short(repr(problem['input']))}{_meant(of_field)}{source}"
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a text, which may be a value of any length."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text):,} characters)"
 
 
 def _expected(problems: Sequence[ErrorDetails]) -> str:

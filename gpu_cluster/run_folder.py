@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gpu_cluster.bounded import MIB, UnfitError, check_parquet, parse_json, read
+from gpu_cluster.config import DecodingConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.portable import Rewrite, portable_record, rewriting, rewritten
@@ -71,10 +73,24 @@ _MOST_NAMED = 3
 _ROOT = b"root"
 
 
+# The largest of these files that are read, by their names' ends.
+_MOST_BYTES = {
+    ".json": 128 * MIB,
+    ".parquet": 4_096 * MIB,
+    ".csv": 1_024 * MIB,
+    ".jsonl": 1_024 * MIB,
+    ".png": 64 * MIB,
+}
+# The line of a table that names its columns is never longer than this.
+_MOST_HEADER_BYTES = 4_096
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
 class FinishedRun:
     """The content of a finished run's folder; each file is read when it is first used.
 
-    The files may have been changed or damaged, so reading raises any error of the file system or of the parsers.
+    The files may have been changed or damaged, or made by somebody else to do harm. Reading takes no more memory than
+    their sizes allow, waits for no pipe and follows no link, and raises any error of the file system or of the parsers.
     """
 
     def __init__(self, folder: Path, *, portable: bool = False) -> None:
@@ -84,7 +100,7 @@ class FinishedRun:
 
     @cached_property
     def _as_recorded(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / RECORD).read_text(encoding="utf-8")))
+        return dict(parse_json(self._read(RECORD)))
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -94,7 +110,12 @@ class FinishedRun:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All scores, and how k was chosen."""
-        found = dict(json.loads((self.folder / METRICS).read_text(encoding="utf-8")))
+        found = dict(parse_json(self._read(METRICS)))
+        if not 1 <= int(found["k"]) <= len(self.pictures):
+            raise UnfitError(
+                f"expected from 1 to {len(self.pictures):,} groups in {METRICS}, one for each picture at most; found "
+                f"{found['k']}"
+            )
         if self._portable and found["labels"] is not None:
             found["labels"] = rewritten(found["labels"], self._rewriting)
         return found
@@ -116,8 +137,8 @@ class FinishedRun:
         They are the record, the metrics and the events. The record is the last, because the others are rewritten by
         what it says.
         """
-        events = (self.folder / EVENTS).read_text(encoding="utf-8").splitlines()
-        lines = (json.dumps(rewritten(json.loads(line), self._rewriting)) for line in events)
+        events = self._read(EVENTS).decode().splitlines()
+        lines = (json.dumps(rewritten(parse_json(line), self._rewriting)) for line in events)
         yield EVENTS, "".join(f"{line}\n" for line in lines).encode()
         yield METRICS, as_json(self.metrics)
         yield RECORD, as_json(self.record)
@@ -125,31 +146,22 @@ class FinishedRun:
     @cached_property
     def pictures(self) -> Any:
         """The table with one row for each embedded picture."""
-        # Results are also read on machines without a GPU, so this uses pandas, whichever library wrote them.
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / ASSIGNMENTS_PARQUET)
+        return self._table(ASSIGNMENTS_PARQUET)
 
     @cached_property
     def manifest(self) -> Any:
         """The table with one row for each file found: its path, status, the reason for it, label and content hash."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
+        return self._table(MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
 
     @cached_property
     def sweep(self) -> Any:
         """The table with one row for each k that was tried."""
-        import pandas as pd
-
-        return pd.read_csv(self.folder / SWEEP)
+        return self._csv(SWEEP)
 
     @cached_property
     def near_duplicates(self) -> Any:
         """The table with one row for each pair of near duplicates."""
-        import pandas as pd
-
-        table = pd.read_csv(self.folder / NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
+        table = self._csv(NEAR_DUPLICATES, dtype={"path": str, "other": str}, na_filter=False)
         if self._as_recorded["config"].get("report", {}).get("safe_csv"):
             table[["path", "other"]] = table[["path", "other"]].map(from_spreadsheet)
         return table
@@ -166,9 +178,11 @@ class FinishedRun:
 
         file, recorded = self.folder / THUMBNAILS, self._as_recorded["root"]
         found = None if recorded is None else Path(recorded)
-        if not file.is_file():
+        if not os.path.lexists(file):
             return found, {}
-        table = pq.ParquetFile(io.BytesIO(file.read_bytes())).read()
+        content = self._read(THUMBNAILS)
+        check_parquet(content)
+        table = pq.ParquetFile(io.BytesIO(content)).read()
         kept = (table.schema.metadata or {}).get(_ROOT)
         root = None if kept is None else Path(os.fsdecode(kept))
         place = found if root is None or (found is not None and found.is_dir() and not root.is_dir()) else root
@@ -201,7 +215,7 @@ class FinishedRun:
     @property
     def max_pixels(self) -> int:
         """The run's limit on the number of pixels of a picture."""
-        return int(self.record["config"]["input"]["max_pixels"])
+        return DecodingConfig(max_pixels=self.record["config"]["input"]["max_pixels"]).max_pixels
 
     @property
     def model(self) -> Path:
@@ -211,7 +225,31 @@ class FinishedRun:
     @property
     def elbow(self) -> bytes:
         """The plot of inertia, silhouette and agreement over k, PNG."""
-        return (self.folder / PLOTS / "elbow.png").read_bytes()
+        content = self._read(f"{PLOTS}/elbow.png")
+        if not content.startswith(_PNG):
+            raise UnfitError("expected a PNG, found something else in elbow.png")
+        return content
+
+    def _read(self, name: str) -> bytes:
+        return read(self.folder / name, _MOST_BYTES[os.path.splitext(name)[1]], follow=False)
+
+    # Results are also read on machines without a GPU, so these use pandas, whichever library wrote them.
+
+    def _table(self, name: str, columns: list[str] | None = None) -> Any:
+        import pandas as pd
+
+        content = self._read(name)
+        check_parquet(content)
+        return pd.read_parquet(io.BytesIO(content), columns=columns)
+
+    def _csv(self, name: str, **options: Any) -> Any:
+        import pandas as pd
+
+        content = self._read(name)
+        # pandas takes thousands of bytes for a column.
+        if b"\n" not in content[:_MOST_HEADER_BYTES]:
+            raise UnfitError(f"expected the names of the columns in the first line of {name}, found a longer line")
+        return pd.read_csv(io.BytesIO(content), **options)
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:

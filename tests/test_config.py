@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -166,6 +167,53 @@ def test_an_unknown_option_is_an_error_that_lists_the_known_ones():
 def test_an_option_out_of_its_range_is_an_error_that_names_it_and_what_was_found(options, message):
     with pytest.raises(ConfigError, match=message):
         build_config(RunConfig, **options)
+
+
+DEEP, DIGITS = "expected at most 32 levels", "a number of thousands of digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "seed = " + "[" * 100_000, DEEP),
+        ("a.toml", "seed = " + "{a=" * 2_000 + "1" + "}" * 2_000, DEEP),
+        ("a.toml", ".".join("a" * 2_000) + " = 1", DEEP),
+        ("a.toml", "seed = " + "9" * 10_000, DIGITS),
+        ("a.toml", "seed = 0x" + "f" * 10_000, DIGITS),
+        ("a.toml", "#" * 2_000_000, "expected at most 1,048,576 bytes"),
+        ("a.toml", 'preset = "' + "a" * 100_000 + '"', r"aaa\.\.\. \(100,002 characters\)"),
+        ("a.json", '{"config": ' + "[" * 100_000, DEEP),
+        ("a.json", '{"config": ' + '{"a":' * 900 + "1" + "}" * 901, DEEP),
+        ("a.json", '{"config": {"seed": ' + "9" * 10_000 + "}}", DIGITS),
+        ("a.json", '{"config": {"\\ud800": 1}}', "expected a text in Unicode"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_a_file_without_measure_is_a_short_error_that_names_it(tmp_path, name, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_config(RunConfig, written(tmp_path, text, name))
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_a_config_without_an_end_is_an_error():
+    with pytest.raises(ConfigError, match="zero is too large: expected at most 1,048,576 bytes"):
+        build_config(RunConfig, "/dev/zero")
+
+
+def test_a_config_may_come_from_a_pipe():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        stream.write("seed = 7")
+    try:
+        assert build_config(RunConfig, f"/dev/fd/{reading}").seed == 7
+    finally:
+        os.close(reading)
+
+
+def test_a_number_that_python_cannot_write_is_an_error():
+    with pytest.raises(ConfigError, match="--seed: expected a smaller number"):
+        build_config(RunConfig, seed=10**5_000)
 
 
 def test_a_config_file_that_is_not_there_is_an_error(tmp_path):

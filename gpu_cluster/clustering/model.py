@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray
+from gpu_cluster.bounded import MIB, UnfitError, parse_json, read
 from gpu_cluster.config import EmbedConfig, ReduceConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
@@ -26,6 +29,12 @@ SCHEMA = 2
 
 # The options of embedding that change the numbers.
 _EMBED_OPTIONS = ("pooling", "image_size", "resize", "fit")
+
+# The largest files that are read, the header that NumPy writes before an array, and the characters that an error shows.
+_MOST_JSON_BYTES, _MOST_ARRAY_BYTES = 64 * MIB, 4_096 * MIB
+_MOST_HEADER_BYTES = 4_096
+_MOST_SHOWN = 500
+
 _REDUCTION_ARRAYS = ("low", "span", "mean", "components", "divisors")
 
 
@@ -90,38 +99,32 @@ def load_model(folder: Path, backend: Backend) -> Model:
     DataError
         When there is no model, it is damaged, or its schema is another one.
     """
+    text = _read(folder, "model.json", _MOST_JSON_BYTES)
     try:
-        text = (folder / "model.json").read_bytes()
-        stored = (folder / "arrays.npz").read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no model at {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, which holds "
-            f"model/{Path(error.filename or '').name}"
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot read the model {printable(str(folder))!r}: {error.strerror or error}") from error
-    try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise _damaged(folder, str(error)) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
         raise DataError(
-            f"the model {printable(str(folder))!r} is of schema {found!r}, and this version reads {SCHEMA!r}: run the "
-            "clustering again, which takes its embeddings from the store"
+            f"the model {printable(str(folder))!r} is of schema {repr(schema)[:_MOST_SHOWN]}, and this version reads "
+            f"{SCHEMA!r}: run the clustering again, which takes its embeddings from the store"
         )
-    if content.get("sha256") != checksum(content, stored):
-        raise _damaged(folder, f"its sha256 is not {content.get('sha256')}")
-    try:
-        with np.load(io.BytesIO(stored), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        embed, scaling = _check(content, arrays)
-    except (MemoryError, ImportError):
-        raise
     # A model made by another program may have the right checksum and still be invalid; NumPy, zipfile and the checks
     # then raise many types of errors.
+    try:
+        shapes = _shapes(content)
+        declared = sum(4 * math.prod(shape) + _MOST_HEADER_BYTES for shape in shapes.values())
+        stored = _read(folder, "arrays.npz", min(declared, _MOST_ARRAY_BYTES))
+        if content.get("sha256") != checksum(content, stored):
+            raise ValueError(f"its sha256 is not {content.get('sha256')}")
+        arrays = _arrays(stored, shapes)
+        embed, scaling = _check(content, arrays, shapes)
+    except (DataError, ImportError):
+        raise
     except Exception as error:
-        raise _damaged(folder, f"{type(error).__name__} {error}") from error
+        what = "" if type(error) is ValueError else f"{type(error).__name__} "
+        raise _damaged(folder, f"{what}{error}") from error
     on_device = {name: backend.from_host(array) for name, array in arrays.items()}
     reduction = Reduction(
         scaling=scaling,
@@ -133,21 +136,34 @@ def load_model(folder: Path, backend: Backend) -> Model:
     return Model(embed, content["features"], reduction, on_device["centres"], arrays["far_distances"], names)
 
 
-def _check(content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> tuple[EmbedConfig, str]:
-    """Check a model's content; return its embedding options and its scaling.
+def _read(folder: Path, name: str, most_bytes: int) -> bytes:
+    """Read a file of a model, or raise the DataError that says why it cannot be read."""
+    try:
+        return read(folder / name, most_bytes)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"no model at {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, which holds "
+            f"model/{name}"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read the model {printable(str(folder))!r}: {error.strerror or error}") from error
+    except UnfitError as error:
+        raise _damaged(folder, str(error)) from error
+
+
+def _shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape that each array must have, from what the JSON declares.
 
     Raises
     ------
     Exception
         Whatever the checks stumble over; `load_model` turns it into a DataError.
     """
-    embed = EmbedConfig.model_validate({name: content["embed"][name] for name in _EMBED_OPTIONS})
-    facts = content["reduction"]
-    scaling = ReduceConfig(scaling=facts["scaling"]).scaling
-    kept, normalize = facts["kept"], facts["normalize"]
-    centres, components = arrays["centres"], arrays["components"]
-    d, c, k = components.shape[-1], components.shape[0], centres.shape[0]
-    if not (kept is None or (isinstance(kept, int) and 1 <= kept <= c)) or not isinstance(normalize, bool):
+    facts, declared = content["reduction"], content["arrays"]
+    kept, (c, d), k = facts["kept"], declared["components"]["shape"], declared["centres"]["shape"][0]
+    if not all(type(size) is int and size >= 1 for size in (c, d, k)):
+        raise ValueError(f"expected whole numbers from 1 on, found {c}, {d} and {k}")
+    if not (kept is None or (type(kept) is int and 1 <= kept <= c)) or not isinstance(facts["normalize"], bool):
         raise ValueError(f"reduction {facts}")
     shapes: dict[str, tuple[int, ...]] = {
         "mean": (d,),
@@ -155,26 +171,82 @@ def _check(content: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> tupl
         "centres": (k, d if kept is None else kept),
         "far_distances": (k,),
     }
-    if scaling == "minmax":
+    if facts["scaling"] == "minmax":
         shapes |= {"low": (d,), "span": (d,)}
-    if "divisors" in arrays and kept is not None:
+    if "divisors" in declared and kept is not None:
         shapes |= {"divisors": (kept,)}
-    if set(arrays) != set(shapes):
-        raise ValueError(f"expected the arrays {', '.join(sorted(shapes))}, found {', '.join(sorted(arrays))}")
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-            raise ValueError(f"expected {name} finite, float32 {shape}; found {array.dtype} {array.shape}")
-    labels = content["cluster_labels"]
-    if labels is not None and (len(labels) != k or not all(isinstance(label, str | None) for label in labels)):
+    if set(declared) != set(shapes):
+        raise ValueError(f"expected the arrays {', '.join(sorted(shapes))}, found {', '.join(sorted(declared))}")
+    return shapes
+
+
+def _arrays(stored: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, FloatArray]:
+    """Read arrays as NumPy writes them; what is declared of each is checked before memory is taken for its values.
+
+    Raises
+    ------
+    Exception
+        Whatever the checks stumble over; `load_model` turns it into a DataError.
+    """
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(stored)) as file:
+        members = {member.filename: member for member in file.infolist()}
+        if len(members) != len(file.infolist()) or set(members) != {f"{name}.npy" for name in shapes}:
+            raise ValueError(
+                f"expected the arrays {', '.join(sorted(shapes))}, found {', '.join(sorted(members)[:20])}"
+            )
+        for name, shape in shapes.items():
+            member = members[f"{name}.npy"]
+            n_bytes = 4 * math.prod(shape)
+            # The models of this project are not compressed, so nothing in them is larger than the file.
+            if member.compress_type != zipfile.ZIP_STORED or not 0 < member.file_size - n_bytes <= _MOST_HEADER_BYTES:
+                raise ValueError(
+                    f"expected {name} in {n_bytes:,} bytes and a header, not compressed; found {member.file_size:,} "
+                    f"bytes in {member.compress_size:,}"
+                )
+            with file.open(member) as stream:
+                header = np.lib.format.read_magic(stream)
+                if header != (1, 0):
+                    raise ValueError(f"expected {name} in version 1.0 of NumPy's format, found {header}")
+                found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+                if dtype != np.float32 or found != shape:
+                    raise ValueError(f"expected {name} finite, float32 {shape}; found {dtype} {found}")
+                values = np.frombuffer(stream.read(), np.float32)
+            arrays[name] = values.reshape(shape, order="F" if is_fortran else "C")
+    return arrays
+
+
+def _check(
+    content: Mapping[str, Any], arrays: Mapping[str, FloatArray], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[EmbedConfig, str]:
+    """Check the rest of a model's content; return its embedding options and its scaling.
+
+    Raises
+    ------
+    Exception
+        Whatever the checks stumble over; `load_model` turns it into a DataError.
+    """
+    embed = EmbedConfig.model_validate({name: content["embed"][name] for name in _EMBED_OPTIONS})
+    scaling = ReduceConfig(scaling=content["reduction"]["scaling"]).scaling
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"expected {name} finite, float32 {shapes[name]}; found values that are not finite")
+    labels, (k,) = content["cluster_labels"], shapes["far_distances"]
+    if labels is not None and not (
+        isinstance(labels, list) and len(labels) == k and all(isinstance(label, str | None) for label in labels)
+    ):
         raise ValueError(f"expected a label or null for each of {k} clusters")
+    # A label that is no Unicode could not be written into a table.
+    for label in labels or ():
+        (label or "").encode()
     if not isinstance(content["features"], dict):
         raise TypeError("features are no object")
     return embed, scaling
 
 
 def _damaged(folder: Path, why: str) -> DataError:
+    shown = " ".join(why.split())[:_MOST_SHOWN]
     return DataError(
-        f"the model {printable(str(folder))!r} is damaged ({' '.join(why.split())}): run the clustering again, which "
-        "takes its embeddings from the store"
+        f"the model {printable(str(folder))!r} is damaged ({shown}): run the clustering again, which takes its "
+        "embeddings from the store"
     )

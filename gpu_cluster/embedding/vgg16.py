@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from gpu_cluster.bounded import MIB, UnfitError, read
 from gpu_cluster.config import Pooling, Precision, shipped_data
+from gpu_cluster.embedding.weights_file import (
+    DamagedError,
+    FloatArray,
+    NotThisNetworkError,
+    read_apart,
+    read_layers,
+)
 from gpu_cluster.errors import ConfigError, WeightsError
+from gpu_cluster.files import printable
 
 if TYPE_CHECKING:
-    import h5py
     import tensorflow as tf
 
 # Channels and number of the convolutions in each block: Simonyan and Zisserman 2014, table 1, configuration D.
@@ -34,7 +41,10 @@ IMAGENET_SHA256 = "fb89143d3099f24bcdedff8daaeb352a3d058596e0921b31a11843f273e4e
 
 _LEGACY_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
-FloatArray = npt.NDArray[np.float32]
+# The largest file that is read: VGG16's weights with its top have 553 MB, and the error that they get names what is
+# too much in them.
+_MOST_BYTES = 640 * MIB
+_EXPECTED = "an HDF5 file with VGG16's 13 convolutions as Keras saves them"
 
 
 def _layer_shapes() -> dict[str, tuple[int, int, int, int]]:
@@ -78,13 +88,7 @@ def find_weights(named: Path | None = None) -> Weights:
             f"no VGG16 weights found; looked for {looked}; give a file with --weights (Keras 3 .weights.h5, or the "
             f"legacy {_LEGACY_NAME})"
         )
-    weights = read_weights(path)
-    if path == shipped and weights.sha256 != IMAGENET_SHA256:
-        raise WeightsError(
-            f"the weights {str(path)!r} that come with gpu-cluster are damaged: expected sha256 "
-            f"{IMAGENET_SHA256}, found {weights.sha256}; install it again"
-        )
-    return weights
+    return read_weights(path, is_shipped=path == shipped)
 
 
 def downloaded(name: str) -> Path:
@@ -94,77 +98,43 @@ def downloaded(name: str) -> Path:
     return Path(home) / "models" / name
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, *, is_shipped: bool = False) -> Weights:
     """Read a Keras 3 `.weights.h5` or a legacy `.h5` and check every layer's name, shapes and values.
+
+    The file is read once, and the sha256 is that of the bytes from which the values come. Only the bytes of the shipped
+    file are given to HDF5 in this process; others are read in a process of their own (see `weights_file`).
+
+    Memory: the size of the file, twice.
 
     Raises
     ------
     WeightsError
-        When the file cannot be read or does not hold exactly VGG16's 13 convolutions, all finite.
+        When the file cannot be read, does not hold exactly VGG16's 13 convolutions, all finite, or holds links to other
+        places or compressed values; or when it should be the shipped file and is not.
     """
-    import h5py
-
+    where = f"the weights {printable(str(path))!r}"
     try:
-        content = path.read_bytes()
-        with h5py.File(path) as file:
-            found = _read_keras3(file) if "layers" in file else _read_legacy(file)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        content = read(path, _MOST_BYTES)
+    except (OSError, UnfitError) as error:
         raise WeightsError(
-            f"cannot read the weights {str(path)!r}: expected an HDF5 file with VGG16's 13 convolutions as Keras saves "
-            f"them (58.9 MB), found {path.stat().st_size if path.exists() else 0:,} bytes that are damaged or another "
-            f"format ({' '.join(str(error).split())})"
+            f"cannot read {where}: expected {_EXPECTED} (58.9 MB), found {getattr(error, 'strerror', None) or error}"
         ) from error
-    _check(found, path)
-    layers = {name: found[name] for name in LAYER_SHAPES}
-    return Weights(path=path, sha256=hashlib.sha256(content).hexdigest(), layers=layers)
-
-
-def _read_keras3(file: h5py.File) -> dict[str, tuple[FloatArray, FloatArray]]:
-    # The groups are named by class and number; the layer's own name is an attribute of its variables.
-    found = {}
-    for group in file["layers"].values():
-        variables = group["vars"]
-        if len(variables):
-            found[str(variables.attrs["name"])] = tuple(np.asarray(variables[key], np.float32) for key in variables)
-    return found  # type: ignore[return-value]
-
-
-def _read_legacy(file: h5py.File) -> dict[str, tuple[FloatArray, FloatArray]]:
-    group = file.get("model_weights", file)
-    found = {}
-    for name in (_text(name) for name in group.attrs["layer_names"]):
-        variables = [_text(variable) for variable in group[name].attrs["weight_names"]]
-        if variables:
-            found[name] = tuple(np.asarray(group[name][variable], np.float32) for variable in variables)
-    return found  # type: ignore[return-value]
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _check(found: Mapping[str, tuple[FloatArray, ...]], path: Path) -> None:
-    where = f"the weights {str(path)!r}"
-    missing = [name for name in LAYER_SHAPES if name not in found]
-    if missing:
-        has = ", ".join(list(found)[:4]) or "no layers with weights"
+    sha256 = hashlib.sha256(content).hexdigest()
+    if is_shipped and sha256 != IMAGENET_SHA256:
         raise WeightsError(
-            f"{where} are not VGG16's: expected the layers block1_conv1 to block5_conv3, {missing[0]} is missing; "
-            f"found {has}"
+            f"{where} that come with gpu-cluster are damaged: expected sha256 {IMAGENET_SHA256}, found {sha256}; "
+            "install it again"
         )
-    extra = [name for name in found if name not in LAYER_SHAPES]
-    if extra:
+    try:
+        layers = (read_layers if sha256 == IMAGENET_SHA256 else read_apart)(content, LAYER_SHAPES)
+    except NotThisNetworkError as error:
+        raise WeightsError(f"{where} are not VGG16's without its top: {error}") from error
+    except DamagedError as error:
         raise WeightsError(
-            f"{where} are not VGG16's without its top: expected its 13 convolutions alone, found {extra[0]} too"
-        )
-    for name, shape in LAYER_SHAPES.items():
-        shapes = tuple(array.shape for array in found[name])
-        if shapes != (shape, shape[-1:]):
-            raise WeightsError(
-                f"{where} are not VGG16's: expected {name} of shapes {(shape, shape[-1:])}, found {shapes}"
-            )
-        if not all(np.isfinite(array).all() for array in found[name]):
-            raise WeightsError(f"{where} are damaged: {name} holds values that are not finite")
+            f"cannot read {where}: expected {_EXPECTED} (58.9 MB), found {len(content):,} bytes that are damaged or "
+            f"another format ({error}); copy the file again, or leave out --weights to use the shipped ones"
+        ) from error
+    return Weights(path=path, sha256=sha256, layers=layers)
 
 
 def check_keras() -> None:

@@ -49,6 +49,8 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     files: set[str] = set()
     bad_files: dict[str, str] = {}
     passed_over: set[str] = set()
+    # Otherwise a path relative to the folder that all of them have in common could begin with two dots.
+    named = [Path(os.path.realpath(path)) if ".." in path.parts else path for path in named]
     for path in named:
         if _is_folder(path):
             listing = LocalFiles(path).list()

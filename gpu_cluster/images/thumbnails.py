@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Number of thumbnails in a line of a sprite sheet, and of lines in a sheet.
 COLUMNS = 32
 
+# The longest side of a copy that is taken from a file, in pixels; those of a page are much smaller.
+_MOST_SIDE = 1_024
+
 # The colour in place of a missing picture; it is visible in print and in dark mode.
 GREY = "#BBBBBB"
 
@@ -54,6 +57,7 @@ class Thumbnails:
         *,
         kept: Mapping[str, bytes] | None = None,
         hashes: Iterable[str] | None = None,
+        again: bool = False,
     ) -> None:
         """Set the pictures.
 
@@ -64,16 +68,19 @@ class Thumbnails:
         paths
             Locations in `source`, as tables show them.
         kept
-            Copies that were made earlier, JPEG, by path; they are used instead of reading the picture. What they hold
-            beside pixels, as copies of earlier versions do, is left out.
+            Copies that were made earlier, JPEG, by path; they are used instead of reading the picture. What is no
+            small JPEG is no copy, and what a copy holds beside pixels, as those of earlier versions do, is left out.
         hashes
-            Hash of each picture's content. If given, each picture is read again, and a kept copy is used only for a
-            picture that is gone; a file with other content is another picture, and this one counts as gone.
+            Hash of each picture's content. If given, a file with other content is another picture, and this one counts
+            as gone.
+        again
+            Whether each picture is read again, and a kept copy is used only for a picture that is gone.
         """
         self._source = source
         self._paths = list(paths)
         self._kept = kept or {}
         self._hashes = None if hashes is None else list(hashes)
+        self._again = again
         self._made: dict[int, bytes] = {}
         self._sought: set[int] = set()
         self.gone: set[int] = set()
@@ -122,8 +129,9 @@ class Thumbnails:
     def _copy(self, row: int, side: int) -> bytes:
         """Return the copy of a row as JPEG; nothing if there is none to show."""
         path = self._paths[row]
-        if self._hashes is None and path in self._kept:
-            return _pixels_only(self._kept[path])
+        kept = _pixels_only(_checked(self._kept.get(path, b"")))
+        if kept and not self._again:
+            return kept
         self._sought.add(row)
         if self._source is None:
             self.gone.add(row)
@@ -133,17 +141,32 @@ class Thumbnails:
             stream, _stat = self._source.open(location)
         except UnreadableError:
             self.gone.add(row)
-            return _pixels_only(self._kept.get(path, b""))
+            return kept
         with stream:
             try:
                 if self._hashes is not None and content_hash(stream) != self._hashes[row]:
                     self.gone.add(row)
-                    return _pixels_only(self._kept.get(path, b""))
+                    return kept
                 stream.seek(0)
                 return _as_jpeg(_small(stream, location, side))
             # The file was damaged since, or only TensorFlow can read it; a grey tile is better than no page.
             except (UndecodableError, OSError):
-                return _pixels_only(self._kept.get(path, b""))
+                return kept
+
+
+def _checked(copy: bytes) -> bytes:
+    """Return a kept copy; nothing if it is no JPEG of the size of a copy. Somebody else may have put it there."""
+    from PIL import Image
+
+    if not copy:
+        return b""
+    try:
+        # Of the formats that Pillow knows, some take much memory, and one is given to another program.
+        with Image.open(io.BytesIO(copy), formats=["JPEG"]) as image:
+            return copy if max(image.size) <= _MOST_SIDE else b""
+    # Pillow raises many types of errors for a damaged file.
+    except Exception:  # noqa: BLE001
+        return b""
 
 
 def small(source: Source, location: str, side: int) -> Image:

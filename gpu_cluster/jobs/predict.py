@@ -30,6 +30,7 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import check_root
 from gpu_cluster.records import Record
 from gpu_cluster.report.page import explained
+from gpu_cluster.report.pictures import check_inside
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, csv_of, write_bad_files
 from gpu_cluster.results import Embeddings
@@ -177,6 +178,7 @@ def _check_tables(run: FinishedRun) -> None:
     with explained(run.folder):
         for part in (run.pictures, run.metrics, run.thumbnails):
             len(part)
+        check_inside(run)
 
 
 def _bad_files(out: Path) -> Path:

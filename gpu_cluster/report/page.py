@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_cluster.bounded import UnfitError
 from gpu_cluster.errors import DataError, GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained
@@ -26,13 +27,16 @@ from gpu_cluster.manifest import sum_in_words
 from gpu_cluster.report.groups import cards, crosstab
 from gpu_cluster.report.html import Links, render, visible
 from gpu_cluster.report.map import map_data
-from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown
+from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown, check_inside
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
 from gpu_cluster.verdict import Verdict, beside_verdict, judge
 from gpu_cluster.words import count
 
 _MOST_ROWS = 500
+
+# The most characters of an error of a library that are shown.
+_MOST_SHOWN = 500
 
 
 def write_page(
@@ -48,7 +52,9 @@ def write_page(
     root
         Where the pictures are now; all of them are read again from there, and the links point there.
     found
-        Where the run has just found the pictures, which the record of a portable run does not say.
+        Where the run, which has just written the folder, has found the pictures; the record of a portable run does not
+        say it. Without it, somebody else may have written the folder: then no path in it may lead out of the folder of
+        the pictures, and only files with the contents that the run found are shown.
     portable
         Whether the page has no links to the pictures, and the small copies do not say where the pictures are. This is
         also so if nobody has said it: the record of a portable run does not, unless an earlier `root` did.
@@ -65,9 +71,14 @@ def write_page(
         place, kept = run.thumbnails
         linked = None if portable else root or place
         place = root or place or found
-        hashes = None if root is None else run.pictures["content_hash"]
+        if found is None:
+            check_inside(run)
         thumbnails = Thumbnails(
-            None if place is None else open_source(place), run.pictures["path"], kept=kept, hashes=hashes
+            None if place is None else open_source(place),
+            run.pictures["path"],
+            kept=kept,
+            hashes=run.pictures["content_hash"] if found is None else None,
+            again=root is not None,
         )
         chosen = Chosen(run)
         thumbnails.make(chosen.alone, ALONE)
@@ -126,9 +137,11 @@ def explained(folder: Path) -> Iterator[None]:
         raise
     # The files in the folder may have been changed or damaged, which can raise any type of error.
     except Exception as error:
+        what = "" if isinstance(error, UnfitError) else f"{type(error).__name__}: "
         raise DataError(
             f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
-            f"found {type(error).__name__}: {' '.join(str(error).split())}"
+            f"found {what}{' '.join(str(error).split())[:_MOST_SHOWN]}; give the folder as the run left it, or run "
+            "the clustering again"
         ) from error
 
 

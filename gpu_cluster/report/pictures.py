@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray
+from gpu_cluster.errors import DataError
+from gpu_cluster.files import printable
+from gpu_cluster.images.source import unescaped
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.report.html import Links, visible
 from gpu_cluster.run_folder import FinishedRun
@@ -29,6 +32,25 @@ _MOST_UNCERTAIN, _MOST_PAIRS = 24, 40
 # Longest side, in pixels, of a copy that stands alone; of one on a sheet if there are few, and if there are many.
 ALONE, ON_SHEET, ON_FULL_SHEET = 160, 96, 64
 _FEW = 1_024
+
+
+def check_inside(run: FinishedRun) -> None:
+    """Check that no path of a run leads out of the folder of its pictures.
+
+    Raises
+    ------
+    DataError
+        When one does; no picture was opened then.
+    """
+    for path in run.pictures["path"]:
+        # An escape in a path can stand for a dot or a slash.
+        for location in {path, unescaped(path)}:
+            if location.startswith("/") or ".." in location.split("/"):
+                raise DataError(
+                    f"the run folder {printable(str(run.folder))!r} names the picture {visible(path)[:200]!r}: "
+                    "expected paths inside the folder of its pictures, found one that leads out of it; no picture was "
+                    "opened. Did somebody else make this folder? Run the clustering again to get one of your own"
+                )
 
 
 class Chosen:

@@ -145,7 +145,12 @@ def _answer(new: Assigned, n_far: int) -> str:
 def _groups(folder: Path | None, run: FinishedRun, new: Assigned, pictures: _New) -> Iterator[dict[str, Any]]:
     """Yield the groups that new pictures went to, those with most of them first; without a folder, without links."""
     root, kept = run.thumbnails
-    thumbnails = Thumbnails(None if root is None else open_source(root), run.pictures["path"], kept=kept)
+    thumbnails = Thumbnails(
+        None if root is None else open_source(root),
+        run.pictures["path"],
+        kept=kept,
+        hashes=run.pictures["content_hash"],
+    )
     shown = Shown(run, thumbnails, None if root is None or folder is None else Links(root, folder))
     clusters, distances = run.pictures["cluster"].to_numpy(), run.pictures["distance"].to_numpy()
     counts = np.bincount(new.clusters, minlength=int(run.metrics["k"]))

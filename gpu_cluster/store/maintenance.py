@@ -19,7 +19,7 @@ from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folder_name, folders, is_shard, read_key
-from gpu_cluster.store.store import default_root, embedding_schema, scan_schema
+from gpu_cluster.store.store import EmbeddingShards, default_root, scan_schema
 
 _DAY_S = 24 * 3600.0
 
@@ -123,10 +123,12 @@ def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
 
 def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
     key = read_key(folder)
-    width = key.get("n_features")
-    # Without a key the columns are not known, and only the checksum is checked.
-    schema = scan_schema(key) if kind == "scans" else embedding_schema(width) if isinstance(width, int) else None
-    return Shards(folder, key, schema, observer)
+    if kind == "scans":
+        return Shards(folder, key, scan_schema(key), observer)
+    if isinstance(key.get("n_features"), int):
+        return EmbeddingShards(folder, key, observer)
+    # Without a key the columns are not known, and only the checksum and the key of each shard are checked.
+    return Shards(folder, key, None, observer)
 
 
 def prune(root: Path, *, unused_days: float | None, now: float | None = None) -> int:

@@ -16,12 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpu_cluster.bounded import MIB, parse_json, read
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _SCHEMA = 1
 
@@ -29,6 +31,12 @@ _PREFIX, _SUFFIX = "shard-", ".parquet"
 # Programs that read a whole folder, such as pandas and Arrow, skip names that begin with an underscore.
 DAMAGED = "_damaged"
 KEY_FILE = "_key.json"
+
+# The name under which a shard has its key in its own metadata.
+_KEY = b"gpu_cluster"
+# A row of any shard has a content hash of 32 characters, written plainly, or a path and two numbers.
+_LEAST_ROW_BYTES = 16
+_MOST_KEY_BYTES = MIB
 
 
 class Shards:
@@ -52,7 +60,7 @@ class Shards:
         import pyarrow.parquet as pq
 
         assert self.schema is not None, "only reading does without"
-        schema = self.schema.with_metadata({"gpu_cluster": _as_json({"schema": _SCHEMA, **self._key})})
+        schema = self.schema.with_metadata({_KEY: _as_json({"schema": _SCHEMA, **self._key})})
         table = pa.table(dict(columns), schema=schema)
         sink = pa.BufferOutputStream()
         # Embeddings hardly compress.
@@ -97,13 +105,44 @@ class Shards:
             self._set_aside(path, "its checksum does not fit")
             return None
         try:
-            table = read_parquet(pa.BufferReader(content))
-            if self.schema is not None and not table.schema.equals(self.schema):
-                raise pa.ArrowInvalid("its columns are not those of this version")
+            file = opened(pa.BufferReader(content))
+            self.check_declared(file, len(content))
+            table = file.read(use_threads=False)
+            why = self.problem(table)
         except (pa.ArrowException, OSError) as error:
-            self._set_aside(path, str(error))
+            why = str(error)
+        if why is not None:
+            self._set_aside(path, why)
             return None
         return table
+
+    def problem(self, table: pa.Table) -> str | None:
+        """Return what is wrong with the rows of a shard; None if nothing is. Kinds of shards override this."""
+        return None
+
+    def check_declared(self, file: pq.ParquetFile, n_bytes: int) -> None:
+        """Check the footer of a shard: rows of another recipe, other columns, and rows that no file of its size holds.
+
+        Raises
+        ------
+        pyarrow.ArrowInvalid
+            With what is wrong.
+        """
+        import pyarrow as pa
+
+        key = (file.schema_arrow.metadata or {}).get(_KEY, b"")
+        # A folder is named after the key, so this needs no key file, which may be gone or changed.
+        if _folder_name(key) != self.folder.name:
+            raise pa.ArrowInvalid("it was made with the settings of another folder")
+        if self.schema is not None and not file.schema_arrow.equals(self.schema):
+            raise pa.ArrowInvalid("its columns are not those of this version")
+        facts = file.metadata
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        if facts.num_rows * _LEAST_ROW_BYTES > n_bytes or any(
+            chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page for chunk in chunks
+        ):
+            raise pa.ArrowInvalid("it declares more than a shard of its size holds")
 
     def mark_as_used(self) -> None:
         """Record the time of use in the folder, so that pruning can tell which shards are unused."""
@@ -119,20 +158,24 @@ class Shards:
             os.replace(path, self.folder / DAMAGED / path.name)
 
 
-def read_parquet(source: Any, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file without Arrow's threads.
+def opened(source: Any) -> pq.ParquetFile:
+    """Open a Parquet file; read it with `use_threads=False`.
 
-    If one of these threads is alive when the process ends, it sometimes aborts the process (apache/arrow#34314), after
-    all work was done.
+    If one of Arrow's threads is alive when the process ends, it sometimes aborts the process (apache/arrow#34314),
+    after all work was done.
     """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(source, pre_buffer=False).read(columns, use_threads=False)
+    return pq.ParquetFile(source, pre_buffer=False)
 
 
 def folder_name(key: Mapping[str, Any]) -> str:
     """Return the name of the folder of the shards with one key."""
-    return hashlib.blake2b(_as_json({"schema": _SCHEMA, **key}), digest_size=8).hexdigest()
+    return _folder_name(_as_json({"schema": _SCHEMA, **key}))
+
+
+def _folder_name(key: bytes) -> str:
+    return hashlib.blake2b(key, digest_size=8).hexdigest()
 
 
 def folders(parent: Path) -> list[Path]:
@@ -148,7 +191,7 @@ def folders(parent: Path) -> list[Path]:
 def read_key(folder: Path) -> dict[str, Any]:
     """Return the key of a folder without the version of the schema; an empty one if it cannot be read."""
     try:
-        key = json.loads((folder / KEY_FILE).read_bytes())
+        key = parse_json(read(folder / KEY_FILE, _MOST_KEY_BYTES))
     except (OSError, ValueError):
         return {}
     return {name: value for name, value in key.items() if name != "schema"} if isinstance(key, dict) else {}

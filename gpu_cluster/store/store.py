@@ -16,7 +16,7 @@ from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.manifest import FileFacts
-from gpu_cluster.store.shards import Shards, explained, folder_name, folders, read_key, read_parquet
+from gpu_cluster.store.shards import Shards, explained, folder_name, folders, opened, read_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -142,15 +142,35 @@ class EmbeddingShards(Shards):
             )
 
     def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> None:
-        """Write one shard of s rows: x (s, d) float32, host; a row that has a reason has no embedding there."""
+        """Write one shard of s rows: x (s, d) float32, host; a row that has a reason has no embedding there.
+
+        Rows without a reason whose embedding is not finite are not written, because no later job could use them.
+        """
         import pyarrow as pa
 
-        if not len(hashes):
+        finite = np.isfinite(x).all(axis=1)
+        good = [row for row, why in enumerate(reasons) if why is not None or finite[row]]
+        x, hashes, reasons = x[good], [hashes[row] for row in good], [reasons[row] for row in good]
+        if not hashes:
             return
         flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).reshape(-1))
         mask = pa.array([why is not None for why in reasons], pa.bool_())
         embedding = pa.FixedSizeListArray.from_arrays(flat, x.shape[1], mask=mask)
         self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
+
+    def problem(self, table: pa.Table) -> str | None:
+        """Return what is wrong with the rows; a checksum says nothing about what was wrong when it was made."""
+        import pyarrow.compute as pc
+
+        if table["content_hash"].null_count:
+            return "a row is without a content hash"
+        embeddings = table["embedding"].combine_chunks()
+        if pc.any(pc.equal(embeddings.is_valid(), table["reason"].is_valid())).as_py():
+            return "a row has neither an embedding nor a reason, or both"
+        # The numbers of the rows that have a reason are not among these.
+        if not np.isfinite(embeddings.flatten().to_numpy(zero_copy_only=False)).all():
+            return "it holds values that are not finite"
+        return None
 
     def _hashes(self, name: str) -> pa.ChunkedArray | None:
         """Return the hashes of a shard without verifying it; if they cannot be read, the shard is read and verified."""
@@ -158,7 +178,9 @@ class EmbeddingShards(Shards):
 
         try:
             with (self.folder / name).open("rb") as stream:
-                return read_parquet(stream, columns=["content_hash"])["content_hash"]
+                file = opened(stream)
+                self.check_declared(file, os.fstat(stream.fileno()).st_size)
+                return file.read(["content_hash"], use_threads=False)["content_hash"]
         except (pa.ArrowException, OSError, KeyError):
             # The shard is gone or damaged; reading all of it finds out which.
             table = self.read(name)

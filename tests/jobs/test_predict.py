@@ -7,6 +7,8 @@ import os
 import resource
 import shutil
 import stat
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,6 +334,66 @@ def test_a_model_that_is_not_as_it_was_written_is_refused(tmp_path, trained, cha
     changed(tmp_path / "model", CHANGES[change])
     with pytest.raises(DataError, match=r"model' is damaged \(.*run the clustering again"):
         load_model(tmp_path / "model", CpuBackend())
+
+
+def inflating(folder: Path) -> None:
+    """Have an array of a model inflate to 128 MiB of zeros, which take 130 kB."""
+    with zipfile.ZipFile(folder / "arrays.npz") as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(folder / "arrays.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            with file.open(name, "w") as stream:
+                stream.write(content)
+                for _ in range(4 if name == "components.npy" else 0):
+                    stream.write(bytes(1 << 25))
+    signed(folder)
+
+
+def declared(folder: Path) -> None:
+    """Have the header of an array declare more numbers than any memory holds."""
+    with np.load(folder / "arrays.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(folder / "arrays.npz", **arrays)
+    content = bytearray((folder / "arrays.npz").read_bytes())
+    at = content.index(b"'shape': (1024,)")
+    content[at : at + 17] = b"'shape':(9999999,"
+    (folder / "arrays.npz").write_bytes(content)
+    signed(folder)
+
+
+def signed(folder: Path) -> None:
+    """Give a model the checksum of what it holds now."""
+    content = json.loads((folder / "model.json").read_text())
+    content["sha256"] = checksum(content, (folder / "arrays.npz").read_bytes())
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+BOMBS: dict[str, Callable[[Path], object]] = {
+    "inflating": inflating,
+    "declared": declared,
+    "sparse": lambda folder: os.truncate(folder / "arrays.npz", 1 << 40),
+    "a pipe": lambda folder: ((folder / "arrays.npz").unlink(), os.mkfifo(folder / "arrays.npz")),
+    "no end": lambda folder: ((folder / "arrays.npz").unlink(), (folder / "arrays.npz").symlink_to("/dev/zero")),
+    "nested": lambda folder: (folder / "model.json").write_text("[" * 100_000),
+    "labels": lambda folder: changed(
+        folder, lambda _, content: content.update(cluster_labels={"a": 1, "b": 2, "c": 3})
+    ),
+    "no text": lambda folder: changed(folder, lambda _, content: content.update(cluster_labels=["\ud800"] * 3)),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_model_that_would_fill_the_memory_or_never_end_is_refused_without_either(tmp_path, trained, bomb):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    BOMBS[bomb](tmp_path / "model")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"model' is damaged \(.*run the clustering again"):
+            load_model(tmp_path / "model", CpuBackend())
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 16 << 20
 
 
 def test_a_model_of_more_features_than_its_network_gives_is_refused(tmp_path, trained):

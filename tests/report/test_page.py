@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import gpu_cluster
@@ -167,6 +171,147 @@ def test_a_file_that_holds_something_else_is_an_error_that_names_the_folder(tmp_
     with pytest.raises(DataError, match=r"cannot make a report of '.*run': expected the folder that"):
         report(tmp_path / "run")
     assert (tmp_path / "run" / "report.html").read_bytes() == (tiny / "report.html").read_bytes()
+
+
+# A folder that somebody else made
+
+
+def renamed(run: Path, path: str) -> None:
+    """Give the first picture of a run another path."""
+    for name in ("assignments.parquet", "manifest.parquet"):
+        table = pd.read_parquet(run / name)
+        table.loc[0, "path"] = path
+        table.to_parquet(run / name)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, tiny: Path) -> Path:
+    """A run without small copies, whose pictures lie beside a private one."""
+    shutil.copytree(tiny.parent / "in", tmp_path / "in")
+    picture(99).save(tmp_path / "private.png")
+    run = Path(shutil.copytree(tiny, tmp_path / "run"))
+    (run / "thumbnails.parquet").unlink()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"root": str(tmp_path / "in")}))
+    return run
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["its root", "a root given"])
+@pytest.mark.parametrize("path", ["../private.png", "a/../../private.png", "\\x2e./private.png", "{}/private.png"])
+def test_no_path_leads_out_of_the_folder_of_the_pictures(tmp_path, foreign, path, given):
+    renamed(foreign, path.format(tmp_path))
+    before = listing(foreign)
+    with pytest.raises(DataError, match=r"expected paths inside the folder of its pictures, found one that leads out"):
+        report(foreign, root=tmp_path / "in" if given else None)
+    done = called("predict", foreign, tmp_path / "in", "--report", "--out", tmp_path / "p.csv")
+    assert (done.code, (tmp_path / "p.csv").exists()) == (2, False)
+    assert listing(foreign) == before
+
+
+def test_a_picture_that_is_not_the_one_of_the_run_is_not_shown(tmp_path, foreign):
+    # A link in the folder of the pictures, or another root in the record, lead where no path of a table may.
+    (tmp_path / "in" / "000.png").unlink()
+    (tmp_path / "in" / "000.png").symlink_to(tmp_path / "private.png")
+    observer = Noticing()
+    report(foreign, observer)
+    assert "1 picture of the report is not in" in observer.notices[0]
+    assert "000.png" not in FinishedRun(foreign).thumbnails[1]
+    assert "001.png" in FinishedRun(foreign).thumbnails[1]
+
+
+def test_a_picture_that_is_a_link_to_the_same_content_is_shown(tmp_path, foreign):
+    (tmp_path / "in" / "000.png").rename(tmp_path / "moved.png")
+    (tmp_path / "in" / "000.png").symlink_to(tmp_path / "moved.png")
+    report(foreign)
+    assert "000.png" in FinishedRun(foreign).thumbnails[1]
+
+
+def bomb(file: Path) -> None:
+    """Write a table of 2 GB into 50 kB: one long text in every row."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000, pa.int32()), pa.array(["x" * 1_000_000]))
+    pq.write_table(pa.table({"path": text, "jpeg": [b""] * 2_000}, metadata={"root": "/"}), file)
+
+
+def rows(file: Path) -> None:
+    """Write a table of 50 million rows into a few bytes."""
+    nothing = pa.nulls(50_000_000, pa.int8())
+    pq.write_table(pa.table({"path": nothing, "jpeg": nothing}, metadata={"root": "/"}), file)
+
+
+def compressed(file: Path) -> None:
+    pq.write_table(pa.table({"path": ["a"], "jpeg": [b"a"]}, metadata={"root": "/"}), file, compression="gzip")
+
+
+def lists(file: Path) -> None:
+    pq.write_table(pa.table({"path": [["a"]], "jpeg": [b"a"]}, metadata={"root": "/"}), file)
+
+
+def sparse(file: Path) -> None:
+    file.touch()
+    os.truncate(file, 1 << 40)
+
+
+HOSTILE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a pipe": ("run.json", os.mkfifo, "run.json is a pipe, a socket or a device; expected a file"),
+    "no end": ("metrics.json", lambda file: file.symlink_to("/dev/zero"), "metrics.json is a link; expected a file"),
+    "a table that is a pipe": ("assignments.parquet", os.mkfifo, "assignments.parquet is a pipe"),
+    "copies that are a pipe": ("thumbnails.parquet", os.mkfifo, "thumbnails.parquet is a pipe"),
+    "a plot that is a link": ("plots/elbow.png", lambda file: file.symlink_to("/etc/passwd"), "elbow.png is a link"),
+    "a plot that is none": ("plots/elbow.png", lambda file: file.write_text("root:x:0"), "expected a PNG"),
+    "a text without measure": ("run.json", sparse, "is too large"),
+    "nested": (
+        "run.json",
+        lambda file: file.write_text("[" * 100_000),
+        "nested too deeply: expected at most",
+    ),
+    "columns": ("sweep.csv", lambda file: file.write_text("," * 1_000_000), "expected the names of the columns"),
+    "texts": ("thumbnails.parquet", bomb, r"takes at most 64 MiB, found 1,9\d\d MiB in a file of"),
+    "rows": ("thumbnails.parquet", rows, "takes at most 64 MiB, found 762 MiB"),
+    "compressed": ("thumbnails.parquet", compressed, "expected the compression SNAPPY or UNCOMPRESSED, found GZIP"),
+    "lists": ("thumbnails.parquet", lists, "found one of lists"),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_file_that_would_fill_the_memory_or_never_end_is_refused_without_either(foreign, hostile):
+    name, make, message = HOSTILE[hostile]
+    (foreign / name).unlink(missing_ok=True)
+    make(foreign / name)
+    page = (foreign / "report.html").read_bytes()
+    pool = pa.default_memory_pool()
+    most_before = pool.max_memory()
+    with pytest.raises(DataError, match=rf"cannot make a report of '.*run'.*{message}"):
+        report(foreign)
+    assert pool.max_memory() <= max(most_before, 128 << 20)
+    assert (foreign / "report.html").read_bytes() == page
+
+
+def test_more_groups_than_pictures_are_refused(foreign):
+    metrics = json.loads((foreign / "metrics.json").read_text())
+    (foreign / "metrics.json").write_text(json.dumps(metrics | {"k": 9_000_000_000}))
+    with pytest.raises(DataError, match=r"expected from 1 to 6 groups in metrics\.json.*found 9000000000"):
+        report(foreign)
+
+
+def test_a_limit_on_pixels_that_no_option_allows_is_refused(foreign):
+    record = json.loads((foreign / "run.json").read_text())
+    record["config"]["input"]["max_pixels"] = 0
+    (foreign / "run.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="max_pixels"):
+        report(foreign)
+
+
+def test_a_kept_copy_that_is_no_small_jpeg_is_made_again(foreign):
+    report(foreign)
+    place, copies = FinishedRun(foreign).thumbnails
+    large, other = io.BytesIO(), io.BytesIO()
+    picture(0, (4_000, 20)).save(large, "jpeg")
+    picture(0).save(other, "png")
+    FinishedRun(foreign).keep_thumbnails(
+        place, copies | {"000.png": large.getvalue(), "001.png": other.getvalue(), "002.png": b"%!PS"}
+    )
+    report(foreign)
+    assert FinishedRun(foreign).thumbnails[1] == copies
 
 
 def test_a_page_that_cannot_be_written_is_a_failure_that_says_where(tmp_path, tiny):

@@ -19,7 +19,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.store.shards import DAMAGED, is_shard
+from gpu_cluster.store.shards import DAMAGED, KEY_FILE, is_shard
 from gpu_cluster.store.store import EmbeddingShards, Store
 from tests.helpers import TINY, Finished, called, n_computed, settle, write_pictures
 
@@ -151,6 +151,18 @@ def test_verify_sets_what_is_damaged_aside_with_1_and_is_0_from_then_on(tmp_path
     assert (path.parent / DAMAGED / path.name).exists()
     second = cache_command("verify", tmp_path / "store")
     assert (second.code, second.out) == (0, "1 shard unchanged, 0 damaged shards set aside\n")
+
+
+@pytest.mark.parametrize("with_key", [True, False], ids=["with a key", "without"])
+def test_verify_names_a_shard_of_another_recipe_with_1(tmp_path, with_key):
+    mine, theirs = kept(tmp_path / "store"), kept(tmp_path / "store", n=6, backbone="another")
+    os.link(shard(theirs), mine.folder / shard(theirs).name)
+    if not with_key:
+        (mine.folder / KEY_FILE).unlink()
+    done = cache_command("verify", tmp_path / "store")
+    assert done.code == 1
+    assert f"it was made with the settings of another folder): {mine.folder / shard(theirs).name}" in done.out
+    assert done.out.splitlines()[-1] == "2 shards unchanged, 1 damaged shard set aside"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"n_features": null}'], ids=["empty", "list", "bare", "null"])

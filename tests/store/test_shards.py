@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from tests.helpers import (
     shards_of,
     write_pictures,
 )
-from tests.store.embeddings import found, shards_in, some
+from tests.store.embeddings import KEY, found, shards_in, some
 
 # Damage
 
@@ -132,6 +134,78 @@ def test_a_shard_of_another_schema_is_set_aside_and_its_rows_are_computed_again(
     np.testing.assert_array_equal(again.x, right.x)
     assert len(observer.notices) == 1
     assert len(list((shard.parent / DAMAGED).iterdir())) == 1
+
+
+def test_a_shard_of_another_recipe_is_set_aside_and_never_used(root):
+    hashes, x = some(3)
+    theirs = Store(root, Observer()).embeddings({**KEY, "backbone": "another"})
+    theirs.keep(hashes, x, [None] * 3)
+    observer = Noticing()
+    mine = shards_in(root, observer)
+    mine.keep(hashes[:1], x[:1] + 1, [None])
+    (shard,) = theirs.names()
+    os.link(theirs.folder / shard, mine.folder / shard)
+    kept = found(mine, hashes)
+    assert list(kept) == hashes[:1]
+    np.testing.assert_array_equal(kept[hashes[0]][0], x[0] + 1)
+    (notice,) = observer.notices
+    assert "it was made with the settings of another folder" in notice
+    assert (mine.folder / DAMAGED / shard).exists()
+    assert len(found(theirs, hashes)) == 3
+
+
+def rewritten(folder: Path, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
+    """Write the only shard of a folder again, changed, under the name of its new content."""
+    (shard,) = folder.glob("shard-*")
+    table = pq.read_table(shard, schema=pq.read_schema(shard))
+    sink = pa.BufferOutputStream()
+    pq.write_table(change(table), sink, **{"compression": "none", "use_dictionary": False, **options})
+    content = sink.getvalue().to_pybytes()
+    shard.unlink()
+    (folder / f"shard-{hashlib.blake2b(content, digest_size=16).hexdigest()}.parquet").write_bytes(content)
+
+
+def with_column(name: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index(name)
+        field = table.schema.field(at)
+        return table.set_column(at, field, pa.array(values(table[name].to_pylist()), field.type))
+
+    return change
+
+
+# As somebody would write them who knows how shards are named.
+WRONG: dict[str, tuple[Callable[[pa.Table], pa.Table], dict[str, Any], str]] = {
+    "no key": (lambda table: table.replace_schema_metadata(), {}, "settings of another folder"),
+    "not a number": (with_column("embedding", lambda rows: [[np.nan] * 1024, *rows[1:]]), {}, "not finite"),
+    "infinite": (with_column("embedding", lambda rows: [[-np.inf] * 1024, *rows[1:]]), {}, "not finite"),
+    "neither": (with_column("embedding", lambda rows: [None, *rows[1:]]), {}, "neither an embedding nor a reason"),
+    "both": (with_column("reason", lambda rows: ["bad", *rows[1:]]), {}, "or both"),
+    "no hash": (with_column("content_hash", lambda rows: [None, *rows[1:]]), {}, "without a content hash"),
+    "inflating": (lambda table: pa.concat_tables([table.slice(2)] * 500), {"compression": "gzip"}, "declares more"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_shard_that_is_wrong_under_a_right_checksum_is_a_damaged_one(tmp_path, root, wrong):
+    change, options, why = WRONG[wrong]
+    hashes, x = some(3)
+    observer = Noticing()
+    shards = shards_in(root, observer)
+    shards.keep(hashes, x, [None, None, "no picture"])
+    rewritten(shards.folder, change, **options)
+    assert found(shards, hashes) == {}
+    (notice,) = observer.notices
+    assert why in notice
+    assert len(list((shards.folder / DAMAGED).iterdir())) == 1
+
+
+def test_an_embedding_that_is_not_finite_is_not_kept(root):
+    hashes, x = some(3)
+    x[1, 7] = np.nan
+    shards = shards_in(root)
+    shards.keep(hashes, x, [None] * 3)
+    assert list(found(shards, hashes)) == [hashes[0], hashes[2]]
 
 
 def test_a_damaged_shard_of_a_scan_is_set_aside_and_the_files_are_looked_at_again(tmp_path, root):
