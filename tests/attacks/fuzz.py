@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=300, help="number of cases (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: 0)")
+    parser.add_argument("--case", type=int, action="append", help="try this case instead; may be given several times")
     parser.add_argument("--only", help="cases of one target only: pictures, config, labels, shards, weights or runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--keep", action="store_true", help="write the cases that fail into tests/attacks/cases")
@@ -219,7 +219,7 @@ def main() -> None:
         "--template", type=Path, help="folder in which the run that is mutated is kept between campaigns"
     )
     given = parser.parse_args()
-    numbers = range(given.first, given.first + given.cases)
+    numbers = given.case or range(given.cases)
     chosen = [number for number in numbers if given.only in (None, cases.target_of(number))]
 
     def tell(failure: Failure) -> None:

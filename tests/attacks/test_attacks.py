@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +43,12 @@ def write_hostile(folder: Path) -> set[str]:
     places.write_special(folder / "special")
     places.write_odd_names(folder / "names")
     places.write_odd_times(folder / "times")
-    places.write_nested(folder / "nested")
     found = set()
     for place, _folders, names in os.walk(folder):
-        if os.path.basename(place) not in ("special", "a"):
+        if os.path.basename(place) != "special":
             found |= {os.path.relpath(os.path.join(place, name), folder) for name in names}
-    return found | {"/".join(["nested", *["a"] * places.N_NESTED, "deep.png"])}
+    deepest = places.write_nested(folder / "nested")
+    return found | {os.path.relpath(deepest, folder)}
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ class Attacked:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, set[str]]]:
     folder = tmp_path_factory.mktemp("hostile") / "in"
-    return folder, write_hostile(folder)
+    yield folder, write_hostile(folder)
+    places.remove_nested(folder / "nested")
 
 
 @pytest.fixture(scope="module")
