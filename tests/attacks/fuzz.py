@@ -27,6 +27,7 @@ from tests.attacks import cases
 MAX_SECONDS = 20
 # TensorFlow is loaded in this time.
 _START_S = 120
+WORKER = ["-m", "tests.attacks.worker"]
 _GROUP = {"pictures": 56, "runs": 1}
 
 
@@ -90,7 +91,7 @@ class _Worker:
             template, folder = self._given
             self._n_started += 1
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.attacks.worker", template, folder / str(self._n_started)],
+                [sys.executable, *WORKER, template, folder / str(self._n_started)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # What decoders say of thousands of broken files.
