@@ -66,6 +66,12 @@ def n_mutations(number: int, seed: int) -> int:
     return len(mutations.draw(names[int(random.integers(len(names)))], random))
 
 
+def whole(target: str, template: Path) -> Case:
+    """Return a case without a mutation, which is good."""
+    name = _names(target)[-1]
+    return Case(target, name, _original(target, name, template))
+
+
 def kept() -> Iterator[Path]:
     """Yield the files of the cases that are kept, in order."""
     yield from sorted(path for path in KEPT.glob("*/*") if path.is_file())

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.attacks import cases
 MAX_SECONDS = 20
 # TensorFlow is loaded in this time.
 _START_S = 120
+WORKER = ["-m", "tests.attacks.worker"]
 _GROUP = {"pictures": 56, "runs": 1}
 
 
@@ -45,15 +46,24 @@ class _Worker:
         self._given = (template, folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._n_started = 0
+        self._ready_for: set[str] = set()
 
     def ask(self, asked: dict[str, Any], timeout_s: float) -> list[str | None] | str:
         """Return what is wrong with each case of a group; or, if the process has died or is too slow, how, in words."""
+        target = asked["target"]
+        if target not in self._ready_for:
+            self._answer({"prepare": target}, _START_S)
+            self._ready_for.add(target)
+        found = self._answer(asked, timeout_s)
+        return found if isinstance(found, str) else json.loads(found)  # type: ignore[no-any-return]
+
+    def _answer(self, asked: dict[str, Any], timeout_s: float) -> bytes | str:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(asked).encode() + b"\n")
         process.stdin.flush()
-        deadline = time.monotonic() + timeout_s + (_START_S if self._n_started < 0 else 0)
+        deadline = time.monotonic() + timeout_s
         answer = b""
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
@@ -64,24 +74,24 @@ class _Worker:
                 part = os.read(process.stdout.fileno(), 1 << 16)
                 if not part:
                     code = process.wait()
-                    self._process = None
+                    self.end()
                     return f"signal {-code}" if code < 0 else f"exit {code}"
                 answer += part
-        found: list[str | None] = json.loads(answer)
-        return found
+        return answer
 
     def end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
             self._process = None
+        self._ready_for.clear()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             template, folder = self._given
             self._n_started += 1
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.attacks.worker", template, folder / str(self._n_started)],
+                [sys.executable, *WORKER, template, folder / str(self._n_started)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # What decoders say of thousands of broken files.
@@ -94,8 +104,16 @@ class _Worker:
 class Fuzzer:
     """Tries cases in several processes."""
 
-    def __init__(self, folder: Path, n_workers: int, *, template: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        n_workers: int,
+        *,
+        template: Path | None = None,
+        tell: Callable[[Failure], object] = lambda failure: None,
+    ) -> None:
         self._folder = folder
+        self._tell = tell
         self._n_workers = n_workers
         self.template = template or folder / "template"
 
@@ -108,21 +126,24 @@ class Fuzzer:
 
     def campaign(self, numbers: Sequence[int], seed: int) -> list[Failure]:
         """Try cases by their numbers."""
-        groups = [{"cases": group, "seed": seed, "without": []} for group in _grouped(numbers)]
+        groups = [
+            {"target": target, "cases": group, "seed": seed, "without": []} for target, group in _grouped(numbers)
+        ]
         return self._all(groups)
 
     def kept(self, files: Sequence[Path]) -> list[Failure]:
         """Try cases that are kept, each alone."""
-        return self._all([{"files": [str(file)]} for file in files])
+        return self._all([{"target": file.parent.name, "files": [str(file)]} for file in files])
 
     def smallest(self, number: int, seed: int, wrong: str) -> cases.Case:
         """Return a failing case with as few of its mutations as fail in the same way."""
-        worker = _Worker(self.template, self._folder / "smallest")
+        worker = _Worker(self.template, self._folder / f"smallest-{number}")
         without: frozenset[int] = frozenset()
         kind = _kind(wrong)
         for at in range(cases.n_mutations(number, seed)):
             tried = without | {at}
-            found = worker.ask({"cases": [number], "seed": seed, "without": sorted(tried)}, MAX_SECONDS + _START_S)
+            asked = {"target": cases.target_of(number), "cases": [number], "seed": seed, "without": sorted(tried)}
+            found = worker.ask(asked, MAX_SECONDS)
             if _kind(found if isinstance(found, str) else found[0] or "") == kind:
                 without = tried
         worker.end()
@@ -142,7 +163,9 @@ class Fuzzer:
                 except Empty:
                     worker.end()
                     return found
-                found += _try(worker, group)
+                for failure in _try(worker, group):
+                    self._tell(failure)
+                    found.append(failure)
 
         with ThreadPoolExecutor(self._n_workers) as pool:
             failures = [one for found in pool.map(work, range(self._n_workers)) for one in found]
@@ -153,7 +176,7 @@ def _try(worker: _Worker, group: dict[str, Any]) -> Iterator[Failure]:
     """Try a group; if one of its cases ends the process, try each of them alone."""
     names: list[Any] = group.get("files") or group["cases"]
     alone = len(names) == 1
-    found = worker.ask(group, _START_S + MAX_SECONDS if alone else _START_S + len(names))
+    found = worker.ask(group, MAX_SECONDS)
     if alone:
         wrong = found if isinstance(found, str) else found[0]
         if wrong is not None:
@@ -164,28 +187,32 @@ def _try(worker: _Worker, group: dict[str, Any]) -> Iterator[Failure]:
         yield from _try(worker, {**group, "cases": [one]})
 
 
-def _grouped(numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Split cases into groups of one target."""
+def _grouped(numbers: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+    """Split cases into groups of one target, with its name."""
     by_target: dict[str, list[int]] = {}
     for number in numbers:
         target = cases.target_of(number)
         group = by_target.setdefault(target, [])
         group.append(number)
         if len(group) == _GROUP.get(target, 8):
-            yield by_target.pop(target)
-    yield from by_target.values()
+            yield target, by_target.pop(target)
+    yield from by_target.items()
 
 
 def _kind(wrong: str) -> str:
-    """Return what kind of failure this is, without its numbers."""
-    return "".join(one for one in wrong.partition(":")[0] if not one.isdigit()).strip()
+    """Return what kind of failure this is, in a few words."""
+    return _without_numbers(wrong.partition(":")[0])
+
+
+def _without_numbers(wrong: str) -> str:
+    return " ".join("".join(one for one in wrong if not one.isdigit()).split())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=300, help="number of cases (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: 0)")
+    parser.add_argument("--case", type=int, action="append", help="try this case instead; may be given several times")
     parser.add_argument("--only", help="cases of one target only: pictures, config, labels, shards, weights or runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--keep", action="store_true", help="write the cases that fail into tests/attacks/cases")
@@ -193,24 +220,33 @@ def main() -> None:
         "--template", type=Path, help="folder in which the run that is mutated is kept between campaigns"
     )
     given = parser.parse_args()
-    numbers = range(given.first, given.first + given.cases)
+    numbers = given.case or range(given.cases)
     chosen = [number for number in numbers if given.only in (None, cases.target_of(number))]
+
+    def tell(failure: Failure) -> None:
+        assert isinstance(failure.case, int)
+        print(f"case {failure.case} ({cases.target_of(failure.case)}): {failure.wrong}", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        fuzzer = Fuzzer(Path(folder), given.workers, template=given.template)
+        fuzzer = Fuzzer(Path(folder), given.workers, template=given.template, tell=tell)
         fuzzer.prepare()
         start = time.monotonic()
         failures = fuzzer.campaign(chosen, given.seed)
         elapsed_s = time.monotonic() - start
-        for failure in failures:
+        seen: set[tuple[str, str]] = set()
+        for failure in failures if given.keep else ():
             assert isinstance(failure.case, int)
-            print(f"case {failure.case} of seed {given.seed} ({cases.target_of(failure.case)}): {failure.wrong}")
-            if given.keep:
-                smallest = fuzzer.smallest(failure.case, given.seed, failure.wrong)
-                what = f"{_kind(failure.wrong)} {given.seed}.{failure.case}"
-                print(f"  {smallest.name}, {len(smallest.content):,} bytes: {cases.keep(smallest, what)}")
-    rate = len(chosen) / elapsed_s
+            # One of each kind is enough.
+            alike = cases.target_of(failure.case), _without_numbers(failure.wrong)
+            if alike in seen:
+                continue
+            seen.add(alike)
+            smallest = fuzzer.smallest(failure.case, given.seed, failure.wrong)
+            file = cases.keep(smallest, f"{_kind(failure.wrong)} {given.seed}.{failure.case}")
+            print(f"{file}: {len(smallest.content):,} bytes")
     print(
-        f"{len(chosen):,} cases of seed {given.seed} in {elapsed_s:.0f} s ({rate:.0f} a second): {len(failures)} failed"
+        f"{len(chosen):,} cases of seed {given.seed} in {elapsed_s:.0f} s ({len(chosen) / elapsed_s:.0f} a second): "
+        f"{len(failures)} failed"
     )
     sys.exit(1 if failures else 0)
 

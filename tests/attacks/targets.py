@@ -271,6 +271,15 @@ _TARGETS: dict[str, Callable[[Case, Path, Path], str | None]] = {
 }
 
 
+def prepare(target: str, template: Path, folder: Path) -> None:
+    """Load what a target needs, and try what is not mutated: it takes the time and memory that no case should count."""
+    whole = cases.whole(target, template)
+    with in_folder(folder):
+        wrong = check(target, [whole], template, folder)
+    if wrong != [None]:
+        raise ValueError(f"{target} that are not mutated: {wrong[0]}")
+
+
 @contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
     """Make a folder for a group of cases, and remove it."""

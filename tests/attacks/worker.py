@@ -23,9 +23,12 @@ def main() -> None:
     # Libraries write to standard output too.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    targets._engine()
     for number, line in enumerate(sys.stdin):
         asked = json.loads(line)
+        if "prepare" in asked:
+            targets.prepare(asked["prepare"], template, folder / str(number))
+            print("ready", file=answers, flush=True)
+            continue
         if "files" in asked:
             group = [cases.load(Path(file)) for file in asked["files"]]
         else:
