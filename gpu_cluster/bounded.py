@@ -127,7 +127,7 @@ def _check(value: Any) -> None:
     # Level by level and not by recursion: in TOML, a key with dots nests as deeply as it is long.
     level = [value]
     for _ in range(_MOST_LEVELS):
-        inner = []
+        inner: list[Any] = []
         for one in level:
             if isinstance(one, dict | list):
                 inner += one.values() if isinstance(one, dict) else one

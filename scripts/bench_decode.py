@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +29,7 @@ from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Picture, open_source
 
 _SIDE = 4000
-_KINDS = {
+_KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "JPEG": ("RGB", "a.jpg", {"quality": 80}),
     "JPEG, progressive": ("RGB", "a.jpg", {"quality": 80, "progressive": True, "subsampling": 0}),
     "JPEG, CMYK": ("CMYK", "a.jpg", {"quality": 80}),

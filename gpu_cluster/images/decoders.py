@@ -273,7 +273,7 @@ class _Process:
             # broken files is not kept: the reason of the picture says what is wrong with it.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, search],
-                stdin=there,
+                stdin=there.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -298,7 +298,7 @@ class _Process:
         if reply is None:
             raise EOFError("the process has ended")
         pixels = np.empty(math.prod(reply["shape"]) if "shape" in reply else 0, np.uint8)
-        view, n_received = memoryview(pixels), 0
+        view, n_received = pixels.data, 0
         while n_received < len(pixels):
             n = self._connection.recv_into(view[n_received:])
             if not n:

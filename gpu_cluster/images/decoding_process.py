@@ -39,7 +39,7 @@ def main() -> None:
             if pixels is not None:
                 rows = max(1, _PART_BYTES // max(1, pixels.shape[1] * 3))
                 for top in range(0, len(pixels), rows):
-                    connection.sendall(np.ascontiguousarray(pixels[top : top + rows]))
+                    connection.sendall(np.ascontiguousarray(pixels[top : top + rows]).data)
 
 
 def send(connection: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:

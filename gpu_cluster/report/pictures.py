@@ -12,8 +12,7 @@ import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.errors import DataError
-from gpu_cluster.files import printable
-from gpu_cluster.images.source import unescaped
+from gpu_cluster.files import printable, unescaped
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.report.html import Links, visible
 from gpu_cluster.run_folder import FinishedRun

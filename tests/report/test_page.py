@@ -307,9 +307,8 @@ def test_a_kept_copy_that_is_no_small_jpeg_is_made_again(foreign):
     large, other = io.BytesIO(), io.BytesIO()
     picture(0, (4_000, 20)).save(large, "jpeg")
     picture(0).save(other, "png")
-    FinishedRun(foreign).keep_thumbnails(
-        place, copies | {"000.png": large.getvalue(), "001.png": other.getvalue(), "002.png": b"%!PS"}
-    )
+    wrong = copies | {"000.png": large.getvalue(), "001.png": other.getvalue(), "002.png": b"%!PS"}
+    (foreign / "thumbnails.parquet").write_bytes(FinishedRun.thumbnails_file(place, wrong))
     report(foreign)
     assert FinishedRun(foreign).thumbnails[1] == copies
 

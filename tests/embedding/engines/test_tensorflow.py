@@ -64,8 +64,8 @@ def test_batches_copied_ahead_to_a_device_are_those_that_are_not(tmp_path):
     # On the CPU too this is TensorFlow's copy to a device: only the spelling differs from the engine's own.
     pictures = scanned_pictures(write_pictures(tmp_path, 10))
     given: dict[str, Any] = {"config": SMALL, "batch_size": 4}
-    plain = list(tensorflow_input.batches(pictures, **given))
-    ahead = list(tensorflow_input.batches(pictures, **given, device="/cpu:0"))
+    plain = list(tensorflow_input.batches(pictures, **given) or ())
+    ahead = list(tensorflow_input.batches(pictures, **given, device="/cpu:0") or ())
     assert [positions.numpy().tolist() for positions, _ in ahead] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     for (_, expected), (_, found) in zip(plain, ahead, strict=True):
         np.testing.assert_array_equal(found, expected)

@@ -38,10 +38,12 @@ def shrunk(file: Path, side: int) -> Image.Image:
 
 
 def by_tensorflow(file: Path) -> Pixels:
-    """Decode with TensorFlow itself; a file that the pipeline leaves to Pillow is a KeyError."""
+    """Decode with TensorFlow itself; the file is one that the pipeline does not leave to Pillow."""
     decoders = {tensorflow_input._JPEG: tensorflow_input._jpeg, tensorflow_input._PNG: tensorflow_input._png}
     facts = facts_of(file)
-    decoder = decoders[tensorflow_input.decoder_of(facts)]
+    kind = tensorflow_input.decoder_of(facts)
+    assert kind is not None
+    decoder = decoders[kind]
     found: Pixels = decoder(file.read_bytes(), np.int32(facts.orientation)).numpy()
     return found
 
