@@ -43,7 +43,7 @@ def test_sigterm_ends_with_143_and_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text('{"gpu_cluster": "0.1.0", "config": {}}')
     (tmp_path / "run" / "bad_files.csv").touch()
     before = listing(tmp_path)
     code, found = stop(tmp_path, signal.SIGINT, "--out", "run")
