@@ -49,7 +49,8 @@ def check_inside(run: FinishedRun) -> None:
                 raise DataError(
                     f"the run folder {printable(str(run.folder))!r} names the picture {visible(path)[:200]!r}: "
                     "expected paths inside the folder of its pictures, found one that leads out of it; no "
-                    "picture was opened. Did somebody else make this folder? Run the clustering again to get one of your own"
+                    "picture was opened. Did somebody else make this folder? "
+                    "Run the clustering again to get one of your own"
                 )
 
 

@@ -368,12 +368,17 @@ def signed(folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(content))
 
 
+def emptied(folder: Path) -> Path:
+    (folder / "arrays.npz").unlink()
+    return folder
+
+
 BOMBS: dict[str, Callable[[Path], object]] = {
     "inflating": inflating,
     "declared": declared,
     "sparse": lambda folder: os.truncate(folder / "arrays.npz", 1 << 40),
-    "a pipe": lambda folder: ((folder / "arrays.npz").unlink(), os.mkfifo(folder / "arrays.npz")),
-    "no end": lambda folder: ((folder / "arrays.npz").unlink(), (folder / "arrays.npz").symlink_to("/dev/zero")),
+    "a pipe": lambda folder: os.mkfifo(emptied(folder) / "arrays.npz"),
+    "no end": lambda folder: (emptied(folder) / "arrays.npz").symlink_to("/dev/zero"),
     "nested": lambda folder: (folder / "model.json").write_text("[" * 100_000),
     "labels": lambda folder: changed(
         folder, lambda _, content: content.update(cluster_labels={"a": 1, "b": 2, "c": 3})
