@@ -135,7 +135,7 @@ class EmbeddingShards(Shards):
         """
         import pyarrow as pa
 
-        finite = np.isfinite(x).all(axis=1).tolist()
+        finite = np.all(np.isfinite(x), axis=1).reshape(-1)
         good = [row for row, why in enumerate(reasons) if why is not None or finite[row]]
         x, hashes, reasons = x[good], [hashes[row] for row in good], [reasons[row] for row in good]
         if not hashes:
