@@ -25,8 +25,6 @@ _MOST_BITS = 14_000
 # What a Parquet file may hold when it is read, as a multiple of its size; small files may always hold _SMALL_BYTES.
 # Tables of paths and numbers that this project writes reach a multiple of 5.
 _MOST_INFLATED, _SMALL_BYTES = 50, 64 * MIB
-# The codecs that pandas, cuDF and this project write. With these, a page inflates at most 22 times.
-_CODECS = frozenset({"UNCOMPRESSED", "SNAPPY"})
 
 
 class UnfitError(ValueError):
@@ -173,9 +171,6 @@ def check_parquet(content: bytes) -> None:
     if any(pa.types.is_nested(field.type) for field in schema):
         raise UnfitError("expected columns of numbers and texts, found one of lists")
     groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
-    codecs = {group.column(number).compression for group in groups for number in range(group.num_columns)}
-    if codecs - _CODECS:
-        raise UnfitError(f"expected the compression {' or '.join(sorted(_CODECS))}, found {min(codecs - _CODECS)}")
     declared = max(facts.num_rows * len(schema) * 8, sum(group.total_byte_size for group in groups))
     texts = [field.name for field in schema if _is_text(field.type)]
     if declared <= most and texts:

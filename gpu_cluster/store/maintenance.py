@@ -205,5 +205,5 @@ def _n_rows(shard: Path) -> int:
     try:
         with shard.open("rb") as stream:
             return int(pq.read_metadata(stream).num_rows)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return 0

@@ -148,7 +148,7 @@ class EmbeddingShards(Shards):
         """
         import pyarrow as pa
 
-        finite = np.asarray(np.isfinite(x).all(axis=1))
+        finite = np.all(np.isfinite(x), axis=1).reshape(-1)
         good = [row for row, why in enumerate(reasons) if why is not None or finite[row]]
         x, hashes, reasons = x[good], [hashes[row] for row in good], [reasons[row] for row in good]
         if not hashes:
@@ -181,7 +181,7 @@ class EmbeddingShards(Shards):
                 file = opened(stream)
                 self.check_declared(file, os.fstat(stream.fileno()).st_size)
                 return file.read(["content_hash"], use_threads=False)["content_hash"]
-        except (pa.ArrowException, OSError, KeyError):
+        except (pa.ArrowException, OSError, KeyError, ValueError):
             # The shard is gone or damaged; reading all of it finds out which.
             table = self.read(name)
             return None if table is None else table["content_hash"]

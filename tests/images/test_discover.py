@@ -47,6 +47,12 @@ def test_several_folders_and_files_are_joined_below_what_they_share(tmp_path):
     assert manifest.paths == ("one/a.png", "three/d.png", "two/c.png", "two/deep/b.png")
 
 
+def test_paths_with_two_dots_lead_to_paths_without_them(tmp_path):
+    touch(tmp_path, "one/a.png", "two/b.png")
+    manifest, _ = find(tmp_path / "one" / ".." / "two", tmp_path / "one")
+    assert (manifest.root, manifest.paths) == (tmp_path, ("one/a.png", "two/b.png"))
+
+
 def test_what_is_named_twice_is_found_once(tmp_path):
     files = touch(tmp_path, "in/a.png", "in/b.png")
     manifest, _ = find(tmp_path / "in", tmp_path / "in", files[0], tmp_path)

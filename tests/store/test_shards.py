@@ -174,6 +174,12 @@ def with_column(name: str, values: Callable[[list[Any]], list[Any]]) -> Callable
     return change
 
 
+def with_bytes(table: pa.Table, content: bytes) -> pa.Table:
+    """Return a shard whose reasons are bytes that are no text."""
+    raw = pa.array([content if why else None for why in table["reason"].to_pylist()], pa.binary())
+    return table.set_column(2, table.schema.field("reason"), raw.view(pa.string()))
+
+
 # As somebody would write them who knows how shards are named.
 WRONG: dict[str, tuple[Callable[[pa.Table], pa.Table], dict[str, Any], str]] = {
     "no key": (lambda table: table.replace_schema_metadata(), {}, "settings of another folder"),
@@ -182,6 +188,7 @@ WRONG: dict[str, tuple[Callable[[pa.Table], pa.Table], dict[str, Any], str]] = {
     "neither": (with_column("embedding", lambda rows: [None, *rows[1:]]), {}, "neither an embedding nor a reason"),
     "both": (with_column("reason", lambda rows: ["bad", *rows[1:]]), {}, "or both"),
     "no hash": (with_column("content_hash", lambda rows: [None, *rows[1:]]), {}, "without a content hash"),
+    "no text": (lambda table: with_bytes(table, b"\xff\xfe"), {}, "Invalid UTF8"),
     "inflating": (lambda table: pa.concat_tables([table.slice(2)] * 500), {"compression": "gzip"}, "declares more"),
 }
 
@@ -198,6 +205,17 @@ def test_a_shard_that_is_wrong_under_a_right_checksum_is_a_damaged_one(tmp_path,
     (notice,) = observer.notices
     assert why in notice
     assert len(list((shards.folder / DAMAGED).iterdir())) == 1
+
+
+def test_a_shard_at_which_arrow_ends_the_process_is_a_damaged_one(root):
+    # Found by changing bytes of a shard at random: its footer names a codec that Arrow does not know.
+    content = (Path(__file__).parent / "hostile" / "unknown_codec.parquet").read_bytes()
+    observer = Noticing()
+    shards = Store(root, observer).embeddings({"backbone": "a", "n_features": 16})
+    shards.folder.mkdir()
+    (shards.folder / f"shard-{hashlib.blake2b(content, digest_size=16).hexdigest()}.parquet").write_bytes(content)
+    assert found(shards, [f"{number:032x}" for number in range(20)]) == {}
+    assert len(observer.notices) == 1
 
 
 def test_an_embedding_that_is_not_finite_is_not_kept(root):
