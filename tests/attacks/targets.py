@@ -36,7 +36,7 @@ from gpu_cluster.jobs.report import report
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.store.maintenance import inspect, verify
-from gpu_cluster.store.shards import read_key, read_parquet
+from gpu_cluster.store.shards import read_key
 from gpu_cluster.store.store import Store
 from tests.attacks import cases, seeds
 from tests.attacks.cases import Case
@@ -171,7 +171,9 @@ def _weights(case: Case, _template: Path, folder: Path) -> str | None:
 @cache
 def _stored(store: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Return the embedding of every content in a store."""
-    table = read_parquet(cases.stored_file(store, "embeddings.parquet"))
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(cases.stored_file(store, "embeddings.parquet"))
     rows = zip(table["content_hash"].to_pylist(), table["embedding"].to_pylist(), strict=True)
     return {content: np.array(row, np.float32) for content, row in rows if row is not None}
 
