@@ -15,6 +15,8 @@ import numpy as np
 
 from tests.attacks import mutations, seeds
 
+# A case that is kept has at most this many bytes.
+MOST_BYTES = 20_000
 KEPT = Path(__file__).with_name("cases")
 
 # Of 40 cases in a row: most are pictures, the quickest; one is a whole run folder, the slowest.

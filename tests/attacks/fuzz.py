@@ -44,6 +44,7 @@ class _Worker:
 
     def __init__(self, template: Path, folder: Path) -> None:
         self._given = (template, folder)
+        self._log = folder.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
         self._n_started = 0
         self._ready_for: set[str] = set()
@@ -52,7 +53,11 @@ class _Worker:
         """Return what is wrong with each case of a group; or, if the process has died or is too slow, how, in words."""
         target = asked["target"]
         if target not in self._ready_for:
-            self._answer({"prepare": target}, _START_S)
+            ready = self._answer({"prepare": target}, _START_S)
+            if ready != b"ready\n":
+                raise RuntimeError(
+                    f"what is not mutated does not work ({ready!r}), see {self._log}: {_last_words(self._log)}"
+                )
             self._ready_for.add(target)
         found = self._answer(asked, timeout_s)
         return found if isinstance(found, str) else json.loads(found)  # type: ignore[no-any-return]
@@ -90,14 +95,15 @@ class _Worker:
         if self._process is None:
             template, folder = self._given
             self._n_started += 1
-            self._process = subprocess.Popen(
-                [sys.executable, *WORKER, template, folder / str(self._n_started)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                # What decoders say of thousands of broken files.
-                stderr=subprocess.DEVNULL,
-                cwd=Path(__file__).parents[2],
-            )
+            # Decoders say much of thousands of broken files; it is read only if a process does not even start.
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, *WORKER, template, folder / str(self._n_started)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=Path(__file__).parents[2],
+                )
         return self._process
 
 
@@ -172,6 +178,10 @@ class Fuzzer:
         return sorted(failures, key=lambda one: str(one.case).rjust(12))
 
 
+def _last_words(log: Path) -> str:
+    return log.read_bytes()[-2000:].decode("utf-8", "replace")
+
+
 def _try(worker: _Worker, group: dict[str, Any]) -> Iterator[Failure]:
     """Try a group; if one of its cases ends the process, try each of them alone."""
     names: list[Any] = group.get("files") or group["cases"]
@@ -242,6 +252,9 @@ def main() -> None:
                 continue
             seen.add(alike)
             smallest = fuzzer.smallest(failure.case, given.seed, failure.wrong)
+            if len(smallest.content) > cases.MOST_BYTES:
+                print(f"{smallest.name} of case {failure.case} has {len(smallest.content):,} bytes: too large to keep")
+                continue
             file = cases.keep(smallest, f"{_kind(failure.wrong)} {given.seed}.{failure.case}")
             print(f"{file}: {len(smallest.content):,} bytes")
     print(

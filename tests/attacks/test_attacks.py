@@ -22,7 +22,7 @@ import pytest
 
 from tests.attacks import pictures, places
 from tests.attacks.watch import Watched, end_session, watch
-from tests.helpers import COMMAND, gpu_cluster, shards_of, write_pictures
+from tests.helpers import COMMAND, gpu_cluster, shards_of, without_override, write_pictures
 
 N_SIGNALS = int(os.environ.get("GPU_CLUSTER_TEST_SIGNALS", "2"))
 
@@ -160,12 +160,11 @@ def test_a_job_on_hostile_pictures_ends_with_3_if_most_files_are_bad(tmp_path):
     assert len(done.table("bad_files.csv")) > len(pictures.ODD) / 2
 
 
-def test_a_folder_of_its_own_that_cannot_be_read_is_a_bad_file(tmp_path):
+@pytest.mark.slow
+def test_a_folder_and_a_file_that_cannot_be_read_are_bad_files(tmp_path):
     places.write_unreadable(tmp_path / "in")
     write_pictures(tmp_path / "in", 4)
     command = ["run", tmp_path / "in", *OPTIONS, "--max-bad-fraction", "1", "--no-cache"]
-    from tests.helpers import without_override
-
     done = gpu_cluster(*command, out=tmp_path / "run", before=without_override)
     assert done.code == 0, done.err
     assert sorted(done.table("bad_files.csv")["path"]) == ["closed", "closed.png"]
