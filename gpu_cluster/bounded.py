@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable
@@ -96,8 +97,16 @@ def parse_toml(text: str) -> dict[str, Any]:
     ValueError
         When it is not TOML, holds a number of thousands of digits, or is nested too deeply.
     """
+    # To read a key of thousands of parts takes time and memory that grow with the square of their number. A text that
+    # looks like such a key is refused too.
+    if _LONG_KEY.search(text):
+        raise _too_deep()
     content: dict[str, Any] = _parsed(tomllib.loads, text)
     return content
+
+
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_LEVELS},}}+")
 
 
 def _parsed(parse: Callable[[Any], Any], text: bytes | str) -> Any:

@@ -60,7 +60,7 @@ class _Worker:
                 )
             self._ready_for.add(target)
         found = self._answer(asked, timeout_s)
-        return found if isinstance(found, str) else json.loads(found)  # type: ignore[no-any-return]
+        return found if isinstance(found, str) else json.loads(found)
 
     def _answer(self, asked: dict[str, Any], timeout_s: float) -> bytes | str:
         process = self._started()
@@ -127,7 +127,7 @@ class Fuzzer:
         """Make the run that cases are mutated from, in a process of its own, so that this one stays small."""
         if not (self.template / "run").is_dir():
             code = "import sys, pathlib; from tests.attacks import seeds; seeds.write_run(pathlib.Path(sys.argv[1]))"
-            command = [sys.executable, "-c", code, self.template]
+            command = [sys.executable, "-c", code, str(self.template)]
             subprocess.run(command, cwd=Path(__file__).parents[2], check=True, stderr=subprocess.DEVNULL)
 
     def campaign(self, numbers: Sequence[int], seed: int) -> list[Failure]:

@@ -80,8 +80,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, se
 def attacked(hostile: tuple[Path, set[str]], tmp_path_factory: pytest.TempPathFactory) -> Attacked:
     own = tmp_path_factory.mktemp("attacked")
     out, store = own / "run", own / "store"
-    command = ["run", hostile[0], *OPTIONS, *LIMITS, "--max-bad-fraction", "1", "--cache", store, "--out", out]
-    job = watch([COMMAND, *command], most_bytes=MOST_BYTES, timeout_s=2 * MOST_SECONDS)
+    command: list[str | Path] = [COMMAND, "run", hostile[0], *OPTIONS, *LIMITS, "--max-bad-fraction", "1"]
+    command += ["--cache", store, "--out", out]
+    job = watch(command, most_bytes=MOST_BYTES, timeout_s=2 * MOST_SECONDS)
     return Attacked(*hostile, job, out, store)
 
 
@@ -185,7 +186,18 @@ class Answered:
 
 def signalled(hostile: Path, out: Path, numbers: list[int], after_s: float) -> Answered | None:
     """Start the job, signal it after a time, and again once it has answered; None if it ended before."""
-    command = [COMMAND, "run", hostile, *OPTIONS, *LIMITS, "--batch-size", "4", "--no-cache", "--out", out]
+    command: list[str | Path] = [
+        COMMAND,
+        "run",
+        hostile,
+        *OPTIONS,
+        *LIMITS,
+        "--batch-size",
+        "4",
+        "--no-cache",
+        "--out",
+        out,
+    ]
     with subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
