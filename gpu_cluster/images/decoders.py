@@ -9,29 +9,22 @@ the free memory. This module must not know what is done with a picture.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
 
 from gpu_cluster.backend.memory import free_host_bytes
 from gpu_cluster.config import DecodingConfig
-from gpu_cluster.errors import JobError
 from gpu_cluster.images import decode
 from gpu_cluster.images.decode import Header, Pixels
-from gpu_cluster.images.decoding_process import receive_message, send
+from gpu_cluster.images.decoding_process import DecodingProcess
 from gpu_cluster.manifest import FileFacts
 
 # What the job itself decodes: it needs at most this many bytes, and the passes over all pixels of its scans add up to
@@ -98,8 +91,8 @@ class Decoders:
         self.n_at_once = _n_cores()
         self._places = threading.Semaphore(self.n_at_once)
         self._lock = threading.Lock()
-        self._idle: list[_Process] = []
-        self._all: set[_Process] = set()
+        self._idle: list[DecodingProcess] = []
+        self._all: set[DecodingProcess] = set()
         self._closed = False
 
     def n_plain_at_once(self, most_bytes: int) -> int:
@@ -209,17 +202,17 @@ class Decoders:
             raise UndecodableError(reply["reason"], lasting=reply.get("lasting", False))
         return reply, pixels
 
-    def _take(self) -> _Process:
+    def _take(self) -> DecodingProcess:
         with self._lock:
             if self._closed:
                 raise UndecodableError("the job ended before it was decoded", lasting=False)
             if self._idle:
                 return self._idle.pop()
-            process = _Process()
+            process = DecodingProcess()
             self._all.add(process)
             return process
 
-    def _give_back(self, process: _Process) -> None:
+    def _give_back(self, process: DecodingProcess) -> None:
         with self._lock:
             if process.usable and not self._closed:
                 self._idle.append(process)
@@ -227,7 +220,7 @@ class Decoders:
             self._all.discard(process)
         process.end()
 
-    def _why_it_died(self, process: _Process) -> str:
+    def _why_it_died(self, process: DecodingProcess) -> str:
         if self._closed:
             return "the job ended before it was decoded"
         return f"its decoder crashed ({process.how_it_died()})"
@@ -253,80 +246,6 @@ class _Budget:
             with self._changed:
                 self._used -= n_bytes
                 self._changed.notify_all()
-
-
-class _Process:
-    """A process that decodes, and the socket to it.
-
-    Attributes
-    ----------
-    usable : whether it waits for the next request
-    """
-
-    def __init__(self) -> None:
-        if not sys.executable:
-            raise JobError("cannot start a process to decode pictures: Python does not know its own program")
-        here, there = socket.socketpair()
-        search = json.dumps([place for place in (str(Path(__file__).parents[2]), *sys.path) if place])
-        with there:
-            # With -P the folder in which the job was started is not searched for modules. What decoders print about
-            # broken files is not kept: the reason of the picture says what is wrong with it.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, search],
-                stdin=there.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            )
-        self._connection = here
-        self.usable = True
-
-    def ask(self, asked: dict[str, Any], descriptor: int, seconds: float) -> tuple[dict[str, Any], Pixels]:
-        """Send a request with an open file, and return the reply and the pixels that belong to it, flat.
-
-        Raises
-        ------
-        TimeoutError
-            When the reply does not come within `seconds`.
-        EOFError, OSError
-            When the process has died.
-        """
-        self.usable = False
-        self._connection.settimeout(seconds)
-        send(self._connection, asked, descriptor)
-        reply = receive_message(self._connection)
-        if reply is None:
-            raise EOFError("the process has ended")
-        pixels = np.empty(math.prod(reply["shape"]) if "shape" in reply else 0, np.uint8)
-        view, n_received = pixels.data, 0
-        while n_received < len(pixels):
-            n = self._connection.recv_into(view[n_received:])
-            if not n:
-                raise EOFError("the process has ended")
-            n_received += n
-        self.usable = True
-        return reply, pixels
-
-    def how_it_died(self) -> str:
-        """Return in words how the process ended, which it is about to do if it has not yet."""
-        with suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(_DYING_SECONDS)
-            return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return "it closed its connection"
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
-
-
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from gpu_cluster.images.decoding_process import main; main()"
-)
-# A process whose connection has broken is ending by itself; this is enough for the system to clear it away.
-_DYING_SECONDS = 5
 
 
 @contextmanager
