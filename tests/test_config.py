@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 
 import gpu_cluster
 from gpu_cluster import api
@@ -495,3 +496,28 @@ def test_another_preset_than_that_of_a_run_record_is_refused(tmp_path):
     record = written(tmp_path, json.dumps({"config": build_config(RunConfig).model_dump(mode="json")}), "run.json")
     with pytest.raises(ConfigError, match=r"every option of its preset 'default'; leave out --preset or --config"):
         build_config(RunConfig, record, preset="notebook")
+
+
+def numbers_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, list[Any]]]:
+    """Yield the options of a config that are numbers, with their bounds."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numbers_of(field.annotation)
+            continue
+        # The bounds of a number that may be left out are those of one part of its type.
+        inner = [one for kind in kinds for one in get_args(kind)]
+        if not {int, float} & {*kinds, *inner}:
+            continue
+        bounds = [*field.metadata, *(bound for one in inner if isinstance(one, FieldInfo) for bound in one.metadata)]
+        yield name, field, bounds
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_has_bounds(command):
+    found = list(numbers_of(COMMANDS[command]))
+    assert len(found) >= 4
+    for name, _field, bounds in found:
+        kinds = {type(bound).__name__ for bound in bounds}
+        assert kinds & {"Ge", "Gt"}, name
+        assert kinds & {"Le", "Lt"}, name

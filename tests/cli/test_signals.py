@@ -55,7 +55,9 @@ def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
 
 # The main thread computes in one step of C, as in a large matrix product, and hears no signal.
 DEAF = """
-import hashlib
+import hashlib, signal
+# A shell starts jobs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from gpu_cluster.cli.signals import Signals
 signals = Signals()
 signals.listen()
