@@ -95,7 +95,7 @@ WRONG = {
     "weights no weights": (["pictures", "--weights", "text.weights.h5"], r"cannot read the weights .*text\.weights"),
     "weights of another network": (
         ["pictures", "--weights", "other.weights.h5"],
-        r"other\.weights\.h5' are not VGG16's: .*block1_conv1 is missing; found dense",
+        r"other\.weights\.h5' are not VGG16's without its top: .*block1_conv1 is missing; found dense",
     ),
 }
 
