@@ -215,6 +215,10 @@ def test_the_kubernetes_file_requests_its_memory_and_limits_the_local_disk():
 def test_the_workflow_may_only_read_and_hands_no_token_to_the_code_it_checks():
     text = (SCRIPTS.parent / ".github" / "workflows" / "ci.yml").read_text()
     assert re.search(r"^permissions:\n  contents: read\n\S", text, re.MULTILINE)
+    # A tag can be moved to other code; a commit cannot.
+    actions = re.findall(r"uses: (\S+)", text)
+    assert actions
+    assert all(re.search(r"@[0-9a-f]{40}$", action) for action in actions)
     assert "write" not in re.findall(r"^ *[\w-]+: (\w+)$", text, re.MULTILINE)
     checkout = text.split("- uses: actions/checkout@")[1].split("- uses: ")[0]
     assert re.search(r"^ +persist-credentials: false$", checkout, re.MULTILINE)
