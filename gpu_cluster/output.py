@@ -45,7 +45,7 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path], *, overwrite: b
     else:
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
         folder = Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{plain}"
-        folder = next(free for free in (folder, *others(folder)) if not os.path.lexists(free))
+        folder = next(free for free in itertools.chain([folder], others(folder)) if not os.path.lexists(free))
     if len(os.fsencode(folder.name)) > _LONGEST_NAME:
         raise _not_written(folder, f"its name is too long; expected at most {_LONGEST_NAME} bytes")
     if folder.exists() and not folder.is_dir():
