@@ -18,6 +18,7 @@ import gpu_cluster
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.store.maintenance import verify
+from gpu_cluster.store.shards import read_key
 from gpu_cluster.store.store import EmbeddingShards
 from tests.helpers import age, embedded, kept, picture, shards_of, without_override, write_pictures
 
@@ -45,7 +46,7 @@ def test_forced_embeddings_are_computed_again_and_count_from_then_on(tmp_path, r
     hashes = table["content_hash"].to_pylist()
     # What an earlier version might have got wrong.
     wrong = np.zeros((3, 1024), np.float32)
-    EmbeddingShards(shard.parent, {"n_features": 1024}, Observer()).keep(hashes, wrong, [None] * 3)
+    EmbeddingShards(shard.parent, read_key(shard.parent), Observer()).keep(hashes, wrong, [None] * 3)
     assert not embedded(files, root).x.any()
     assert embedded(files, root, force=True).n_computed == 3
     np.testing.assert_array_equal(embedded(files, root).x, right.x)
