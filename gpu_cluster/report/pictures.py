@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.errors import DataError
-from gpu_cluster.files import printable, unescaped
+from gpu_cluster.files import printable
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.report.html import Links, visible
 from gpu_cluster.run_folder import FinishedRun
@@ -42,14 +42,13 @@ def check_inside(run: FinishedRun) -> None:
         When one does; no picture was opened then.
     """
     for path in run.pictures["path"]:
-        # An escape in a path can stand for a dot or a slash.
-        for location in {path, unescaped(path)}:
-            if location.startswith("/") or ".." in location.split("/"):
-                raise DataError(
-                    f"the run folder {printable(str(run.folder))!r} names the picture {visible(path)[:200]!r}: "
-                    "expected paths inside the folder of its pictures, found one that leads out of it; no picture was "
-                    "opened. Did somebody else make this folder? Run the clustering again to get one of your own"
-                )
+        # An escape in a path stands for no dot and no slash (see `files.unescaped`).
+        if path.startswith("/") or ".." in path.split("/"):
+            raise DataError(
+                f"the run folder {printable(str(run.folder))!r} names the picture {visible(path)[:200]!r}: "
+                "expected paths inside the folder of its pictures, found one that leads out of it; no picture was "
+                "opened. Did somebody else make this folder? Run the clustering again to get one of your own"
+            )
 
 
 class Chosen:
