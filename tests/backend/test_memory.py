@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from gpu_cluster.backend import memory
 
 
-def group(folder, limit, *, version=2):
+def group(folder: Path, limit: object, *, version: int = 2) -> tuple[Path, str, str]:
     names = ("memory.max", "memory.current") if version == 2 else memory._VERSION_1
     folder.mkdir(exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text("1000\n")
     spare = "inactive_file 300\n" if version == 2 else "inactive_file 1\ntotal_inactive_file 300\n"
     (folder / "memory.stat").write_text(f"anon 600\n{spare}")
-    return folder, *names
+    return folder, names[0], names[1]
 
 
 def test_what_is_free_is_some_of_what_there_is():
