@@ -113,13 +113,13 @@ def _computed_beside(
     """Give the caller the batches, which another thread computes, until they end or the observer asks to stop.
 
     This thread only waits, so it hears signals whatever a decoder or the network does. After a request to stop it waits
-    for the batch in work, but no longer than the longest batch took, or `_PATIENCE_S` if that is longer.
+    for the batch in work, but no longer than the network took for the longest one, or `_PATIENCE_S` if that is longer.
     """
     pool = ThreadPoolExecutor(1)
     patience = _PATIENCE_S
     try:
         while True:
-            begun, stopped = time.monotonic(), None
+            stopped = None
             batch = pool.submit(next, batches, None)
             while not wait([batch], _HEARING_S).done:
                 if observer.stopping():
@@ -129,7 +129,7 @@ def _computed_beside(
             found = batch.result()
             if found is None:
                 return
-            patience = max(patience, time.monotonic() - begun)
+            patience = max(patience, found.network_s)
             yield found
     finally:
         # If a batch is in work, this comes after it, and nobody waits for it.

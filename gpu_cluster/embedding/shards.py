@@ -7,6 +7,7 @@ know the store, the manifest or the job.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,12 +48,14 @@ class EmbeddedBatch:
     x : (b, d) float32, device; undefined in rows that have a reason
     reasons : why a picture has no embedding, in plain words; None if it has one
     lasting : (b,) bool, host; whether the result depends only on the content, so that the store may keep it
+    network_s : seconds that the network took, without decoding
     """
 
     positions: IntArray
     x: Array
     reasons: list[str | None]
     lasting: npt.NDArray[np.bool_]
+    network_s: float
 
 
 def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Generator[EmbeddedBatch, None, None]:
@@ -71,7 +74,9 @@ def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Generator[Embedd
     for positions, pixels in engine.batches(pictures):
         left_out[positions] = False
         n = len(positions)
-        yield EmbeddedBatch(positions, _features(engine, pixels, n), [None] * n, np.ones(n, dtype=bool))
+        start = time.monotonic()
+        x = _features(engine, pixels, n)
+        yield EmbeddedBatch(positions, x, [None] * n, np.ones(n, dtype=bool), time.monotonic() - start)
     second = np.flatnonzero(left_out)
     if len(second):
         log.info("%d pictures that the engine does not decode are decoded with Pillow", len(second))
@@ -110,13 +115,15 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
                 begin()
                 squares.append(begun.popleft().result())
             begin()
+            start = time.monotonic()
             x = backend.xp.empty((len(batch), engine.extractor.n_features), dtype=backend.xp.float32)
             good = np.array([row for row, square in enumerate(squares) if square.pixels is not None], dtype=np.int64)
             if len(good):
                 stack = np.stack([square.pixels for square in squares if square.pixels is not None])
                 x[backend.from_host(good)] = _features(engine, stack, len(good))
             lasting = np.array([square.lasting for square in squares], dtype=bool)
-            yield EmbeddedBatch(batch, x, [square.reason for square in squares], lasting)
+            reasons = [square.reason for square in squares]
+            yield EmbeddedBatch(batch, x, reasons, lasting, time.monotonic() - start)
     finally:
         # Whoever stops here does not wait for the pictures that are being decoded.
         pool.shutdown(wait=False, cancel_futures=True)

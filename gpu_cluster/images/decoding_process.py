@@ -54,12 +54,11 @@ class DecodingProcess:
         search = json.dumps([place for place in (str(Path(__file__).parents[2]), *sys.path) if place])
         with there:
             # With -P the folder in which the job was started is not searched for modules. What decoders print about
-            # broken files is not kept: the reason of the picture says what is wrong with it.
+            # broken files goes where that of the job's own libraries goes.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, search],
                 stdin=there.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         self._connection = here

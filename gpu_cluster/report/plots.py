@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_cluster.backend import Backend, FloatArray, IntArray
-from gpu_cluster.images.source import Source
+from gpu_cluster.images.source import Source, reading_threads
 from gpu_cluster.images.thumbnails import GREY, small
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Clustering, Comparison, Findings, KChoice, Projection, Scores, Sweep
@@ -218,8 +218,9 @@ def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image
     # Pillow applies the limit of --max-pixels to the pixels of a text too; then the sheet has no title.
     with suppress(Image.DecompressionBombError):
         ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
-    for position, location in enumerate(locations):
-        tile = small(source, location, _TILE - 6)
+    with reading_threads() as pool:
+        tiles = list(pool.map(lambda location: small(source, location, _TILE - 6), locations))
+    for position, tile in enumerate(tiles):
         line, column = divmod(position, columns)
         left = column * _TILE + (_TILE - tile.width) // 2
         top = _HEAD + line * _TILE + (_TILE - tile.height) // 2
