@@ -24,13 +24,13 @@ from tests.attacks import pictures, places
 from tests.attacks.watch import Watched, end_session, watch
 from tests.helpers import COMMAND, gpu_cluster, shards_of, without_override, write_pictures
 
-N_SIGNALS = int(os.environ.get("GPU_CLUSTER_TEST_SIGNALS", "2"))
+N_SIGNALS = int(os.environ.get("GPU_CLUSTER_TEST_SIGNALS", "1"))
 
 MOST_BYTES = 4 << 30
 MOST_SECONDS = 120
 # Of the hostile pictures, few take less than this and more than a second.
-DECODE_SECONDS = 3
-OPTIONS = ("--image-size", "64", "--k", "2", "--k-range", "2:2", "--n-init", "2")
+DECODE_SECONDS = 2
+OPTIONS = ("--image-size", "64", "--k", "2", "--k-range", "2:2", "--n-init", "2", "--thumbnails", "8")
 LIMITS = ("--max-decode-seconds", str(DECODE_SECONDS))
 N_GOOD = 12
 
