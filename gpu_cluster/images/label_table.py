@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -136,11 +137,13 @@ class LabelTable:
             records = csv.DictReader(_lines(stream), delimiter=separator)
             cells = itertools.chain((record[column] or "" for record in records for column in columns), header)
             odd: dict[str, None] = {}
-            for cell in cells:
-                if is_not_utf8(cell):
-                    odd[cell.strip()] = None
-                if len(odd) == _CELLS_READ:
-                    break
+            # The labels before a line that is no line of a table are enough to choose by.
+            with suppress(csv.Error):
+                for cell in cells:
+                    if is_not_utf8(cell):
+                        odd[cell.strip()] = None
+                    if len(odd) == _CELLS_READ:
+                        break
         content = "\n".join(odd).encode("utf-8", "surrogateescape")
         # All code pages are asked for, however unlikely, because a few short labels say little about the language.
         found = charset_normalizer.from_bytes(content, cp_isolation=_CODE_PAGES, threshold=1)

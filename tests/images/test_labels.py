@@ -340,6 +340,13 @@ def test_a_table_with_a_line_that_does_not_end_is_an_error(tmp_path):
         find(tmp_path / "in", labels=labels)
 
 
+def test_a_table_that_is_not_utf8_may_hold_what_is_no_line_of_a_table(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    (tmp_path / "l.csv").write_bytes(b'file,label\na.png,caf\xe9\nb.png,"' + b"x" * 140_000 + b'"\n')
+    with pytest.raises(DataError, match=r"are not UTF-8, .*--labels-encoding"):
+        find(tmp_path / "in", labels=tmp_path / "l.csv")
+
+
 def test_a_table_of_zeros_is_an_error_of_one_line(tmp_path):
     touch(tmp_path / "in", "a.png")
     (tmp_path / "l.csv").write_bytes(bytes(1 << 20))
