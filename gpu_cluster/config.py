@@ -149,7 +149,7 @@ class DecodingConfig(_Section):
         gt=0,
         le=86_400,
         description="Give up a picture that is not decoded after this many seconds. Only pictures of unusual formats, "
-        "sizes and structures are timed; the others take a second at most.",
+        "sizes and structures are timed; the others take some seconds at most.",
     )
 
 

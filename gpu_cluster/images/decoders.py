@@ -28,7 +28,7 @@ from gpu_cluster.images.decoding_process import DecodingProcess
 from gpu_cluster.manifest import FileFacts
 
 # What the job itself decodes: it needs at most this many bytes, and the passes over all pixels of its scans add up to
-# at most this many pixels (a second's work).
+# at most this many pixels (some seconds' work).
 _PLAIN_BYTES, _PLAIN_WORK = 768 << 20, 1_000_000_000
 # Bytes a pixel that decoding and resizing take, by the kind of picture; `scripts/bench_decode.py` measures them.
 _JPEG_BYTES, _SEVERAL_SCANS_BYTES, _PNG_BYTES = 12, 20, 24

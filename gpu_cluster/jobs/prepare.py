@@ -66,8 +66,7 @@ def opened(
     """Check and open what a job needs, and give it to the block as a `Job`.
 
     `find` lists the pictures, and `make` prepares the job's own tools. The cheap checks come first; reading every
-    picture's header comes last. Until the block ends, pictures are decoded within the limits of the
-    config.
+    picture's header comes last. Until the block ends, pictures are decoded within the config's limits.
 
     Raises
     ------
