@@ -22,8 +22,9 @@ from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    signals.listen()
+    # First, because listening opens a pipe, whose ends would get the descriptors of closed streams.
     _fill_closed_descriptors()
+    signals.listen()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding lacks is shown as an escape; without this it would end the job.
         if isinstance(stream, io.TextIOWrapper):
