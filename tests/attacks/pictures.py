@@ -10,7 +10,7 @@ import gzip
 import io
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -457,11 +457,31 @@ ODD = (
 
 HOSTILE = (*IN_THE_SCAN, *LARGE, *SLOW, *ODD)
 
+# One or two for each way to attack: what there is time for in every run of the tests.
+_SAMPLED = {
+    "icon.ico",
+    "tiles.tif",
+    "line.xpm",
+    "alpha.png",
+    "32 bits.tif",
+    "alpha.webp",
+    "four colours.jpg",
+    "code stream.jp2",
+    "too large.png in an icon.ico",
+    "scans.jpg",
+    "comments.ppm",
+    "runs.bmp",
+    "frames.gif",
+    "frames.png",
+    "pictures.mpo",
+}
+SAMPLE = tuple(one for one in HOSTILE if one.name in _SAMPLED or one in ODD)
 
-def write_all(folder: Path) -> None:
-    """Write every hostile picture into a folder."""
+
+def write_all(folder: Path, chosen: Sequence[Hostile] = HOSTILE) -> None:
+    """Write hostile pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for one in HOSTILE:
+    for one in chosen:
         one.write(folder / one.name)
 
 

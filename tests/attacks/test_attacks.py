@@ -1,7 +1,7 @@
-"""A folder of every hostile picture, beside a few good ones: the job ends, in little memory, and loses none of them.
+"""A folder of hostile pictures, beside a few good ones: the job ends, in little memory, and loses none of them.
 
-The tests take a sample of moments to be signalled at; a campaign takes more, and minutes: GPU_CLUSTER_TEST_SIGNALS=10
-scripts/test -m '' tests/attacks/test_attacks.py
+The tests take a sample of the pictures, and of moments to be signalled at. A campaign takes all pictures, ten moments
+for each signal, and 20 minutes: GPU_CLUSTER_TEST_SIGNALS=10 scripts/test -m '' tests/attacks/test_attacks.py
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from tests.attacks.watch import Watched, end_session, watch
 from tests.helpers import COMMAND, gpu_cluster, shards_of, without_override, write_pictures
 
 N_SIGNALS = int(os.environ.get("GPU_CLUSTER_TEST_SIGNALS", "1"))
+IS_CAMPAIGN = N_SIGNALS > 1
+PICTURES = pictures.HOSTILE if IS_CAMPAIGN else pictures.SAMPLE
+# A job on the sample is shorter than one on all pictures.
+LONGEST_S = 40 if IS_CAMPAIGN else 15
 
 MOST_BYTES = 4 << 30
 MOST_SECONDS = 120
@@ -37,7 +41,7 @@ N_GOOD = 12
 
 def write_hostile(folder: Path) -> set[str]:
     """Write everything that is hostile into a folder, and some good pictures; return the paths to account for."""
-    pictures.write_all(folder)
+    pictures.write_all(folder, PICTURES)
     write_pictures(folder / "good", N_GOOD)
     places.write_endless(folder / "endless")
     places.write_special(folder / "special")
@@ -116,7 +120,7 @@ def test_every_hostile_file_is_accounted_for(attacked):
 @pytest.mark.parametrize("expected", ["good", "bad"])
 def test_a_hostile_picture_becomes_what_it_must(attacked, expected):
     table = attacked.manifest().set_index("path")["status"]
-    names = [one.name for one in pictures.HOSTILE if one.expected == expected]
+    names = [one.name for one in PICTURES if one.expected == expected]
     found = {name: table[name] for name in names}
     assert found == dict.fromkeys(names, "ok" if expected == "good" else "bad")
 
@@ -237,7 +241,7 @@ def moments(n: int, seed: int, longest_s: float) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", moments(N_SIGNALS, 0, 40))
+@pytest.mark.parametrize("after_s", moments(N_SIGNALS, 0, LONGEST_S))
 def test_a_job_on_hostile_pictures_answers_sigterm_in_2_seconds_and_ends_in_10(hostile, tmp_path, after_s):
     answered = signalled(hostile[0], tmp_path / "out" / "run", [signal.SIGTERM], after_s)
     assert answered is not None, "it ended before"
@@ -248,7 +252,7 @@ def test_a_job_on_hostile_pictures_answers_sigterm_in_2_seconds_and_ends_in_10(h
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", moments(N_SIGNALS, 1, 40))
+@pytest.mark.parametrize("after_s", moments(N_SIGNALS, 1, LONGEST_S))
 def test_a_second_ctrl_c_ends_a_job_on_hostile_pictures_within_a_second(hostile, tmp_path, after_s):
     answered = signalled(hostile[0], tmp_path / "out" / "run", [signal.SIGINT, signal.SIGINT], after_s)
     assert answered is not None, "it ended before"

@@ -32,7 +32,7 @@ from tests.helpers import (
 
 # Kills in a run of the tests. A campaign of more of them takes minutes: GPU_CLUSTER_TEST_KILLS=20 scripts/test -m ''
 # tests/end_to_end/test_killed.py
-N_KILLS = int(os.environ.get("GPU_CLUSTER_TEST_KILLS", "5"))
+N_KILLS = int(os.environ.get("GPU_CLUSTER_TEST_KILLS", "3"))
 
 
 @dataclass(frozen=True)
