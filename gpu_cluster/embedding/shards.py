@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gpu_cluster.backend import Array, IntArray
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, Pixels
 from gpu_cluster.errors import DeviceError
-from gpu_cluster.images import decoders
+from gpu_cluster.images import decoders, square
 from gpu_cluster.images.source import Picture, UnreadableError
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,9 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
 def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Square:
     try:
         with picture.open() as stream:
-            decoded = limits.pixels(stream, picture.suffix, picture.facts)
+            decoded = limits.pixels(
+                stream, picture.suffix, picture.facts, at_least=square.at_least(engine.config)
+            )
     except decoders.UndecodableError as error:
         return _Square(None, str(error), error.lasting)
     except UnreadableError as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # Part of the key of every embedding that the store keeps: increase it when the decoded pixels of any file change.
-VERSION = 2
+VERSION = 3
 
 # Formats that Pillow opens and this package does not: for EPS Pillow runs Ghostscript on the file, the others it can
 # only recognise.
@@ -168,11 +168,23 @@ def count_scans(stream: IO[bytes]) -> int:
     return found
 
 
-def decode(stream: IO[bytes], suffix: str = "") -> Pixels:
+def reduction(width: int, height: int, at_least: int | None) -> int:
+    """Return by how much a JPEG of this size is reduced while it is decoded: 1 (not at all), 2, 4 or 8.
+
+    It is the largest of these that leaves the short side at least twice `at_least` pixels long; 1 if that is None.
+    libjpeg then computes a mean of each block of so many pixels a side from the frequencies that are stored, which
+    takes less time than to compute every pixel.
+    """
+    most = 1 if at_least is None else min(width, height) // (2 * at_least)
+    return next((ratio for ratio in (8, 4, 2) if ratio <= most), 1)
+
+
+def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None) -> Pixels:
     """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, RGB, upright, on white.
 
     Of 16-bit values the high byte is used, as in TensorFlow. 32-bit values have no standard white, so they are
-    stretched: the lowest becomes black and the highest white. The array may be a view that is not contiguous.
+    stretched: the lowest becomes black and the highest white. The array may be a view that is not contiguous, and may
+    be read-only. If `at_least` is given, a JPEG is reduced as `reduction` says, with sides rounded up.
 
     Raises
     ------
@@ -183,16 +195,24 @@ def decode(stream: IO[bytes], suffix: str = "") -> Pixels:
 
     formats = _formats(suffix.lower())
     with Image.open(stream, formats=formats) as image:
-        if image.format == "PNG":
-            if not image.tile:
-                raise OSError("no pixels in it")
-            # When Pillow decodes, it ignores a wrong checksum of the pixels; `verify` does not.
-            image.verify()
+        if image.format != "PNG":
+            return _decoded(image, at_least)
+        if not image.tile:
+            raise OSError("no pixels in it")
+        # When Pillow decodes, it ignores a wrong checksum of the pixels; `verify` does not.
+        image.verify()
     stream.seek(0)
     with Image.open(stream, formats=formats) as image:
-        # Pillow already turns a TIFF upright when it loads the pixels.
-        orientation = 1 if image.format == "TIFF" else _orientation(image)
-        return _upright(_on_white(image), orientation)
+        return _decoded(image, at_least)
+
+
+def _decoded(image: Image, at_least: int | None) -> Pixels:
+    # Pillow already turns a TIFF upright when it loads the pixels.
+    orientation = 1 if image.format == "TIFF" else _orientation(image)
+    if at_least is not None and image.format in JPEG_FORMATS:
+        # Pillow chooses the ratio by the same rule as `reduction`, and the accurate transform, as TensorFlow is told to.
+        image.draft(image.mode, (2 * at_least, 2 * at_least))
+    return _upright(_on_white(image), orientation)
 
 
 def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
@@ -205,16 +225,8 @@ def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
     """
     from PIL import Image
 
-    with Image.open(stream, formats=_formats(suffix.lower())) as image:
-        if image.format in JPEG_FORMATS and image.mode in ("L", "RGB"):
-            orientation = _orientation(image)
-            # In draft mode libjpeg decodes at a reduced size, which saves most of the time for a large photo.
-            image.draft(image.mode, (2 * side, 2 * side))
-            pixels = _upright(np.asarray(image.convert("RGB")), orientation)
-        else:
-            stream.seek(0)
-            pixels = decode(stream, suffix)
-    small = Image.fromarray(np.ascontiguousarray(pixels))
+    # A JPEG that is reduced while it is decoded takes most of its time less.
+    small = Image.fromarray(np.ascontiguousarray(decode(stream, suffix, at_least=side)))
     small.thumbnail((side, side))
     return small
 
@@ -225,9 +237,11 @@ def _on_white(image: Image) -> Pixels:
     # The size may change when the pixels are loaded: an icon has several, and a TIFF is turned upright.
     image.load()
     width, height = image.size
-    found = np.empty((height, width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // width)
     stretch = _stretch(image, rows) if image.mode in ("I", "F") else (0.0, 0.0)
+    if rows >= height:
+        return np.asarray(_band_on_white(eight_bits(image, stretch)))
+    found = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, rows):
         band = image.crop((0, top, width, min(top + rows, height)))
         found[top : top + rows] = np.asarray(_band_on_white(eight_bits(band, stretch)))
@@ -307,7 +321,7 @@ def _band_on_white(band: Image) -> Image:
     from PIL import Image
 
     if band.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in band.info:
-        return band.convert("RGB")
+        return band if band.mode == "RGB" else band.convert("RGB")
     band = band.convert("LA") if band.mode == "La" else band
     picture = band.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

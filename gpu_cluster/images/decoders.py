@@ -32,6 +32,8 @@ from gpu_cluster.manifest import FileFacts
 _PLAIN_BYTES, _PLAIN_WORK = 768 << 20, 1_000_000_000
 # Bytes a pixel that decoding and resizing take, by the kind of picture; `scripts/bench_decode.py` measures them.
 _JPEG_BYTES, _SEVERAL_SCANS_BYTES, _PNG_BYTES = 12, 20, 24
+# Of a JPEG of several scans that is reduced, all its frequencies are held for each pixel that is stored.
+_SCANS_BYTES = 10
 _OTHER_BYTES, _WIDE_BYTES = 24, 48
 # The decoders of these formats work on copies of several bytes for each value.
 _WIDE_FORMATS = frozenset({"AVIF", "JPEG2000", "WEBP"})
@@ -56,12 +58,20 @@ class UndecodableError(Exception):
         self.lasting = lasting
 
 
-def bytes_needed(facts: FileFacts | Header) -> int:
-    """Return an upper estimate of the memory that decoding and resizing a picture takes, in bytes."""
-    n_pixels = (facts.width or 0) * (facts.height or 0)
+def bytes_needed(facts: FileFacts | Header, at_least: int | None = None) -> int:
+    """Return an upper estimate of the memory that decoding and resizing a picture takes, in bytes.
+
+    `at_least` is that of `decode.decode`: a JPEG that is reduced while it is decoded takes less.
+    """
+    width, height = facts.width or 0, facts.height or 0
+    n_pixels = width * height
     if facts.format in decode.JPEG_FORMATS:
         several = facts.mode == "CMYK" or facts.n_scans is None or facts.n_scans > _FEW_SCANS
-        return n_pixels * (_SEVERAL_SCANS_BYTES if several else _JPEG_BYTES)
+        ratio = decode.reduction(width, height, at_least)
+        if ratio == 1:
+            return n_pixels * (_SEVERAL_SCANS_BYTES if several else _JPEG_BYTES)
+        reduced = -(-width // ratio) * -(-height // ratio) * _JPEG_BYTES
+        return reduced + n_pixels * (_SCANS_BYTES if several else 0)
     if facts.format == "PNG":
         return n_pixels * _PNG_BYTES
     return n_pixels * (_WIDE_BYTES if facts.format in _WIDE_FORMATS else _OTHER_BYTES)
@@ -125,17 +135,20 @@ class Decoders:
                 raise
             raise UndecodableError(decode.reason(head, error), lasting=not decode.is_passing(error)) from error
 
-    def pixels(self, stream: IO[bytes], suffix: str, facts: FileFacts | Header) -> Pixels:
+    def pixels(
+        self, stream: IO[bytes], suffix: str, facts: FileFacts | Header, *, at_least: int | None = None
+    ) -> Pixels:
         """Return the picture (h, w, 3) uint8, RGB, upright, on white, of a file that is open at its first byte.
 
-        `facts` are what its header says; the picture is decoded in a process of its own.
+        `facts` are what its header says; the picture is decoded in a process of its own. `at_least` is that of
+        `decode.decode`.
 
         Raises
         ------
         UndecodableError
             When it cannot be decoded within the limits.
         """
-        reply, pixels = self._ask(stream, suffix, bytes_needed(facts), wanted="pixels")
+        reply, pixels = self._ask(stream, suffix, bytes_needed(facts, at_least), wanted="pixels", at_least=at_least)
         return pixels.reshape(reply["shape"])
 
     def small(self, stream: IO[bytes], suffix: str, side: int) -> Pixels:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.config import PixelsConfig
-from gpu_cluster.images import decode, decoders
+from gpu_cluster.images import decode, decoders, square
 from gpu_cluster.images.source import Picture, Source, UnreadableError
 from gpu_cluster.manifest import FileFacts
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _JPEG, _PNG = range(2)
+# TensorFlow reads the ratio by which a JPEG is reduced when the function is traced, so each ratio is a branch of it.
+_RATIOS = (1, 2, 4, 8)
 
 
 def decoder_of(facts: FileFacts) -> int | None:
@@ -41,6 +43,13 @@ def decoder_of(facts: FileFacts) -> int | None:
     return _PNG if kind == "PNG" and mode in ("LA", "RGB", "RGBA") else None
 
 
+def _branch(facts: FileFacts, config: PixelsConfig) -> int:
+    """Return the number of the branch of `_reader` that decodes a picture which TensorFlow has a decoder for."""
+    if decoder_of(facts) == _PNG:
+        return len(_RATIOS)
+    return _RATIOS.index(decode.reduction(facts.width or 0, facts.height or 0, square.at_least(config)))
+
+
 def batches(
     pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int, device: str = CPU
 ) -> tf.data.Dataset | None:
@@ -52,8 +61,8 @@ def batches(
     """
     import tensorflow as tf
 
-    of_each = [decoder_of(_with_scans(picture)) for picture in pictures]
-    positions = [position for position, decoder in enumerate(of_each) if decoder is not None]
+    of_each = [_with_scans(picture) for picture in pictures]
+    positions = [position for position, facts in enumerate(of_each) if decoder_of(facts) is not None]
     if not positions:
         return None
     taken = [pictures[position] for position in positions]
@@ -64,11 +73,11 @@ def batches(
         [os.fsencode(picture.location) for picture in taken],
         [os.fsencode(path or "") for path in paths],
         np.array([picture.facts.orientation for picture in taken], np.int32),
-        np.array([of_each[position] for position in positions], np.int32),
+        np.array([_branch(of_each[position], config) for position in positions], np.int32),
     )
     read = _reader(source, config, is_local=None not in paths)
-    limits = decoders.current()
-    n_at_once = limits.n_plain_at_once(max(decoders.bytes_needed(picture.facts) for picture in taken))
+    limits, at_least = decoders.current(), square.at_least(config)
+    n_at_once = limits.n_plain_at_once(max(decoders.bytes_needed(of_each[at], at_least) for at in positions))
     decoded = tf.data.Dataset.from_tensor_slices(columns).map(
         read, num_parallel_calls=tf.data.AUTOTUNE if n_at_once >= limits.n_at_once else n_at_once, deterministic=True
     )
@@ -93,19 +102,20 @@ def _with_scans(picture: Picture) -> FileFacts:
 def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
-    def content(location: tf.Tensor, path: tf.Tensor) -> Any:
-        return tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
+    def squared(decoded: np.ndarray[Any, np.dtype[np.uint8]]) -> square.Square:
+        return square.to_square(decoded, config)
 
     # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def read(
-        position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, decoder: tf.Tensor
+        position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branch: tf.Tensor
     ) -> tuple[Any, Any]:
-        decoders = (
-            lambda: _jpeg(content(location, path), orientation),
-            lambda: _png(content(location, path), orientation),
-        )
-        return position, to_square(tf.switch_case(decoder, list(decoders)), config)
+        content = tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
+        jpegs = [functools.partial(_jpeg, content, orientation, ratio) for ratio in _RATIOS]
+        decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content, orientation)])
+        # TensorFlow's own resizing takes twice the time, and its numbers are not whole grey levels.
+        pixels = tf.numpy_function(squared, [decoded], tf.float32, stateful=False)
+        return position, tf.ensure_shape(pixels, (config.image_size, config.image_size, 3))
 
     return read  # type: ignore[no-any-return]
 
@@ -118,11 +128,11 @@ def _read(source: Source) -> Callable[[bytes], bytes]:
     return read
 
 
-def _jpeg(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _jpeg(content: tf.Tensor, orientation: tf.Tensor, ratio: int = 1) -> tf.Tensor:
     import tensorflow as tf
 
     # Pillow uses the accurate transform too, so both decoders give the same pixels.
-    decoded = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+    decoded = tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
     return _upright(decoded, orientation)
 
 
@@ -150,41 +160,3 @@ def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     swapped = tf.cond(among(5, 6, 7, 8), lambda: tf.transpose(decoded, (1, 0, 2)), lambda: decoded)
     mirrored = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(swapped, (1,)), lambda: swapped)
     return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(mirrored, (0,)), lambda: mirrored)
-
-
-def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
-    """Resize a picture (h, w, 3) uint8 to (side, side, 3) float32, as the config says."""
-    import tensorflow as tf
-
-    shape = tf.shape(picture)
-    height, width = shape[0], shape[1]
-    if config.fit == "crop":
-        short = tf.minimum(height, width)
-        top, left = (height - short) // 2, (width - short) // 2
-        picture = picture[top : top + short, left : left + short]
-        height = width = short
-    side = config.image_size
-    if config.resize == "nearest":
-        rows, columns = (_nearest(length, side) for length in (height, width))
-        resized = tf.cast(tf.gather(tf.gather(picture, rows), columns, axis=1), tf.float32)
-    else:
-        resized = tf.image.resize(picture, (side, side), method="bilinear", antialias=True)
-    return tf.ensure_shape(resized, (side, side, 3))
-
-
-def _nearest(length: tf.Tensor, side: int) -> tf.Tensor:
-    import tensorflow as tf
-
-    return tf.numpy_function(lambda n: nearest_indices(int(n), side), [length], tf.int64)
-
-
-def nearest_indices(length: int, side: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the source pixel of each of `side` pixels, as in Pillow's nearest-neighbour resize.
-
-    Keras's `load_img` resizes with Pillow, which adds up its step in float64. If (i + 1/2) * length / side is a whole
-    number, the rounding of that sum decides. `tf.image.resize` chooses other pixels: 19% of them when it resizes 128 to
-    224.
-    """
-    steps = np.full(side, length / side)
-    steps[0] /= 2
-    return np.minimum(np.cumsum(steps).astype(np.int64), length - 1)

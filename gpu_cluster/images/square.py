@@ -1,0 +1,67 @@
+"""Turns a decoded picture into the square of pixels that a network reads.
+
+Input: a picture (h, w, 3) uint8. Output: (side, side, 3) float32, 0 to 255. Every engine uses this module, so that all
+of them see the same pixels. It must not know a network, nor how a picture was decoded.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.config import PixelsConfig
+from gpu_cluster.images.decode import Pixels
+
+Square: TypeAlias = npt.NDArray[np.float32]
+
+# A picture of more than twice this ratio is averaged over whole blocks of pixels first, as far as that leaves it at
+# least this ratio larger than the square. JPEGs are reduced by the same rule while they are decoded.
+_LEFT_TO_RESIZE = 2.0
+
+
+def at_least(config: PixelsConfig) -> int | None:
+    """Return what `decode.decode` is to be told: the side of the square, or None if a reduced picture will not do.
+
+    Nearest-neighbour resizing takes single pixels of the picture, so it needs it as it is stored.
+    """
+    return None if config.resize == "nearest" else config.image_size
+
+
+def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
+    """Fit a picture (h, w, 3) uint8 into a square and resize it to (side, side, 3) float32, 0 to 255.
+
+    Bilinear resizing has an antialiasing filter and whole grey levels as its result. Pillow does it, and releases
+    Python's global lock meanwhile, so several threads can do it at once.
+    """
+    from PIL import Image
+
+    if config.fit == "crop":
+        decoded = _middle(decoded)
+    side = config.image_size
+    if config.resize == "nearest":
+        rows, columns = (nearest_indices(length, side) for length in decoded.shape[:2])
+        return decoded[rows][:, columns].astype(np.float32)
+    image = Image.fromarray(np.ascontiguousarray(decoded))
+    resized = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=_LEFT_TO_RESIZE)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def _middle(decoded: Pixels) -> Pixels:
+    """Return the largest square in the middle of a picture, as a view."""
+    height, width = decoded.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return decoded[top : top + short, left : left + short]
+
+
+def nearest_indices(length: int, side: int) -> npt.NDArray[np.int64]:
+    """Return the source pixel of each of `side` pixels, as in Pillow's nearest-neighbour resize.
+
+    Keras's `load_img` resizes with Pillow, which adds up its step in float64. If (i + 1/2) * length / side is a whole
+    number, the rounding of that sum decides.
+    """
+    steps = np.full(side, length / side)
+    steps[0] /= 2
+    return np.minimum(np.cumsum(steps).astype(np.int64), length - 1)
