@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -123,6 +123,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Device = Literal["auto", "cpu", "gpu"]
 Precision = Literal["float32", "tf32", "float16"]
 Algorithm = Literal["ward", "spectral", "hdbscan"]
+EngineName = Literal["auto", "tensorflow", "ncnn"]
 Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 
@@ -195,6 +196,12 @@ class InputConfig(PicturesConfig):
 class NetworkConfig(_Section):
     """The weights of the network, and how it computes."""
 
+    engine: EngineName = Field(
+        "auto",
+        description="What runs the network. auto: on the CPU ncnn for VGG16 if it is installed, which is about twice as "
+        "fast; in all other cases tensorflow. Their embeddings differ in the last digits, and the store keeps them "
+        "apart.",
+    )
     weights: AbsolutePath | None = Field(
         None,
         description="VGG16 weights without top: Keras 3 .weights.h5, or the legacy .h5 that Keras downloads.",
@@ -420,6 +427,14 @@ class JobConfig(_Section):
     input: DecodingConfig = DecodingConfig()
     embed: NetworkConfig = NetworkConfig()
     store: StoreConfig = StoreConfig()
+
+    @model_validator(mode="after")
+    def _engine_of_the_device(self) -> Self:
+        if self.device == "gpu" and self.embed.engine == "ncnn":
+            raise ValueError(
+                "--engine ncnn computes on the CPU only; found --device gpu: leave out one of them, or use --device cpu"
+            )
+        return self
 
 
 class TolerantConfig(JobConfig):

@@ -87,7 +87,9 @@ def embed(
             engine.build()
             shard_size = store_config.shard_size or backend.shard_size
             log.info(
-                "embedding in %s, in batches of %d images and shards of %d",
+                "embedding with %s (%s) in %s, in batches of %d images and shards of %d",
+                engine.name,
+                engine.reason,
                 engine.precision,
                 engine.batch_size,
                 shard_size,

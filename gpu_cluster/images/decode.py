@@ -168,11 +168,12 @@ def count_scans(stream: IO[bytes]) -> int:
     return found
 
 
-def decode(stream: IO[bytes], suffix: str = "") -> Pixels:
+def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None) -> Pixels:
     """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, RGB, upright, on white.
 
     Of 16-bit values the high byte is used, as in TensorFlow. 32-bit values have no standard white, so they are
-    stretched: the lowest becomes black and the highest white. The array may be a view that is not contiguous.
+    stretched: the lowest becomes black and the highest white. The array may be a view that is not contiguous. With
+    `at_least`, a decoder may return a smaller picture, whose sides are not below this number of pixels.
 
     Raises
     ------

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from gpu_cluster import output
 from gpu_cluster.backend import describe_gpus, installed, look_for_gpu
+from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.config import Device
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.embedding.engines import find_tensorflow
+from gpu_cluster.embedding.engines import ENGINES
 from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.store.store import default_root
 
@@ -77,8 +78,7 @@ def _tensorflow() -> Check:
 
 
 def _threads() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Check("CPU threads", "ok", f"{usable} of {os.cpu_count()} usable")
+    return Check("CPU threads", "ok", f"{usable_cores()} of {os.cpu_count()} usable")
 
 
 def _weights(named: Path | None) -> Check:

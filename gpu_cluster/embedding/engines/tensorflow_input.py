@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,8 @@ import numpy as np
 from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.config import PixelsConfig
 from gpu_cluster.images import decode, decoders
-from gpu_cluster.images.source import Picture, Source, UnreadableError
+from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.images.square import nearest_indices
 from gpu_cluster.manifest import FileFacts
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def batches(
     """
     import tensorflow as tf
 
-    of_each = [decoder_of(_with_scans(picture)) for picture in pictures]
+    of_each = [decoder_of(picture.facts_with_scans()) for picture in pictures]
     positions = [position for position, decoder in enumerate(of_each) if decoder is not None]
     if not positions:
         return None
@@ -74,18 +74,6 @@ def batches(
     )
     ready = decoded.ignore_errors().batch(batch_size).prefetch(2)
     return ready if device == CPU else ready.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=1))
-
-
-def _with_scans(picture: Picture) -> FileFacts:
-    """Return what the scan found out about a picture, with the scans of a JPEG counted now if they were not then."""
-    facts = picture.facts
-    if facts.format not in decode.JPEG_FORMATS or facts.n_scans is not None:
-        return facts
-    try:
-        with picture.open() as stream:
-            return replace(facts, n_scans=decode.count_scans(stream))
-    except (UnreadableError, OSError):
-        return facts
 
 
 # With this cache, the function is traced only once for all shards of a job.
@@ -176,15 +164,3 @@ def _nearest(length: tf.Tensor, side: int) -> tf.Tensor:
     import tensorflow as tf
 
     return tf.numpy_function(lambda n: nearest_indices(int(n), side), [length], tf.int64)
-
-
-def nearest_indices(length: int, side: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the source pixel of each of `side` pixels, as in Pillow's nearest-neighbour resize.
-
-    Keras's `load_img` resizes with Pillow, which adds up its step in float64. If (i + 1/2) * length / side is a whole
-    number, the rounding of that sum decides. `tf.image.resize` chooses other pixels: 19% of them when it resizes 128 to
-    224.
-    """
-    steps = np.full(side, length / side)
-    steps[0] /= 2
-    return np.minimum(np.cumsum(steps).astype(np.int64), length - 1)
