@@ -128,6 +128,9 @@ Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 
 
+# What ran the network where a record, a file of options or a model names no engine: there was no other one then.
+EARLIER_ENGINE: EngineName = "tensorflow"
+
 _DEFAULT_RANGE = "2:15"
 
 
@@ -198,9 +201,9 @@ class NetworkConfig(_Section):
 
     engine: EngineName = Field(
         "auto",
-        description="What runs the network. auto: on the CPU ncnn for VGG16 if it is installed, which is about twice as "
-        "fast; in all other cases tensorflow. Their embeddings differ in the last digits, and the store keeps them "
-        "apart.",
+        description="What runs the network. auto is ncnn for VGG16 on the CPU, if it is installed, because it is more "
+        "than twice as fast, and tensorflow in all other cases. Their embeddings differ slightly, so the store keeps "
+        "them apart.",
     )
     weights: AbsolutePath | None = Field(
         None,

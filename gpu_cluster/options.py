@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from gpu_cluster.bounded import MIB, UnfitError, is_too_long, parse_json, parse_toml, read
-from gpu_cluster.config import COMMANDS, JobConfig, RunConfig
+from gpu_cluster.config import COMMANDS, EARLIER_ENGINE, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
 
@@ -33,7 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The settings of the published notebook, MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means.
     "notebook": {
         "seed": 42,
-        "embed": {"pooling": "average", "resize": "nearest", "fit": "stretch"},
+        "embed": {"engine": "tensorflow", "pooling": "average", "resize": "nearest", "fit": "stretch"},
         "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
         "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled"},
         "score": {"holdout": 0.2},
@@ -108,9 +108,16 @@ def _build(model: type[C], file: str | os.PathLike[str] | None, options: Mapping
         config = model.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_first_problem(error, model, file)) from error
+    told = {name for name, value in options.items() if _is_given(value)}
     if file is not None and _is_record(file):
-        told = {name for name, value in options.items() if _is_given(value)}
         _warn_of_missing(content, file, config, told)
+    elif _names_no_engine(content, file) and "engine" not in told:
+        log.warning(
+            "%r names no engine, so it is taken for one of an earlier version, whose engine was %s; "
+            'engine = "auto" in its table [embed] is the default of this version',
+            os.fspath(file or ""),
+            EARLIER_ENGINE,
+        )
     return config, layers
 
 
@@ -182,6 +189,9 @@ def _layers(
     content = _read_file(Path(file)) if file is not None else {}
     from_file = _without_alternatives(dict(_of_record(content, model)) if _is_record(file) else content, given)
     layers: _Layers = [(f"file {os.fspath(file or '')}", from_file), ("command line", given)]
+    if _names_no_engine(content, file):
+        named = f"earlier version, as file {os.fspath(file or '')} names none"
+        layers.insert(0, (named, {known["engine"].section or "": {"engine": EARLIER_ENGINE}}))
     if "preset" in known:
         preset = given.get("preset", from_file.get("preset", RunConfig().preset))
         if "preset" in given and _is_record(file) and from_file.get("preset", RunConfig().preset) != given["preset"]:
@@ -191,6 +201,12 @@ def _layers(
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
     return layers, content
+
+
+def _names_no_engine(content: Mapping[str, Any], file: str | os.PathLike[str] | None) -> bool:
+    """Tell whether a file of options was written before there was a choice of engines."""
+    table = content.get("embed", {})
+    return file is not None and isinstance(table, Mapping) and "engine" not in table
 
 
 # Options of which only one can hold, by their section: the one that is given replaces the other one of a file.

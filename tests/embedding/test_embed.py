@@ -16,9 +16,10 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
-from gpu_cluster.embedding.engines import choose_engine, tensorflow_input
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
+from gpu_cluster.images import square
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
@@ -79,7 +80,7 @@ def test_nearest_indices_are_those_of_pillow():
     for length in [*range(1, 700), 1024, 4032, 6000]:
         row = Image.fromarray(np.arange(length, dtype=np.int32)[None])
         pillow = np.asarray(row.resize((224, 1), Image.Resampling.NEAREST))[0]
-        np.testing.assert_array_equal(tensorflow_input.nearest_indices(length, 224), pillow, err_msg=f"length {length}")
+        np.testing.assert_array_equal(square.nearest_indices(length, 224), pillow, err_msg=f"length {length}")
 
 
 def test_crop_keeps_the_square_in_the_middle(tmp_path):

@@ -70,7 +70,7 @@ def choose_engine(backend: Backend, extractor: Extractor, config: PixelsConfig) 
             raise ConfigError(f"--engine {asked}: {why}; use --engine auto")
         check_installed(asked, backend)
         return ENGINES[asked](backend, extractor, config)
-    reasons = []
+    reasons: list[str] = []
     for name in backend.engines:
         found = ENGINES[name].installation()
         why = found.found if found.remedy else _why_not(name, backend, extractor)

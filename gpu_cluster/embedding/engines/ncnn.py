@@ -59,7 +59,9 @@ class NcnnEngine(Engine):
 
     @classmethod
     def why_not(cls, extractor: Extractor) -> str | None:
-        return None if extractor.network is not None else "it runs VGG16 only"
+        if extractor.network is not None:
+            return None
+        return f"it runs VGG16 only, found {extractor.key.get('backbone') or extractor.key.get('features')}"
 
     @property
     def identity(self) -> str:
@@ -127,7 +129,9 @@ def _built(weights: vgg16.Weights) -> Any:
     try:
         import ncnn
     except ImportError as error:
-        raise DeviceError(f"ncnn, which runs the network, cannot be loaded: {error}; use --engine tensorflow") from error
+        raise DeviceError(
+            f"ncnn, which runs the network, cannot be loaded: {error}; use --engine tensorflow"
+        ) from error
     net = ncnn.Net()
     for name in dir(net.opt):
         # Half precision in all its forms: the results are to be those of float32.
@@ -153,7 +157,8 @@ def _description() -> str:
     """Return VGG16 without its top as ncnn's text: a line a layer, with what it reads, what it makes, and its numbers.
 
     Of a convolution the numbers are 0: filters, 1: side of the kernel, 4: padding, 5: whether it has a bias, 6: values
-    of the kernel, 9: 1 for ReLU; of a pooling, 0: 0 for the maximum, 1: side, 2: step, 5: 1 so that an odd last row is left out, as in Keras.
+    of the kernel, 9: 1 for ReLU. Of a pooling they are 0: 0 for the maximum, 1: side, 2: step, 5: 1 so that an odd last
+    row is left out, as Keras does.
     """
     lines, below = ["Input data 0 1 data"], "data"
     names = list(vgg16.LAYER_SHAPES)
@@ -187,9 +192,9 @@ def _check(code: int) -> None:
 def _pool(block4: _Maps | None, block5: _Maps, pooling: Pooling) -> npt.NDArray[np.float32]:
     """Pool the feature maps (channels, height, width) of one picture, whose values are all 0 or above."""
     if pooling == "average":
-        return block5.mean(axis=(1, 2))
+        return np.mean(block5, axis=(1, 2))
     if pooling == "max":
-        return block5.max(axis=(1, 2))
+        return np.max(block5, axis=(1, 2))
     if pooling == "flatten":
         # Channels last, as everywhere in TensorFlow.
         return block5.transpose(1, 2, 0).reshape(-1)

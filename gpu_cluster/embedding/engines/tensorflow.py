@@ -121,8 +121,7 @@ def find_tensorflow() -> Installation:
         wheel = f"gpu_cluster-{version('gpu-cluster')}-py3-none-any.whl"
         return Installation(
             "not installed",
-            f"{EXTRA}, or on a machine with an NVIDIA GPU '.[gpu]'; from a wheel file, "
-            f"pip install 'dist/{wheel}[cpu]'",
+            f"{EXTRA}, or on a machine with an NVIDIA GPU '.[gpu]'; from a wheel file, pip install 'dist/{wheel}[cpu]'",
         )
     found = installed(*_WHEELS)
     words = ", ".join(f"{name} {number}" for name, number in found.items())
