@@ -111,7 +111,7 @@ def _build(model: type[C], file: str | os.PathLike[str] | None, options: Mapping
     told = {name for name, value in options.items() if _is_given(value)}
     if file is not None and _is_record(file):
         _warn_of_missing(content, file, config, told)
-    elif _names_no_engine(content, file) and "engine" not in told:
+    elif (engine := options_of(model).get("engine")) is not None and _source(engine, layers) == _EARLIER:
         log.warning(
             "%r names no engine, so it is taken for one of an earlier version, whose engine was %s; "
             'engine = "auto" in its table [embed] is the default of this version',
@@ -146,14 +146,7 @@ def settings(model: type[JobConfig], file: str | os.PathLike[str] | None = None,
     The parameters and the errors are those of `build_config`.
     """
     config, layers = _build(model, file, options)
-
-    def source(option: Option) -> str:
-        for words, layer in reversed(layers):
-            if option.name in (layer if option.section is None else layer.get(option.section, {})):
-                return words
-        return "default"
-
-    return tuple(Setting(option, option.of(config), source(option)) for option in options_of(model).values())
+    return tuple(Setting(option, option.of(config), _source(option, layers)) for option in options_of(model).values())
 
 
 def _is_given(value: Any) -> bool:
@@ -162,6 +155,17 @@ def _is_given(value: Any) -> bool:
 
 
 _Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
+
+# The layer below all others, where the file names no engine.
+_EARLIER = "earlier version"
+
+
+def _source(option: Option, layers: _Layers) -> str:
+    """Return the name of the layer that an option's value comes from."""
+    for words, layer in reversed(layers):
+        if option.name in (layer if option.section is None else layer.get(option.section, {})):
+            return words
+    return "default"
 
 
 def _layers(
@@ -189,9 +193,6 @@ def _layers(
     content = _read_file(Path(file)) if file is not None else {}
     from_file = _without_alternatives(dict(_of_record(content, model)) if _is_record(file) else content, given)
     layers: _Layers = [(f"file {os.fspath(file or '')}", from_file), ("command line", given)]
-    if _names_no_engine(content, file):
-        named = f"earlier version, as file {os.fspath(file or '')} names none"
-        layers.insert(0, (named, {known["engine"].section or "": {"engine": EARLIER_ENGINE}}))
     if "preset" in known:
         preset = given.get("preset", from_file.get("preset", RunConfig().preset))
         if "preset" in given and _is_record(file) and from_file.get("preset", RunConfig().preset) != given["preset"]:
@@ -200,6 +201,8 @@ def _layers(
                 f"of its preset {from_file.get('preset')!r}; leave out --preset or --config"
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
+    if _names_no_engine(content, file):
+        layers.insert(0, (_EARLIER, {known["engine"].section or "": {"engine": EARLIER_ENGINE}}))
     return layers, content
 
 

@@ -42,6 +42,10 @@ _MEANS = np.array([103.939, 116.779, 123.68], np.float32)[:, None, None]
 # batch; and the memory that the pixels of a batch may take.
 _PICTURES_A_CORE, _LEAST_BATCH, _BATCH_BYTES = 4, 32, 256 << 20
 
+# Measured: what ncnn takes for the weights, and for each picture in work; the pictures in work take this share of the
+# free memory at most.
+_WEIGHTS_BYTES, _BYTES_A_PIXEL, _SHARE = 300 << 20, 2_000, 1 / 2
+
 
 class NcnnEngine(Engine):
     """Runs VGG16 in float32 on all cores."""
@@ -75,11 +79,13 @@ class NcnnEngine(Engine):
             return
         assert self.extractor.network is not None, "`why_not` says so before"
         self.backend.share_device_with(self.name)
-        n_cores = usable_cores()
-        self.batch_size = self.config.batch_size or _batch_size(self.config.image_size, n_cores)
+        side = self.config.image_size
+        fitting = int(_SHARE * self.backend.free_bytes()) // (_BYTES_A_PIXEL * side * side)
+        n_at_once = max(1, min(usable_cores(), fitting))
+        self.batch_size = self.config.batch_size or _batch_size(side, n_at_once)
         self._pooling = self.extractor.network.pooling
         self._net = _built(self.extractor.network.weights)
-        self._threads = ThreadPoolExecutor(n_cores)
+        self._threads = ThreadPoolExecutor(n_at_once)
 
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
         yield from pillow_input.batches(pictures, self.config, batch_size=self.batch_size)
@@ -109,10 +115,10 @@ class NcnnEngine(Engine):
         return _pool(block4, _maps(extractor, "block5_pool"), self._pooling)
 
 
-def _batch_size(image_size: int, n_cores: int) -> int:
+def _batch_size(image_size: int, n_at_once: int) -> int:
     """Return the number of pictures in a batch: enough for all cores, in little memory."""
     fitting = _BATCH_BYTES // (image_size * image_size * 3 * 4)
-    return max(n_cores, min(fitting, max(_LEAST_BATCH, _PICTURES_A_CORE * n_cores)))
+    return max(n_at_once, min(fitting, max(_LEAST_BATCH, _PICTURES_A_CORE * n_at_once)))
 
 
 def _version() -> str:
@@ -124,7 +130,14 @@ def _version() -> str:
 def _built(weights: vgg16.Weights) -> Any:
     """Return the network with its weights; it may run in several threads at once.
 
-    Memory: about 350 MB, because Winograd's form of a kernel has four times the values.
+    Memory: 250 MB, because Winograd's form of a kernel has four times the values.
+
+    Raises
+    ------
+    DeviceError
+        When ncnn is installed and cannot be loaded.
+    MemoryError
+        When there is no memory for the weights.
     """
     try:
         import ncnn
@@ -140,6 +153,8 @@ def _built(weights: vgg16.Weights) -> Any:
     net.opt.use_winograd_convolution = True
     net.opt.use_packing_layout = True
     net.opt.num_threads = 1
+    # Without memory for the weights, ncnn 1.0 ends the process, so the memory is tried first. Nothing is written to it.
+    np.empty(_WEIGHTS_BYTES, np.uint8)
     _check(net.load_param_mem(_description()))
     # ncnn reads its weights from a path. A file without a name is gone with the process, however that ends.
     with tempfile.TemporaryFile() as file:
