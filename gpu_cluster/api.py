@@ -22,6 +22,7 @@ from gpu_cluster.config import (
     CompareConfig,
     Device,
     EmbedJobConfig,
+    EngineName,
     JobConfig,
     Pooling,
     Precision,
@@ -51,6 +52,7 @@ class _JobOptions(TypedDict, total=False):
     device: Device
     max_pixels: int
     max_decode_seconds: float
+    engine: EngineName
     weights: PathLike | None
     batch_size: int | None
     precision: Precision | None

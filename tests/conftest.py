@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_cluster.config import shipped_data
+from gpu_cluster.config import EngineName, shipped_data
+from gpu_cluster.embedding.engines import ENGINES
 from tests.helpers import Finished, gpu_cluster
 
 
@@ -63,6 +64,15 @@ def sample_run(_sample_folder: Path, sample_store: Path) -> Finished:
 def sample_images() -> list[Path]:
     """The files of the sample set, in order."""
     return sorted((shipped_data() / "flowers").glob("*.png"))
+
+
+@pytest.fixture(params=["ncnn", "tensorflow"])
+def engine_name(request: pytest.FixtureRequest) -> EngineName:
+    """The name of every engine of the CPU, one after the other."""
+    name: EngineName = request.param
+    if ENGINES[name].installation().remedy:
+        pytest.skip(f"{name} is not installed")
+    return name
 
 
 @pytest.fixture

@@ -73,7 +73,29 @@ def test_a_flag_goes_over_the_preset():
 
 def test_the_preset_of_the_flags_goes_over_that_of_the_file(tmp_path):
     config = build_config(RunConfig, written(tmp_path, 'preset = "notebook"\n'), preset="default")
-    assert config == RunConfig()
+    # The file is one of a version without a choice of engines.
+    assert config == build_config(RunConfig, engine="tensorflow")
+
+
+@pytest.mark.parametrize("model", [RunConfig, CompareConfig])
+@pytest.mark.parametrize(("name", "text"), [("a.toml", "[sweep]\nk = 5\n"), ("run.json", '{"config": {"seed": 5}}')])
+def test_a_file_that_names_no_engine_was_made_with_tensorflow_and_this_is_said(tmp_path, caplog, model, name, text):
+    file = written(tmp_path, text, name)
+    assert build_config(model, file).embed.engine == "tensorflow"
+    assert "engine" in caplog.text
+    assert build_config(model, file, engine="auto").embed.engine == "auto"
+
+
+def test_a_file_that_names_its_engine_keeps_it_and_nothing_is_said(tmp_path, caplog):
+    file = written(tmp_path, '[embed]\nengine = "auto"\n')
+    assert build_config(RunConfig, file).embed.engine == "auto"
+    assert build_config(RunConfig, written(tmp_path, "", "b.toml"), preset="notebook").embed.engine == "tensorflow"
+    assert caplog.text == ""
+
+
+def test_ncnn_on_a_gpu_is_an_error_before_a_gpu_is_looked_for():
+    with pytest.raises(ConfigError, match="--engine ncnn computes on the CPU only; found --device gpu"):
+        build_config(RunConfig, engine="ncnn", device="gpu")
 
 
 def test_an_option_that_is_none_was_not_given(tmp_path):

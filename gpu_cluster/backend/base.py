@@ -77,6 +77,8 @@ class Backend(ABC):
     name: str
     #: Number formats in which the network can compute; the first is the default.
     precisions: tuple[Precision, ...]
+    #: The engines that compute on it (see `embedding.engines`); the first that can run a network is the default.
+    engines: tuple[str, ...]
     #: Pictures whose embeddings are written together: about twenty seconds of work.
     shard_size: int
     #: TensorFlow's name of the device on which its work is placed.

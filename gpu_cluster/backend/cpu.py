@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import warnings
@@ -24,6 +23,7 @@ from gpu_cluster.backend.base import (
     perplexity,
     smallest_group,
 )
+from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.backend.memory import free_host_bytes
 from gpu_cluster.config import Algorithm, Precision
 
@@ -36,6 +36,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     precisions: tuple[Precision, ...] = ("float32",)
+    engines = ("ncnn", "tensorflow")
     shard_size = 256
     tensorflow_device = tensorflow_devices.CPU
     # Padding would cost as much work as pictures.
@@ -77,7 +78,7 @@ class CpuBackend(Backend):
         return {
             "device": self.name,
             "processor": platform.processor() or platform.machine(),
-            "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": usable_cores(),
             "versions": {name: version(name) for name in libraries},
         }
 

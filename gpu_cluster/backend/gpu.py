@@ -55,6 +55,7 @@ class GpuBackend(Backend):
 
     name = "gpu"
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
+    engines = ("tensorflow",)
     shard_size = 4096
     tensorflow_device = tensorflow_devices.CARD
     pads_batches = True

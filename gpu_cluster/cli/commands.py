@@ -259,7 +259,7 @@ def compare(
 
 
 @app.command(cls=Command, epilog=examples("doctor --device gpu"))
-@takes_options_of(RunConfig, "weights", "cache", "out")
+@takes_options_of(RunConfig, "engine", "weights", "cache", "out")
 def doctor(
     device: Annotated[str, typer.Option(help="Fail if this device cannot be used.", **choices(Device))] = "auto",
     as_json: Json = False,
@@ -271,7 +271,8 @@ def doctor(
     Exit codes: 0 a job can run on the device asked for; 1 it cannot.
     """
     config = build_config(RunConfig, device=device, **options)
-    diagnosis = diagnose(config.device, config.embed.weights, config.report.out, config.store.cache)
+    embed, out = config.embed, config.report.out
+    diagnosis = diagnose(config.device, embed.weights, out, config.store.cache, embed.engine)
     if as_json:
         print_json(diagnosis.as_json())
     else:
@@ -280,7 +281,7 @@ def doctor(
 
 
 @app.command(cls=Command, epilog=examples("selftest --device gpu"))
-@takes_options_of(RunConfig, "image_size")
+@takes_options_of(RunConfig, "image_size", "engine")
 def selftest(
     device: Annotated[
         str, typer.Option(help="gpu fails without a GPU; auto uses one only if there is one.", **choices(Device))
@@ -304,7 +305,8 @@ def selftest(
         raise ConfigError(f"--out: expected a file in a folder that can be written, found {str(out)!r}")
     # Notices go to standard output, which belongs to the JSON.
     observer = None if as_json else TerminalObserver()
-    verdict = selftest_job(config.device, image_size=config.embed.image_size, observer=observer)
+    embed = config.embed
+    verdict = selftest_job(config.device, image_size=embed.image_size, engine=embed.engine, observer=observer)
     text = json.dumps(verdict.as_json(), indent=2)
     out.write_text(text + "\n", encoding="utf-8")
     if as_json:

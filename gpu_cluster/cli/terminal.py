@@ -298,6 +298,7 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         speed += f" at {embeddings.images_per_s:.1f} images/s in {embeddings.precision}"
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
+    yield "engine", f"{result.device['engine']} ({result.device['engine_reason']})"
     if result.earlier_run is not None:
         yield "earlier run", f"moved to {printable(str(result.earlier_run))}"
     yield "results", printable(str(result.folder))

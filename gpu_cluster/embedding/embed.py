@@ -20,6 +20,7 @@ import numpy.typing as npt
 from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.config import StoreConfig
+from gpu_cluster.embedding.elsewhere import tell_of_others
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.shards import EmbeddedBatch, embed_shard, plan_shards
 from gpu_cluster.errors import InterruptedJobError
@@ -84,10 +85,14 @@ def embed(
             )
         images_per_s = None
         if n_missing:
+            if store is not None and not store_config.force:
+                tell_of_others(store, _key(engine), matrix.hashes(np.flatnonzero(missing)), engine, observer)
             engine.build()
             shard_size = store_config.shard_size or backend.shard_size
             log.info(
-                "embedding in %s, in batches of %d images and shards of %d",
+                "embedding with %s (%s) in %s, in batches of %d images and shards of %d",
+                engine.name,
+                engine.reason,
                 engine.precision,
                 engine.batch_size,
                 shard_size,
@@ -203,7 +208,7 @@ class _Matrix:
         """Fill in the embeddings and reasons that the store holds."""
         if self._shards is None:
             return
-        for found, x, reasons in self._shards.find(self._hashes(np.arange(self.n_contents))):
+        for found, x, reasons in self._shards.find(self.hashes(np.arange(self.n_contents))):
             self._fill(found, self._backend.from_host(x), reasons)
             self._progress(len(found))
             if self._observer.stopping():
@@ -254,7 +259,7 @@ class _Matrix:
         self._unwritten.clear()
         if self._shards is not None and len(kept):
             x = self._backend.xp.take(self._x, self._backend.from_host(self._at[kept]), axis=0)
-            self._shards.keep(self._hashes(kept), self._backend.to_host(x), [self._bad.get(int(at)) for at in kept])
+            self._shards.keep(self.hashes(kept), self._backend.to_host(x), [self._bad.get(int(at)) for at in kept])
 
     def finish(self) -> tuple[Array, IntArray, dict[int, str]]:
         """Return the matrix, the manifest row of each of its rows, and the reasons by manifest row."""
@@ -294,7 +299,8 @@ class _Matrix:
         row = int(self._rows[self._at[index]])
         return Picture(self._source, self._manifest.paths[row], self._manifest.files[row])
 
-    def _hashes(self, indices: IntArray) -> list[str]:
+    def hashes(self, indices: IntArray) -> list[str]:
+        """Return the content hashes of these contents."""
         files = (self._manifest.files[row] for row in self._rows[self._at[indices]])
         return [facts.content_hash or "" for facts in files]
 

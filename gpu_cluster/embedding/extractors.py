@@ -35,11 +35,13 @@ class Extractor:
     n_features : how many numbers describe one picture
     build : takes a precision and returns a function from (B, side, side, 3) to (B, n_features) float32; needs
         TensorFlow to be loaded
+    network : what other engines build the same network from; None for features that only TensorFlow computes
     """
 
     key: Mapping[str, Any]
     n_features: int
     build: Callable[[Precision], Callable[[tf.Tensor], tf.Tensor]]
+    network: vgg16.Network | None = None
 
 
 def of_vgg16(weights: vgg16.Weights, config: EmbedConfig) -> Extractor:
@@ -48,6 +50,7 @@ def of_vgg16(weights: vgg16.Weights, config: EmbedConfig) -> Extractor:
         key={"backbone": "VGG16", "weights": weights.sha256, "pooling": config.pooling},
         n_features=vgg16.count_features(config.pooling, config.image_size),
         build=lambda precision: vgg16.build(weights, config.image_size, precision, config.pooling),
+        network=vgg16.Network(weights, config.pooling),
     )
 
 

@@ -70,6 +70,14 @@ class Weights:
     layers: Mapping[str, tuple[FloatArray, FloatArray]] = field(compare=False)
 
 
+@dataclass(frozen=True)
+class Network:
+    """VGG16 with a pooling, for engines that build the network themselves."""
+
+    weights: Weights
+    pooling: Pooling
+
+
 def find_weights(named: Path | None = None) -> Weights:
     """Read and check the weights: the named file, else the shipped one, else the one that Keras downloaded.
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.backend.memory import free_host_bytes
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.images import decode
@@ -98,7 +99,7 @@ class Decoders:
         free = free_host_bytes()
         self._budget = _Budget(int(free * _SHARE))
         self._most_alone = int(free * _SHARE_ALONE)
-        self.n_at_once = _n_cores()
+        self.n_at_once = usable_cores()
         self._places = threading.Semaphore(self.n_at_once)
         self._lock = threading.Lock()
         self._idle: list[DecodingProcess] = []
@@ -274,12 +275,6 @@ def _as_file(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
             yield copy.fileno(), copy.tell()
     else:
         yield descriptor, os.fstat(descriptor).st_size
-
-
-def _n_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    # macOS has no `sched_getaffinity`.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _current: Decoders | None = None

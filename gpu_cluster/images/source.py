@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -155,6 +155,17 @@ class Picture:
     def open(self) -> IO[bytes]:
         """Open the picture for reading (see `Source.open`)."""
         return self.source.open(self.location)[0]
+
+    def facts_with_scans(self) -> FileFacts:
+        """Return what the scan found out, with the scans of a JPEG counted now if they were not then."""
+        facts = self.facts
+        if facts.format not in decode.JPEG_FORMATS or facts.n_scans is not None:
+            return facts
+        try:
+            with self.open() as stream:
+                return replace(facts, n_scans=decode.count_scans(stream))
+        except (UnreadableError, OSError):
+            return facts
 
     def changed(self) -> bool:
         """Return whether the content is no longer the one that was scanned.

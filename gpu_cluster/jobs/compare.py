@@ -120,8 +120,9 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
     def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[list[_Recipe], Path]:
         check_ks(config.sweep, len(manifest))
         recipes = [_recipe(name, weights, config) for name in names]
-        # This is called only for its check: it refuses a precision that the device does not have.
-        choose_engine(backend, recipes[0].extractor, recipes[0].embed)
+        # This is called only for its checks: of the precision, and of an engine that does not run some of the features.
+        for recipe in recipes:
+            choose_engine(backend, recipe.extractor, recipe.embed)
         return recipes, choose_folder(config, manifest, events, prefix="compare-")
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as opened_job:
@@ -145,7 +146,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
                 manifest=as_written(manifest, rewrite),
                 rows=tuple(replace(row, reason=row.reason and rewrite(row.reason)) for row in rows),
             )
-            _write(stage.path, written, job, recipes[0], readable=readable)
+            _write(stage.path, written, job, recipes, readable=readable)
     grouped = any(row.reason is None for row in rows)
     if not grouped and not readable:
         raise nothing_readable(manifest, stage)
@@ -157,7 +158,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
     return replace(found, folder=stage.folder, earlier_run=stage.earlier_run)
 
 
-def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, readable: bool) -> None:
+def _write(folder: Path, found: Comparison, job: _Job, recipes: Sequence[_Recipe], *, readable: bool) -> None:
     """Write the folder of a comparison; write the table only if a file could be read or something was grouped."""
     write_bad_files(folder / run_folder.BAD_FILES, found.manifest, safe=found.config.report.safe_csv)
     # If all files became unreadable while the job ran, the groups found before are still reported.
@@ -168,7 +169,9 @@ def _write(folder: Path, found: Comparison, job: _Job, recipe: _Recipe, *, reada
         config=job.config,
         manifest=found.manifest,
         weights=(job.weights.path, job.weights.sha256),
-        device=describe_device(job.backend, choose_engine(job.backend, recipe.extractor, recipe.embed)),
+        device=describe_device(
+            job.backend, *(choose_engine(job.backend, recipe.extractor, recipe.embed) for recipe in recipes)
+        ),
         device_reason=job.choice.reason,
         stages_s=job.events.stages_s,
         notices=job.events.notices,
@@ -263,9 +266,8 @@ def _recipe(name: str, weights: vgg16.Weights, config: CompareConfig) -> _Recipe
     embedding, reduction = config.embed, config.reduce
     if name == NOTEBOOK:
         theirs = build_config(RunConfig, preset=NOTEBOOK)
-        notebook = theirs.embed.model_copy(
-            update=embedding.model_dump(include={"batch_size", "precision", "image_size"})
-        )
+        taken = {"batch_size", "precision", "image_size"} | ({"engine"} if embedding.engine != "auto" else set())
+        notebook = theirs.embed.model_copy(update=embedding.model_dump(include=taken))
         return _Recipe(name, extractors.of_vgg16(weights, notebook), notebook, theirs.reduce)
     if name in _POOLINGS:
         pooled = EmbedConfig(**embedding.model_dump(), pooling=_POOLINGS[name])

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpu_cluster import output
-from gpu_cluster.backend import describe_gpus, installed, look_for_gpu
-from gpu_cluster.config import Device
+from gpu_cluster.backend import CpuBackend, GpuBackend, describe_gpus, installed, look_for_gpu
+from gpu_cluster.backend.cores import usable_cores
+from gpu_cluster.config import Device, EngineName
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.embedding.engines import find_tensorflow
+from gpu_cluster.embedding.engines import ENGINES
 from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.store.store import default_root
+
+_ENGINE_NAMES = {"tensorflow": "TensorFlow"}
 
 # 'missing': the device asked for cannot work without it. 'absent': it is not there, but that is no fault.
 Status = Literal["ok", "missing", "absent"]
@@ -51,13 +54,17 @@ class Diagnosis:
 
 
 def diagnose(
-    device: Device, weights: Path | None = None, out: Path | None = None, cache: Path | None = None
+    device: Device,
+    weights: Path | None = None,
+    out: Path | None = None,
+    cache: Path | None = None,
+    engine: EngineName = "auto",
 ) -> Diagnosis:
-    """Check what a run needs with this device, these weights, this output folder and this store.
+    """Check what a run needs with this device, these weights, this output folder, this store and this engine.
 
     With `auto` and `cpu` a missing GPU is not a fault.
     """
-    common = [_python(), _tensorflow(), _threads(), _weights(weights), _output(out), _store(cache)]
+    common = [_python(), *_engines(device, engine), _threads(), _weights(weights), _output(out), _store(cache)]
     gpu = _gpu(needed=device == "gpu")
     checks = (*common, *gpu)
     return Diagnosis(device, works=all(check.status != "missing" for check in checks), checks=checks)
@@ -71,14 +78,25 @@ def _python() -> Check:
     )
 
 
-def _tensorflow() -> Check:
-    tensorflow = find_tensorflow()
-    return Check("TensorFlow", "missing" if tensorflow.remedy else "ok", tensorflow.found, tensorflow.remedy)
+def _engines(device: Device, asked: EngineName) -> list[Check]:
+    """Check the engines; one that is not installed is a fault if it is asked for, or if no other one can be used."""
+    usable = (GpuBackend if device == "gpu" else CpuBackend).engines
+    needed = usable if asked == "auto" else (asked,)
+    found = {name: engine.installation() for name, engine in ENGINES.items()}
+    enough = any(not found[name].remedy for name in needed)
+    return [
+        Check(
+            _ENGINE_NAMES.get(name, name),
+            "ok" if not one.remedy else "missing" if name in needed and not enough else "absent",
+            one.found,
+            one.remedy,
+        )
+        for name, one in found.items()
+    ]
 
 
 def _threads() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Check("CPU threads", "ok", f"{usable} of {os.cpu_count()} usable")
+    return Check("CPU threads", "ok", f"{usable_cores()} of {os.cpu_count()} usable")
 
 
 def _weights(named: Path | None) -> Check:

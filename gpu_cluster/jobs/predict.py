@@ -20,10 +20,11 @@ from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import PredictConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
-from gpu_cluster.embedding.engines import Engine, choose_engine
-from gpu_cluster.errors import ConfigError, DataError, WeightsError
+from gpu_cluster.embedding.engines import ENGINES, Engine, choose_engine
+from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
+from gpu_cluster.images import decode
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of
 from gpu_cluster.manifest import Manifest
@@ -70,16 +71,20 @@ class Prediction(Record):
 def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
-    Pictures whose embeddings the store does not hold are embedded with the options of the run; only `batch_size` and
-    `precision` are those of the config. An earlier table of predictions at `out`, or an empty file, is replaced; any
-    other file there is refused.
+    Pictures whose embeddings the store does not hold are embedded with the options and the engine of the run; only
+    `batch_size` and `precision` are those of the config. An earlier table of predictions at `out`, or an empty file, is
+    replaced; any other file there is refused.
 
     Raises
     ------
     ConfigError
-        When no pictures are named, `out` cannot be written, or `out` is a file that is not a table of predictions.
+        When no pictures are named, `out` cannot be written, `out` is a file that is not a table of predictions, or
+        another engine is asked for than that of the run, or a device on which that does not compute.
     DataError
-        When the run has no usable model, or, if a page is asked for, not the tables of a run; or there are no pictures.
+        When the run has no usable model, or one for another version of decoding; or, if a page is asked for, not the
+        tables of a run; or there are no pictures.
+    DeviceError
+        When the engine of the run is not installed.
     WeightsError
         When the weights are not those of the run.
     GpuClusterError
@@ -103,7 +108,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     page = _page(out) if config.report.report else None
     _check_out(out, page)
     # Before any folder of pictures is searched, which can take long.
-    model = load_model(finished.model, select(config.device).backend)
+    model, config = _load(run, config, events)
     if page is not None:
         _check_tables(finished)
 
@@ -198,6 +203,48 @@ def _columns_of(path: Path) -> set[str]:
             return set(next(csv.reader([stream.readline(1_000)]), []))
     except (OSError, ValueError, csv.Error, pa.ArrowException):
         return set()
+
+
+def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, PredictConfig]:
+    """Load the model of a run; return it, and the config with the engine and the device with which it can be used.
+
+    Raises
+    ------
+    GpuClusterError
+        When this machine or the config does not let its embeddings be computed as they were for the run.
+    """
+    folder, shown = FinishedRun(run).model, printable(str(run))
+    backend = select(config.device).backend
+    model = load_model(folder, backend)
+    engine, asked = model.embed.engine, config.embed.engine
+    if asked not in ("auto", engine):
+        raise ConfigError(
+            f"--engine {asked}: the run {shown!r} was made with the engine {engine}, and embeddings of two engines do "
+            f"not mix; leave out --engine, or run the clustering again with --engine {asked}"
+        )
+    if (found := model.decode or decode.EARLIER_VERSION) != decode.VERSION:
+        raise DataError(
+            f"the run {shown!r} has its pictures by version {found} of decoding, and this gpu-cluster decodes by "
+            f"version {decode.VERSION}, which gives other pixels: run the clustering again"
+        )
+    if engine not in backend.engines and config.device == "auto":
+        config = config.model_copy(update={"device": "cpu"})
+        backend = select("cpu").backend
+        model = load_model(folder, backend)
+    if engine not in backend.engines:
+        raise ConfigError(
+            f"the run {shown!r} was made with the engine {engine}, which computes on the CPU only; found "
+            f"--device {config.device}: use --device cpu"
+        )
+    here = ENGINES[engine].installation()
+    if here.remedy:
+        raise DeviceError(
+            f"the run {shown!r} was made with the engine {engine}, found here: {here.found}; {here.remedy}, or run the "
+            "clustering again with the engine that is here"
+        )
+    if model.decode is None:
+        events.notice(f"The run names no engine: it was made with {engine}, which embeds these pictures too")
+    return model, config.model_copy(update={"embed": config.embed.model_copy(update={"engine": engine})})
 
 
 def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:

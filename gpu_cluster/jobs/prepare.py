@@ -76,10 +76,10 @@ def opened(
     events.job_started(how_to_go_on(config.store))
     with ExitStack() as until_the_end:
         with events.stage("scan"):
-            choice = select(config.device)
+            choice = choose_device(config)
             for note in choice.notes:
                 events.notice(note)
-            check_installed()
+            check_installed(config.embed.engine, choice.backend)
             manifest = find()
             weights = vgg16.find_weights(config.embed.weights)
             tools = make(weights, choice.backend, manifest)
@@ -88,6 +88,19 @@ def opened(
             until_the_end.enter_context(decoders.limited(config.input))
             manifest = scan(manifest, source, config.input, events, store=store, rehash=config.store.rehash)
         yield Job(config, events, weights, choice, manifest, source, store, tools)
+
+
+def choose_device(config: JobConfig) -> Choice:
+    """Choose the device; where it is left open, an engine that only the CPU has decides.
+
+    Raises
+    ------
+    DeviceError
+        When a GPU was asked for and cannot be used.
+    """
+    if config.device == "auto" and config.embed.engine == "ncnn":
+        return replace(select("cpu"), reason="--engine ncnn computes on the CPU only")
+    return select(config.device)
 
 
 def find_labelled(config: InputConfig, observer: Observer) -> Manifest:
@@ -133,10 +146,16 @@ def choose_folder(
     return folder
 
 
-def describe_device(backend: Backend, engine: Engine) -> dict[str, Any]:
-    """Return the facts and library versions of the device and the engine, for `run.json`."""
+def describe_device(backend: Backend, *engines: Engine) -> dict[str, Any]:
+    """Return the facts and library versions of the device and the engines, for `run.json`."""
     facts = backend.describe()
-    return facts | {"versions": {**facts["versions"], **engine.versions()}}
+    versions = {name: number for engine in engines for name, number in engine.versions().items()}
+    reasons = {engine.name: engine.reason for engine in engines}
+    return facts | {
+        "versions": {**facts["versions"], **versions},
+        "engine": ", ".join(reasons),
+        "engine_reason": "; ".join(reasons.values()),
+    }
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from gpu_cluster.backend import Backend, CpuBackend, FloatArray, look_for_gpu
 from gpu_cluster.clustering.sequence import find_clusters
-from gpu_cluster.config import Device, RunConfig
+from gpu_cluster.config import Device, EngineName, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
@@ -56,8 +56,14 @@ _REPEATS = 3
 _SETTINGS = ("CUDA_", "CUPY_", "NVIDIA_", "RMM_", "TF_", "XLA_")
 
 
-def selftest(device: Device, *, image_size: int | None = None, observer: Observer | None = None) -> SelftestVerdict:
-    """Measure the CPU and, if `device` allows it and one can be used, the GPU, and compare them.
+def selftest(
+    device: Device,
+    *,
+    image_size: int | None = None,
+    engine: EngineName = "auto",
+    observer: Observer | None = None,
+) -> SelftestVerdict:
+    """Measure the CPU, with this engine, and, if `device` allows it and one can be used, the GPU; compare them.
 
     Raises
     ------
@@ -72,7 +78,7 @@ def selftest(device: Device, *, image_size: int | None = None, observer: Observe
         return extractors.of_vgg16(weights, config.embed)
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
-        cpu, again = measure(CpuBackend(), job), measure(CpuBackend(), job)
+        cpu, again = (measure(CpuBackend(), job, engine=engine) for _ in range(2))
         rows, devices, not_tried = list(compare_runs("cpu", cpu, again)), {"cpu": cpu.device}, None
         if job.backend.name == "cpu":
             rows = [*compare(cpu, None), *rows]
@@ -94,21 +100,26 @@ def selftest(device: Device, *, image_size: int | None = None, observer: Observe
 
 
 def measure(
-    backend: Backend, job: Job[RunConfig, Extractor], start_from: Mapping[str, FloatArray] | None = None
+    backend: Backend,
+    job: Job[RunConfig, Extractor],
+    start_from: Mapping[str, FloatArray] | None = None,
+    *,
+    engine: EngineName = "auto",
 ) -> Measured:
-    """Embed the sample set on a device, and cluster it there in each space.
+    """Embed the sample set on a device with an engine, and cluster it there in each space.
 
     `start_from` has the embeddings (n, d), host, that each space is made of; None: the device's own.
     """
     events = Recorder(job.events)
-    engine = choose_engine(backend, job.tools, job.config.embed)
+    chosen = choose_engine(backend, job.tools, job.config.embed.model_copy(update={"engine": engine}))
     with events.stage("embed"):
-        own = _embedded(engine, job, events)
+        own = _embedded(chosen, job, events)
     embeddings = np.asarray(backend.to_host(own.x))
-    speeds = {**time_steps(engine, job), "all together": own.images_per_s or 0.0}
+    speeds = {**time_steps(chosen, job), "all together": own.images_per_s or 0.0}
     if start_from is None:
         start_from = {
-            name: embed_with(options, backend, job) if options else embeddings for name, options in _SPACES.items()
+            name: embed_with({**options, "engine": engine}, backend, job) if options else embeddings
+            for name, options in _SPACES.items()
         }
     transfers = _recorded_transfers(backend)
     spaces = {
@@ -119,7 +130,7 @@ def measure(
         for name, options in _SPACES.items()
     }
     return Measured(
-        device=describe_device(backend, engine),
+        device=describe_device(backend, chosen),
         precision=own.precision,
         embeddings=embeddings,
         speeds=speeds,

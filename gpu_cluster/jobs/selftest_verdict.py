@@ -205,6 +205,7 @@ def _told(cpu: Measured, gpu: Measured | None) -> Iterator[Row]:
     def row(name: str, pick: Any) -> Row:
         return Row(name, pick(cpu), pick(gpu) if gpu else None)
 
+    yield row("engine", lambda one: one.device["engine"])
     for step in cpu.speeds:
         yield row(f"{step}, pictures/s", lambda one, step=step: f"{one.speeds[step]:,.1f}")
     yield row("transfers to the host", lambda one: f"{len(one.transfers)}, largest {_largest(one.transfers)}")

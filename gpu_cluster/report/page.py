@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.bounded import UnfitError
+from gpu_cluster.config import EARLIER_ENGINE
 from gpu_cluster.errors import DataError, GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained
@@ -321,6 +322,7 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     yield "gpu-cluster", record["gpu_cluster"]
     yield "space", run.metrics["space"]
     yield "device", f"{record['device']}: {record['device_reason']}"
+    yield "engine", f"{record.get('engine', EARLIER_ENGINE)}: {record.get('engine_reason', 'the record names none')}"
     yield "weights", f"{visible(record['weights']['path'])}, sha256 {record['weights']['sha256']}"
     yield from record["versions"].items()
     for stage, seconds in record["stages_s"].items():

@@ -53,6 +53,19 @@ class Store:
         """Return the object that reads and writes the embeddings of one key: network, weights and preprocessing."""
         return EmbeddingShards(self._folder("embeddings", key), key, self._observer)
 
+    def embeddings_but_for(
+        self, key: Mapping[str, Any], names: Sequence[str]
+    ) -> Iterator[tuple[dict[str, Any], EmbeddingShards]]:
+        """Yield the embeddings of every other key that is equal but for what it has under these names, with its key."""
+        for folder in folders(self.root / "embeddings"):
+            theirs = read_key(folder)
+            if (
+                theirs != key
+                and {**theirs, **{name: key[name] for name in names}} == key
+                and theirs.keys() == key.keys()
+            ):
+                yield theirs, EmbeddingShards(folder, theirs, self._observer)
+
     def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
         """Return the object that reads and writes the scans of one key: of a folder, its subfolders and its parents."""
         earlier = {"root": str(root), **key}
@@ -140,6 +153,14 @@ class EmbeddingShards(Shards):
                 _matrix(table["embedding"], int(self._key["n_features"]))[new],
                 [why for why, taken in zip(table["reason"].to_pylist(), new, strict=True) if taken],
             )
+
+    def count(self, wanted: Sequence[str]) -> int:
+        """Return how many of these hashes the shards hold; it does not count as use of them."""
+        found: set[str] = set()
+        for name in self.names():
+            hashes = self._hashes(name)
+            found.update(() if hashes is None else hashes.to_pylist())
+        return len(found.intersection(wanted))
 
     def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> None:
         """Write one shard of s rows: x (s, d) float32, host; a row that has a reason has no embedding there.

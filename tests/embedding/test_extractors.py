@@ -16,8 +16,10 @@ from keras.src.legacy.saving import legacy_h5_format
 from PIL import Image
 
 import gpu_cluster
+from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, Pooling
 from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.errors import WeightsError
 from tests.helpers import picture
 
@@ -57,13 +59,16 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("pooling", get_args(Pooling))
-def test_every_pooling_is_its_formula_on_kerass_own_maps(pictures, maps, pooling):
-    extractor = extractors.of_vgg16(vgg16.find_weights(), EmbedConfig(image_size=SIDE, pooling=pooling))
-    found = extractor.build("float32")(pictures).numpy()
+def test_every_pooling_is_its_formula_on_kerass_own_maps(pictures, maps, pooling, engine_name):
+    config = EmbedConfig(image_size=SIDE, pooling=pooling, engine=engine_name)
+    extractor = extractors.of_vgg16(vgg16.find_weights(), config)
+    engine = choose_engine(CpuBackend(), extractor, config)
+    engine.build()
+    found = engine.features(pictures)
     expected = FORMULAS[pooling](*maps)
     assert found.dtype == np.float32
     assert found.shape == (3, extractor.n_features) == expected.shape
-    # float32 through 13 convolutions, in batches of another size.
+    # float32 through 13 convolutions, in batches of another size or by Winograd's method; 1e-4 is what is promised.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpu_cluster.backend import CpuBackend, IntArray
-from gpu_cluster.config import EmbedConfig, StoreConfig
+from gpu_cluster.config import EmbedConfig, EngineName, StoreConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, OutOfMemoryError, choose_engine
@@ -48,29 +49,30 @@ def embedded_shard(pictures: Sequence[Picture], engine: Engine) -> Shard:
     )
 
 
-def vgg16_engine(config: EmbedConfig = SMALL) -> Engine:
+def vgg16_engine(name: EngineName = "auto") -> Engine:
+    config = SMALL.model_copy(update={"engine": name})
     engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), config), config)
     engine.build()
     return engine
 
 
-def test_a_shard_is_embedded_the_same_whichever_came_before_it(tmp_path):
+def test_a_shard_is_embedded_the_same_whichever_came_before_it(tmp_path, engine_name):
     pictures = scanned_pictures(write_pictures(tmp_path, 12))
     first, second = pictures[:6], pictures[6:]
-    engine = vgg16_engine()
+    engine = vgg16_engine(engine_name)
     forwards = [embedded_shard(shard, engine).x for shard in (first, second)]
     backwards = [embedded_shard(shard, engine).x for shard in (second, first)]
     np.testing.assert_array_equal(np.concatenate(forwards), np.concatenate(backwards[::-1]))
 
 
-def test_a_picture_that_cannot_be_decoded_has_a_reason_and_shifts_no_other(tmp_path):
+def test_a_picture_that_cannot_be_decoded_has_a_reason_and_shifts_no_other(tmp_path, engine_name):
     files = write_pictures(tmp_path, 5)
     pictures = scanned_pictures(files)
-    whole = embedded_shard(pictures, vgg16_engine())
+    whole = embedded_shard(pictures, vgg16_engine(engine_name))
     assert whole.reasons == [None] * 5
     content = files[2].read_bytes()
     files[2].write_bytes(content[:60] + bytes(len(content) - 60))
-    damaged = embedded_shard(scanned_pictures(files), vgg16_engine())
+    damaged = embedded_shard(scanned_pictures(files), vgg16_engine(engine_name))
     assert [why is None for why in damaged.reasons] == [True, True, False, True, True]
     assert damaged.lasting.all()
     # TensorFlow's embedding of a picture varies by 4e-8 with the batch it is in.
@@ -171,7 +173,7 @@ class InMemory(Source):
         return None
 
 
-@pytest.mark.parametrize("engine", [vgg16_engine, mean_colours])
+@pytest.mark.parametrize("engine", [vgg16_engine, partial(vgg16_engine, "tensorflow"), mean_colours])
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_pictures_that_are_no_files_are_embedded_as_files_are(tmp_path, engine: Callable[[], Engine], suffix):
     pictures = scanned_pictures(write_pictures(tmp_path, 5, suffix))

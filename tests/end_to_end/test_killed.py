@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpu_cluster.config import EngineName
+from gpu_cluster.embedding.engines import ENGINES
 from tests.helpers import (
     FLOWERS,
     N_FLOWERS,
@@ -70,12 +72,14 @@ class Story:
 class _Job:
     """A job with a run folder to be, and a store."""
 
-    def __init__(self, out: Path, store: Path) -> None:
+    def __init__(self, out: Path, store: Path, engine: EngineName) -> None:
         self.out = out
         self.store = store
+        self.engine = engine
         # At 96 pixels a side half of the job is embedding; at 32 little of it.
         given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD), "--k", "8", "--k-range", "8:8")
-        self._command = ("run", FLOWERS, *given, "--cache", store, "--out", out, "--overwrite")
+        self._command = ("run", FLOWERS, *given, "--engine", engine)
+        self._command += ("--cache", store, "--out", out, "--overwrite")
 
     def run(self, *, kill_after_s: float | None) -> Kill | End:
         """Run it to its end, or kill it before."""
@@ -102,30 +106,32 @@ class _Job:
         )
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Story:
+@pytest.fixture(scope="module", params=["ncnn", "tensorflow"])
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The sample set, killed several times, each time in another part of what it takes undisturbed.
 
     Each rerun has the same command and store, until the job has nothing left to embed: then it is let to its end, and
     the next kill is of a job with a new store.
     """
-    folder = tmp_path_factory.mktemp("killed")
+    folder, engine = tmp_path_factory.mktemp("killed"), request.param
+    if ENGINES[engine].installation().remedy:
+        pytest.skip(f"{engine} is not installed")
     start = time.monotonic()
-    undisturbed = _Job(folder / "undisturbed", folder / "store").run(kill_after_s=None)
+    undisturbed = _Job(folder / "undisturbed", folder / "store", engine).run(kill_after_s=None)
     span = time.monotonic() - start
     assert isinstance(undisturbed, End)
     random = np.random.default_rng(20)
     stores = (folder / f"store-{number}" for number in itertools.count())
     kills: list[Kill] = []
     ends: list[End] = []
-    job = _Job(folder / "out" / "run", next(stores))
+    job = _Job(folder / "out" / "run", next(stores), engine)
     for moment in span * (random.permutation(N_KILLS) + random.random(N_KILLS)) / N_KILLS:
         kill_after_s = float(moment)
         start = time.monotonic()
         while isinstance(found := job.run(kill_after_s=kill_after_s), End):
             # Quicker than was measured: the same kill is tried on a new one, and a little earlier than this one ended.
             ends.append(found)
-            job = _Job(job.out, next(stores))
+            job = _Job(job.out, next(stores), engine)
             kill_after_s = 0.95 * min(kill_after_s, time.monotonic() - start)
             start = time.monotonic()
         kills.append(found)
@@ -133,7 +139,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Story:
             last = job.run(kill_after_s=None)
             assert isinstance(last, End)
             ends.append(last)
-            job = _Job(job.out, next(stores))
+            job = _Job(job.out, next(stores), engine)
     last = job.run(kill_after_s=None)
     assert isinstance(last, End)
     return Story(undisturbed, kills, [*ends, last])
@@ -181,14 +187,15 @@ def pictures_done(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_job_killed_while_it_embeds_loses_one_shard_at_most(tmp_path):
+def test_a_job_killed_while_it_embeds_loses_one_shard_at_most(tmp_path, engine_name):
     out, store = tmp_path / "run", tmp_path / "store"
-    with started("run", FLOWERS, *SHARDED, "--cache", store, "--out", out) as process:
+    given = (*SHARDED, "--engine", engine_name)
+    with started("run", FLOWERS, *given, "--cache", store, "--out", out) as process:
         wait_until(lambda: len(stamps(store)) >= 3, process)
         process.kill()
         process.communicate()
     before, n_kept, n_done = stamps(store), len(kept(store)), pictures_done(out)
-    rerun = gpu_cluster("run", FLOWERS, *SHARDED, "--k", "8", "--cache", store, out=out)
+    rerun = gpu_cluster("run", FLOWERS, *given, "--k", "8", "--cache", store, out=out)
     assert 3 * SHARD <= n_kept <= n_done <= n_kept + SHARD
     assert n_computed(rerun) == N_FLOWERS - n_kept
     assert before.items() <= stamps(store).items()

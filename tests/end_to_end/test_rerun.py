@@ -1,4 +1,4 @@
-"""A job that is run again: what is kept is not computed again, nor is TensorFlow loaded for it."""
+"""A job that is run again: what is kept is not computed again, nor is an engine loaded for it."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ sys.argv = ["gpu-cluster", "run", *sys.argv[1:]]
 try:
     main()
 except SystemExit as end:
-    print(json.dumps([end.code, sorted({"tensorflow", "keras"} & set(sys.modules))]))
+    print(json.dumps([end.code, sorted({"tensorflow", "keras", "ncnn"} & set(sys.modules))]))
 """
 
 
 def code_and_engines_loaded(*arguments: str | Path) -> list[Any]:
-    """Run the command line in a process of its own; return its code, and which of TensorFlow and Keras it imported."""
+    """Run the command line in a process of its own; return its code, and the libraries of engines that it imported."""
     command = [sys.executable, "-c", ENGINES_LOADED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])
@@ -79,14 +79,18 @@ def code_and_engines_loaded(*arguments: str | Path) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_first_run_imports_tensorflow(tmp_path):
-    # Or else the test that a rerun does not import it would show nothing.
+@pytest.mark.parametrize(("engine", "loaded"), [("tensorflow", ["keras", "tensorflow"]), ("ncnn", ["ncnn"])])
+def test_a_first_run_imports_its_engine_and_no_other(tmp_path, engine, loaded):
     write_pictures(tmp_path / "in", 3)
-    arguments = (tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "run")
-    assert code_and_engines_loaded(*arguments) == [0, ["keras", "tensorflow"]]
+    arguments = (tmp_path / "in", *TINY_OPTIONS, "--engine", engine, "--out", tmp_path / "run")
+    assert code_and_engines_loaded(*arguments) == [0, loaded]
+    # The other one's embeddings are not taken, and those of this one need no engine.
+    assert code_and_engines_loaded(*arguments) == [0, []]
+    other = "ncnn" if engine == "tensorflow" else "tensorflow"
+    assert code_and_engines_loaded(*arguments[:-4], "--engine", other, "--out", tmp_path / "other")[1] != []
 
 
-def test_a_rerun_imports_no_tensorflow_and_has_no_speed(tmp_path):
+def test_a_rerun_imports_no_engine_and_has_no_speed(tmp_path):
     write_pictures(tmp_path / "in", 3)
     first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
     assert n_computed(first) == json.loads((first.folder / "run.json").read_text())["n_computed"] == 3
@@ -97,7 +101,7 @@ def test_a_rerun_imports_no_tensorflow_and_has_no_speed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rerun_that_sweeps_and_scores_labels_imports_no_tensorflow(tmp_path):
+def test_a_rerun_that_sweeps_and_scores_labels_imports_no_engine(tmp_path):
     for folder in ("daisy", "rose"):
         write_pictures(tmp_path / "in" / folder, 6)
     run(tmp_path / "in", image_size=32, labels_from_folders=True, out=tmp_path / "first")
@@ -106,7 +110,7 @@ def test_a_rerun_that_sweeps_and_scores_labels_imports_no_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_verdict_on_a_damaged_file_is_kept_and_reported_again_without_tensorflow(tmp_path):
+def test_the_verdict_on_a_damaged_file_is_kept_and_reported_again_without_an_engine(tmp_path):
     files = write_pictures(tmp_path / "in", 4)
     # The header is whole, so only decoding tells.
     files[2].write_bytes(files[2].read_bytes()[:-100])
@@ -119,7 +123,7 @@ def test_the_verdict_on_a_damaged_file_is_kept_and_reported_again_without_tensor
 
 
 @pytest.mark.slow
-def test_nothing_but_damaged_files_is_reported_again_without_tensorflow(tmp_path):
+def test_nothing_but_damaged_files_is_reported_again_without_an_engine(tmp_path):
     for file in write_pictures(tmp_path / "in", 2):
         file.write_bytes(file.read_bytes()[:-100])
     arguments = (tmp_path / "in", "--image-size", "32", "--quiet", "--out", tmp_path / "run")

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from gpu_cluster.backend import look_for_gpu
-from gpu_cluster.embedding.engines import find_tensorflow
+from gpu_cluster.embedding.engines.tensorflow import find_tensorflow
 from gpu_cluster.jobs.doctor import diagnose
 from tests.helpers import called
 

@@ -16,16 +16,21 @@ from tests.helpers import listing, write_pictures
 CHECKOUT = Path(gpu_cluster.__file__).parents[1]
 
 
-@pytest.fixture
-def without_tensorflow(tmp_path: Path) -> dict[str, str]:
-    """An environment in which Python has what a wheel installs without an extra: everything but TensorFlow."""
+def without(tmp_path: Path, *packages: str) -> dict[str, str]:
+    """Return an environment in which Python has all that is installed here but for these packages."""
     installed = tmp_path / "installed"
     installed.mkdir()
     for folder in map(Path, site.getsitepackages()):
         for entry in folder.iterdir():
-            if not entry.name.lower().startswith(("tensorflow", "keras")):
+            if not entry.name.lower().startswith(packages):
                 (installed / entry.name).symlink_to(entry)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (CHECKOUT, installed)))}
+
+
+@pytest.fixture
+def without_engines(tmp_path: Path) -> dict[str, str]:
+    """An environment with what a wheel installs without an extra."""
+    return without(tmp_path, "tensorflow", "keras", "ncnn")
 
 
 def python(environment: dict[str, str], place: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,25 +43,23 @@ COMMAND = "from gpu_cluster.cli.main import main; main()"
 REMEDY = ("pip install '.[cpu]'", "'.[gpu]'", "gpu_cluster-0.1.0-py3-none-any.whl[cpu]'")
 
 
-def test_without_tensorflow_a_job_says_what_to_install_before_it_looks_for_pictures(tmp_path, without_tensorflow):
+def test_without_an_engine_a_job_says_what_to_install_before_it_looks_for_pictures(tmp_path, without_engines):
     write_pictures(tmp_path / "here" / "photos", 3)
     before = listing(tmp_path / "here")
-    done = python(without_tensorflow, tmp_path / "here", COMMAND, "run", "photos", "--cache", "store")
+    done = python(without_engines, tmp_path / "here", COMMAND, "run", "photos", "--cache", "store")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(
-        "error: TensorFlow, which runs the network, cannot be used: not installed; from a checkout, pip"
+        "error: TensorFlow, which runs the network, cannot be used: not installed; ncnn: not installed; from a checkout"
     )
     assert all(part in line for part in REMEDY)
     assert listing(tmp_path / "here") == before
     # It comes before the search for pictures, which can take long.
-    done = python(without_tensorflow, tmp_path / "here", COMMAND, "run", "absent")
+    done = python(without_engines, tmp_path / "here", COMMAND, "run", "absent")
     assert done.stderr.startswith("error: TensorFlow")
 
 
-def test_without_tensorflow_python_raises_an_error_of_gpu_cluster_that_says_what_to_install(
-    tmp_path, without_tensorflow
-):
+def test_without_an_engine_python_raises_an_error_of_gpu_cluster_that_says_what_to_install(tmp_path, without_engines):
     write_pictures(tmp_path / "photos", 3)
     code = """
 import gpu_cluster
@@ -66,13 +69,43 @@ for call in (lambda: gpu_cluster.run("photos"), lambda: gpu_cluster.embed("photo
     except gpu_cluster.DeviceError as error:
         print(error)
 """
-    lines = python(without_tensorflow, tmp_path, code).stdout.splitlines()
+    lines = python(without_engines, tmp_path, code).stdout.splitlines()
     assert len(lines) == 2
     assert all(part in line for line in lines for part in REMEDY)
 
 
-def test_without_tensorflow_doctor_says_the_same(tmp_path, without_tensorflow):
-    done = python(without_tensorflow, tmp_path, COMMAND, "doctor")
+def test_without_an_engine_doctor_says_the_same(tmp_path, without_engines):
+    done = python(without_engines, tmp_path, COMMAND, "doctor")
     assert done.returncode == 1
     assert "FAIL  TensorFlow" in done.stdout
     assert all(part in done.stdout for part in REMEDY)
+
+
+EMBED = """
+import sys, gpu_cluster
+assert gpu_cluster.embed("photos/000.png", image_size=32, no_cache=True).shape == (1, 1024)
+print(sorted({"tensorflow", "ncnn"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(("packages", "loaded"), [(("ncnn",), ["tensorflow"]), (("tensorflow", "keras"), ["ncnn"])])
+def test_with_one_engine_alone_a_job_on_the_cpu_works(tmp_path, packages, loaded):
+    environment = without(tmp_path, *packages)
+    write_pictures(tmp_path / "photos", 1)
+    done = python(environment, tmp_path, EMBED)
+    assert done.stdout.splitlines()[-1:] == [str(loaded)], done.stderr
+    done = python(environment, tmp_path, COMMAND, "doctor", "--device", "cpu")
+    assert done.returncode == 0, done.stdout
+
+
+def test_without_ncnn_to_ask_for_it_is_an_error_that_says_what_to_install(tmp_path):
+    environment = without(tmp_path, "ncnn")
+    done = python(environment, tmp_path, COMMAND, "run", "--engine", "ncnn")
+    assert done.returncode == 1
+    assert (
+        "ncnn, which runs the network, cannot be used: not installed; from a checkout, pip install '.[cpu]'"
+        in done.stderr
+    )
+    done = python(environment, tmp_path, COMMAND, "doctor", "--engine", "ncnn")
+    assert done.returncode == 1
+    assert "FAIL  ncnn" in done.stdout

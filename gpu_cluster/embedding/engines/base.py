@@ -1,14 +1,16 @@
 """The interface of an engine, which runs a network: pictures enter, features leave.
 
-An engine knows a device (its `Backend`) and an extractor; it must not know a store, a manifest or a job. A second
-engine is one file beside `tensorflow.py`, chosen in `choose_engine`. The extractors build TensorFlow networks: an
-engine that runs another kind of network builds it from the same weights.
+An engine knows a device (its `Backend`) and an extractor; it must not know a store, a manifest or a job. Another
+engine is one more file here, named in `ENGINES` of this package, in the config, and by the backends on which it
+computes. The extractors build TensorFlow networks: an engine that runs another kind of network builds it from
+`Extractor.network`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,16 +30,30 @@ class OutOfMemoryError(Exception):
     """The memory of the device is too small for a batch; a smaller batch may fit."""
 
 
+# How the packages are installed that a job needs on the CPU.
+EXTRA = "from a checkout, pip install '.[cpu]'"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is installed of an engine, in words; `remedy` says what to do, and is empty if it can be used."""
+
+    found: str
+    remedy: str = ""
+
+
 class Engine(ABC):
     """Runs one extractor on one device. It is created before work starts and loads its libraries only in `build`.
 
     Attributes
     ----------
     name : name of the engine
+    reason : why this engine was chosen, in words
     batch_size : pictures that go through the network together; it is halved when the memory runs out
     """
 
     name: str
+    reason: str = "asked for"
 
     def __init__(self, backend: Backend, extractor: Extractor, config: PixelsConfig) -> None:
         """Set the extractor that the engine runs and the device that it runs on.
@@ -55,6 +71,16 @@ class Engine(ABC):
             raise ConfigError(f"--precision: the {backend.name} computes in {known}; found {config.precision!r}")
         self.precision: Precision = config.precision or backend.precisions[0]
         self.batch_size = 0
+
+    @classmethod
+    def installation(cls) -> Installation:
+        """Look for the libraries that it runs on, without loading them."""
+        return Installation("needs nothing")
+
+    @classmethod
+    def why_not(cls, extractor: Extractor) -> str | None:
+        """Return in words why it cannot run an extractor, or None if it can."""
+        return None
 
     @property
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from gpu_cluster.backend import Array, IntArray, installed
 from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import tensorflow_input
-from gpu_cluster.embedding.engines.base import Engine, OutOfMemoryError
+from gpu_cluster.embedding.engines.base import EXTRA, Engine, Installation, OutOfMemoryError
 from gpu_cluster.images import square
 from gpu_cluster.images.source import Picture
 
@@ -40,6 +39,10 @@ class TensorFlowEngine(Engine):
 
     name = "tensorflow"
     _network: Callable[[tf.Tensor], tf.Tensor] | None = None
+
+    @classmethod
+    def installation(cls) -> Installation:
+        return find_tensorflow()
 
     @property
     def identity(self) -> str:
@@ -108,14 +111,6 @@ class TensorFlowEngine(Engine):
             raise
 
 
-@dataclass(frozen=True)
-class Installation:
-    """What is installed of TensorFlow, in words; `remedy` says what to do, and is empty if it can be used."""
-
-    found: str
-    remedy: str = ""
-
-
 def find_tensorflow() -> Installation:
     """Look for TensorFlow without loading it."""
     spec = find_spec("tensorflow")
@@ -124,8 +119,7 @@ def find_tensorflow() -> Installation:
         wheel = f"gpu_cluster-{version('gpu-cluster')}-py3-none-any.whl"
         return Installation(
             "not installed",
-            "from a checkout, pip install '.[cpu]', or on a machine with an NVIDIA GPU '.[gpu]'; from a wheel file, "
-            f"pip install 'dist/{wheel}[cpu]'",
+            f"{EXTRA}, or on a machine with an NVIDIA GPU '.[gpu]'; from a wheel file, pip install 'dist/{wheel}[cpu]'",
         )
     found = installed(*_WHEELS)
     words = ", ".join(f"{name} {number}" for name, number in found.items())

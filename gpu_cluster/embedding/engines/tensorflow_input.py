@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.config import PixelsConfig
 from gpu_cluster.images import decode, decoders, square
-from gpu_cluster.images.source import Picture, Source, UnreadableError
+from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import FileFacts
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def batches(
     """
     import tensorflow as tf
 
-    of_each = [_with_scans(picture) for picture in pictures]
+    of_each = [picture.facts_with_scans() for picture in pictures]
     positions = [position for position, facts in enumerate(of_each) if decoder_of(facts) is not None]
     if not positions:
         return None
@@ -83,18 +82,6 @@ def batches(
     )
     ready = decoded.ignore_errors().batch(batch_size).prefetch(2)
     return ready if device == CPU else ready.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=1))
-
-
-def _with_scans(picture: Picture) -> FileFacts:
-    """Return what the scan found out about a picture, with the scans of a JPEG counted now if they were not then."""
-    facts = picture.facts
-    if facts.format not in decode.JPEG_FORMATS or facts.n_scans is not None:
-        return facts
-    try:
-        with picture.open() as stream:
-            return replace(facts, n_scans=decode.count_scans(stream))
-    except (UnreadableError, OSError):
-        return facts
 
 
 # With this cache, the function is traced only once for all shards of a job.

@@ -1,0 +1,54 @@
+"""Says which embeddings the store holds that a job cannot use, because another engine or decoding gave them.
+
+Input: the store, the key of a job's embeddings, and the contents that the job is about to embed. This module must not
+know how anything is embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpu_cluster.embedding.engines import ENGINES, Engine
+from gpu_cluster.events import Observer
+from gpu_cluster.store.store import Store
+from gpu_cluster.words import count
+
+
+def tell_of_others(
+    store: Store, key: Mapping[str, Any], hashes: Sequence[str], engine: Engine, observer: Observer
+) -> None:
+    """Report the embeddings of these contents that the store holds under a key with another engine or decoding.
+
+    Raises
+    ------
+    StoreError
+        When the store cannot be read.
+    """
+    others = store.embeddings_but_for(key, ("engine", "decode"))
+    held = [(_option(theirs, key, engine), shards.count(hashes), theirs) for theirs, shards in others]
+    # Those that an option lets the job use come first, then those of the most pictures.
+    option, n, theirs = max(held, key=lambda one: (one[1] > 0 and one[0] is not None, one[1]), default=(None, 0, key))
+    if not n:
+        return
+    names = {"engine": "the engine", "decode": "version of decoding"}
+    differs = [name for name in names if theirs[name] != key[name]]
+    held_words = " and ".join(f"{names[name]} {theirs[name]}" for name in differs)
+    ours = " and ".join(f"{names[name]} {key[name]}" for name in differs)
+    # Every content is one picture here: copies are embedded once.
+    observer.notice(
+        f"The store holds the {'embedding' if n == 1 else 'embeddings'} of {count(n, 'picture')} of this job by "
+        f"{held_words}; this job has {ours}, and the two do not mix: "
+        + ("they are computed again" if option is None else f"use {option} to use them, or they are computed again")
+    )
+
+
+def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine) -> str | None:
+    """Return the option with which the job would use the embeddings of another key; None if there is none."""
+    for name in engine.backend.engines:
+        other = ENGINES[name]
+        if name == engine.name or theirs["decode"] != key["decode"] or other.installation().remedy:
+            continue
+        if other(engine.backend, engine.extractor, engine.config).identity == theirs["engine"]:
+            return f"--engine {name}"
+    return None

@@ -1,0 +1,81 @@
+"""Reads plain JPEGs and PNGs as batches of their pixels, with Pillow, in threads that decode ahead of the network.
+
+Input: pictures that the scan found usable. Output: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
+transparent parts on white. Each picture comes with its position, so that a picture that fails never shifts the others.
+This module must not know the network.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.backend import IntArray
+from gpu_cluster.config import PixelsConfig
+from gpu_cluster.images import decode, decoders, square
+from gpu_cluster.images.source import Picture
+from gpu_cluster.images.square import Square
+
+
+def batches(
+    pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int
+) -> Iterator[tuple[IntArray, npt.NDArray[np.float32]]]:
+    """Yield (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
+
+    One batch, and a picture for each thread, are decoded ahead. Pictures that are not plain (see `images.decoders`) and
+    those that cannot be decoded are left out: their positions do not appear.
+
+    Raises
+    ------
+    MemoryError
+        When there is no memory for the next batch.
+    """
+    facts = [picture.facts_with_scans() for picture in pictures]
+    plain = [position for position, one in enumerate(facts) if decoders.is_plain(one)]
+    if not plain:
+        return
+    limits, at_least = decoders.current(), square.at_least(config)
+    n_threads = limits.n_plain_at_once(max(decoders.bytes_needed(facts[position], at_least) for position in plain))
+    pool = ThreadPoolExecutor(n_threads)
+    begun: deque[tuple[int, Future[Square | None]]] = deque()
+    left = iter(plain)
+
+    def begin(n_ahead: int) -> None:
+        while len(begun) < n_ahead and (position := next(left, None)) is not None:
+            begun.append((position, pool.submit(_square, pictures[position], config)))
+
+    try:
+        positions: list[int] = []
+        squares: list[Square] = []
+        begin(batch_size + n_threads)
+        while begun:
+            position, found = begun.popleft()
+            pixels = found.result()
+            begin(batch_size + n_threads - len(squares))
+            if pixels is not None:
+                positions.append(position)
+                squares.append(pixels)
+            if len(squares) == batch_size or (squares and not begun):
+                begin(batch_size + n_threads)
+                batch = np.array(positions, dtype=np.int64), np.stack(squares)
+                positions, squares = [], []
+                yield batch
+    finally:
+        # Whoever stops here does not wait for the pictures that are being decoded.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _square(picture: Picture, config: PixelsConfig) -> Square | None:
+    """Return a picture (side, side, 3) as the network sees it, or None if it cannot be decoded here."""
+    try:
+        with picture.open() as stream:
+            decoded = decode.decode(stream, picture.suffix, at_least=square.at_least(config))
+            return square.to_square(decoded, config)
+    # On a broken file Pillow's readers can raise any type of error. Such a picture is decoded once more, in a process
+    # of its own, which finds the reason.
+    except Exception:  # noqa: BLE001
+        return None

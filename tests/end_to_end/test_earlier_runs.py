@@ -1,0 +1,76 @@
+"""A run and a store of the version before there was a choice of engines; `tests/earlier` holds them.
+
+They were made by: gpu-cluster run (the eight pictures) --image-size 32 --k 3 --k-range 2:4 --n-init 2 --layout-sample 5
+--portable. The report, most of the plots and the scans were left out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gpu_cluster.images import decode
+from tests.helpers import FLOWERS, called
+
+EARLIER = Path(__file__).parents[1] / "earlier" / "first"
+PICTURES = [FLOWERS / f"{number:04d}.png" for number in range(1, 184, 26)]
+
+
+@pytest.fixture
+def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run and the store, at the version of decoding that they were made with."""
+    monkeypatch.setattr(decode, "VERSION", 2)
+    return Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
+
+
+def assigned(table: Path) -> list[tuple[str, int]]:
+    found = pd.read_csv(table)
+    return list(zip(found["path"], found["cluster"], strict=True))
+
+
+def test_its_run_json_repeats_it_with_its_engine_and_its_embeddings(before, tmp_path):
+    done = called(
+        *("run", *PICTURES, "--config", before / "run" / "run.json"),
+        *("--cache", before / "store", "--out", tmp_path / "again"),
+    )
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert (record["engine"], record["n_computed"]) == ("tensorflow", 0)
+    assert assigned(tmp_path / "again" / "assignments.csv") == assigned(before / "run" / "assignments.csv")
+    assert "written by an earlier version, has no --engine; tensorflow is used" in done.err
+
+
+def test_predict_takes_it_with_its_engine_and_its_embeddings_and_says_so(before, tmp_path):
+    done = called(
+        *("predict", before / "run", *PICTURES, "--cache", before / "store", "--out", tmp_path / "new.csv"),
+    )
+    assert done.code == 0, done.err
+    assert "The run names no engine: it was made with tensorflow" in done.out + done.err
+    assert "The store holds the embeddings of all these pictures already" in done.out + done.err
+    assert assigned(tmp_path / "new.csv") == assigned(before / "run" / "assignments.csv")
+
+
+def test_predict_with_another_engine_is_refused_with_both(before, tmp_path):
+    done = called("predict", before / "run", *PICTURES, "--engine", "ncnn", "--out", tmp_path / "new.csv")
+    assert done.code == 2
+    assert "--engine ncnn: the run" in done.err
+    assert "was made with the engine tensorflow" in done.err
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_predict_with_another_version_of_decoding_is_refused_with_both(before, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "VERSION", 3)
+    done = called("predict", before / "run", *PICTURES, "--out", tmp_path / "new.csv")
+    assert done.code != 0
+    assert "has its pictures by version 2 of decoding, and this gpu-cluster decodes by version 3" in done.err
+    assert not (tmp_path / "new.csv").exists()
+
+
+def test_its_report_can_be_written_again_and_names_the_engine(before):
+    done = called("report", before / "run")
+    assert done.code == 0, done.err
+    assert "tensorflow: the record names none" in (before / "run" / "report.html").read_text()
