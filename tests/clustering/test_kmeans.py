@@ -20,8 +20,8 @@ def blobs(n: int = 600, d: int = 8, spread: float = 3.0) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def fit(x: np.ndarray, k: int, seed: int = 0, **options: object) -> kmeans.Partition:
-    return kmeans.fit(x, k, ClusterConfig.model_validate(options), seed=seed, backend=BACKEND)
+def fit(x: np.ndarray, k: int, seed: int = 0, sample: int = 20_000, **options: object) -> kmeans.Partition:
+    return kmeans.fit(x, k, ClusterConfig.model_validate(options), sample=sample, seed=seed, backend=BACKEND)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])

@@ -20,7 +20,7 @@ BACKEND = CpuBackend()
 def clustered(request):
     x, _ = make_blobs(200, 6, centers=7, cluster_std=2.5, random_state=3)
     x = x.astype(np.float32)
-    return x, kmeans.fit(x, request.param, ClusterConfig(), seed=0, backend=BACKEND)
+    return x, kmeans.fit(x, request.param, ClusterConfig(), sample=20_000, seed=0, backend=BACKEND)
 
 
 def test_davies_bouldin_equals_scikit_learns(clustered):
