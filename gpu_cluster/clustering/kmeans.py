@@ -17,6 +17,7 @@ import numpy as np
 from gpu_cluster.backend import Array, Backend, KMeansFit
 from gpu_cluster.backend.base import HostArray
 from gpu_cluster.backend.blockwise import blocks
+from gpu_cluster.clustering.contingency import adjusted_rand, contingency
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.sampling import sorted_sample
 
@@ -52,7 +53,7 @@ def fit(x: Array, k: int, config: ClusterConfig, *, sample: int, seed: int, back
     centres. With more than `sample` rows, the restarts run on a random sample of that many, and the best one is carried
     on with all rows until it ends; the agreement is that of the restarts on the sample.
     """
-    starts = draw_starts(x, k, config.n_init, seed=seed, backend=backend)
+    starts = Starts(x, sample=sample, seed=seed, backend=backend, most_k=k).draw(k, config.n_init)
     rows = sampled(x, sample, seed=seed, backend=backend)
     best = best_restart(rows, starts, config, seed=seed, backend=backend)
     if x.shape[0] <= sample:
@@ -73,8 +74,6 @@ def best_restart(
     x: Array, starts: Iterable[Array], config: ClusterConfig, *, seed: int, backend: Backend
 ) -> Partition:
     """Run k-means on x (n, d) from each of the starts (k, d), and return the partition with the lowest inertia."""
-    from sklearn.metrics import adjusted_rand_score
-
     best: Partition | None = None
     sample = backend.from_host(sorted_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
     found_labels: list[HostArray] = []
@@ -88,7 +87,8 @@ def best_restart(
     others = [labels for number, labels in enumerate(found_labels) if number != best_number]
     if not others:
         return best
-    agreed = [adjusted_rand_score(found_labels[best_number], labels) for labels in others]
+    k = best.centres.shape[0]
+    agreed = [adjusted_rand(contingency(found_labels[best_number], labels, k, k)) for labels in others]
     return replace(best, agreement=float(np.mean(agreed)))
 
 
@@ -124,19 +124,36 @@ def _assigned(x: Array, found: KMeansFit, backend: Backend) -> Partition:
     return Partition(found.centres, labels, squared, inertia, found.n_iter)
 
 
-def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -> Iterator[Array]:
-    """Yield `n_init` sets of starting centres (k, d) of k-means++ (Arthur and Vassilvitskii 2007) on the host."""
-    from sklearn.cluster import kmeans_plusplus
+class Starts:
+    """Draws starting centres by k-means++ (Arthur and Vassilvitskii 2007) on the host, as scikit-learn's KMeans does.
 
-    n = x.shape[0]
-    random = np.random.RandomState(seed)
-    if n > START_ROWS:
-        sample = sorted_sample(n, max(START_ROWS, k), random)
-        x = backend.xp.take(x, backend.from_host(sample), axis=0)
-    rows = backend.to_host(x)
-    for _ in range(n_init):
-        centres, _indices = kmeans_plusplus(rows, k, random_state=random)
-        yield backend.from_host(np.ascontiguousarray(centres))
+    They are drawn from all rows of x (n, d) in their order, or above 20,000 rows from a random sample of 20,000. Only
+    these rows leave the device, once for all k.
+    """
+
+    def __init__(self, x: Array, *, sample: int, seed: int, backend: Backend, most_k: int = 1) -> None:
+        """Read the rows; `most_k` is the largest number of centres that will be drawn."""
+        n, self._backend = x.shape[0], backend
+        random = np.random.RandomState(seed)
+        if n > START_ROWS:
+            rows = sorted_sample(n, max(START_ROWS, most_k), random)
+            x = backend.xp.take(x, backend.from_host(rows), axis=0)
+        self._rows, self._random = backend.to_host(x), random.get_state()
+        self._dtype = self._rows.dtype
+        if n > sample:
+            # In float32, scikit-learn converts the rows to float64 for every centre that it draws, which takes longer
+            # than the rest. The draws are the same but for rounding, which decides nothing up to `sample` rows.
+            self._rows = self._rows.astype(np.float64)
+
+    def draw(self, k: int, n_init: int) -> Iterator[Array]:
+        """Yield `n_init` sets of centres (k, d): for each k the same from the same seed, whatever was drawn before."""
+        from sklearn.cluster import kmeans_plusplus
+
+        random = np.random.RandomState()
+        random.set_state(self._random)
+        for _ in range(n_init):
+            centres, _indices = kmeans_plusplus(self._rows, k, random_state=random)
+            yield self._backend.from_host(np.ascontiguousarray(centres, self._dtype))
 
 
 def nearest(x: Array, centres: Array, backend: Backend) -> Array:

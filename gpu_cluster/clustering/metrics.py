@@ -55,13 +55,6 @@ def calinski_harabasz(xp: ModuleType, centres: Array, sizes: Array, mean: Array,
     return (between / (k - 1)) / (inertia / (n - k)) if inertia > 0 else xp.ones_like(n)
 
 
-def contingency(classes: HostInts, labels: HostInts, n_classes: int, k: int) -> HostInts:
-    """Return the numbers (n_classes, k) of rows of each class in each cluster; host."""
-    counts = np.zeros((n_classes, k), dtype=np.int64)
-    np.add.at(counts, (classes, labels), 1)
-    return counts
-
-
 def matched_accuracy(counts: HostInts) -> float:
     """Return the share of rows in the right cluster under the best one-to-one matching of classes and clusters.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -79,9 +78,9 @@ def sweep_k(
             f"Restarts of k-means, and their agreement, on a random sample of {config.sweep_sample:,} of {n:,} images; "
             "the best restart is carried on with all images"
         )
-    trial = _Trial(x, config.sweep_sample, clustering, scoring, seed=seed, backend=backend)
+    trial = _Trial(x, ks, config.sweep_sample, clustering, scoring, seed=seed, backend=backend)
     points: list[SweepPoint] = []
-    for group in trial.groups(ks):
+    for group in trial.groups():
         restarts = []
         for k in group:
             observer.progress("sweep", len(points) + len(restarts), len(ks))
@@ -117,7 +116,7 @@ class _Restarts:
 
 
 class _Trial:
-    """Clusters the rows of x (n, m) into several numbers of clusters.
+    """Clusters the rows of x (n, m) into each number of clusters of `ks`.
 
     Attributes
     ----------
@@ -126,9 +125,18 @@ class _Trial:
     """
 
     def __init__(
-        self, x: Array, sample: int, clustering: ClusterConfig, scoring: ScoreConfig, *, seed: int, backend: Backend
+        self,
+        x: Array,
+        ks: Sequence[int],
+        sample: int,
+        clustering: ClusterConfig,
+        scoring: ScoreConfig,
+        *,
+        seed: int,
+        backend: Backend,
     ) -> None:
-        self._x, self._clustering, self._seed, self._backend = x, clustering, seed, backend
+        self._x, self._ks, self._clustering, self._seed, self._backend = x, ks, clustering, seed, backend
+        self._starts = kmeans.Starts(x, sample=sample, seed=seed, backend=backend, most_k=max(ks))
         self._restarted = kmeans.sampled(x, sample, seed=seed, backend=backend)
         self.scored_rows = metrics.silhouette_rows(x.shape[0], scoring.silhouette_sample, seed)
         self._scored = self._take(x)
@@ -140,11 +148,11 @@ class _Trial:
             return values
         return self._backend.xp.take(values, self._backend.from_host(self.scored_rows), axis=0)
 
-    def groups(self, ks: Sequence[int]) -> Iterator[list[int]]:
+    def groups(self) -> Iterator[list[int]]:
         """Yield the numbers of clusters that are measured together: so few that their sums of distances fit a block."""
         most = next(blocks(1 << 62, len(self.scored_rows))).stop
         group: list[int] = []
-        for k in ks:
+        for k in self._ks:
             if group and sum(group) + k > most:
                 yield group
                 group = []
@@ -153,10 +161,9 @@ class _Trial:
 
     def restart(self, k: int) -> _Restarts:
         """Return the best restart for k clusters."""
-        given: dict[str, Any] = {"seed": self._seed, "backend": self._backend}
         start = time.perf_counter()
-        starts = kmeans.draw_starts(self._x, k, self._clustering.n_init, **given)
-        best = kmeans.best_restart(self._restarted, starts, self._clustering, **given)
+        starts, given = self._starts.draw(k, self._clustering.n_init), self._clustering
+        best = kmeans.best_restart(self._restarted, starts, given, seed=self._seed, backend=self._backend)
         # Of restarts on a sample, the labels are those of other rows.
         labels = self._take(best.labels) if self._restarted is self._x else None
         fit = KMeansFit(best.centres, best.n_iter)

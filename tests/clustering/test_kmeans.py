@@ -58,8 +58,7 @@ def test_more_restarts_never_give_a_higher_inertia():
 
 def test_starts_above_the_limit_come_from_a_fixed_sample_of_the_rows():
     x = np.arange(kmeans.START_ROWS + 5000, dtype=np.float32)[:, None]
-    first = list(kmeans.draw_starts(x, 5, 2, seed=7, backend=BACKEND))
-    second = list(kmeans.draw_starts(x, 5, 2, seed=7, backend=BACKEND))
+    first, second = (list(kmeans.Starts(x, sample=len(x), seed=7, backend=BACKEND).draw(5, 2)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert np.isin(first, x).all()
 
@@ -100,6 +99,6 @@ def test_agreement_is_the_adjusted_rand_index_of_the_best_restart_with_the_other
 def labels_of_start(x: np.ndarray, k: int, number: int) -> np.ndarray:
     """Return the labels that the start of that number leads to."""
     backend, config = CpuBackend(), ClusterConfig()
-    starts = list(kmeans.draw_starts(x, k, number + 1, seed=0, backend=backend))[number]
+    starts = list(kmeans.Starts(x, sample=len(x), seed=0, backend=backend).draw(k, number + 1))[number]
     found = backend.fit_kmeans(x, starts, max_iter=config.max_iter, tol=config.tol)
     return kmeans.nearest(x, found.centres, backend)
