@@ -13,7 +13,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend
 from gpu_cluster.backend.blockwise import blocks
-from gpu_cluster.clustering.kmeans import means, row_squares
+from gpu_cluster.clustering.kmeans import means
 
 # Most iterations over all rows. The sample's centres are the means of some hundred rows or more of each cluster, so
 # that the first iteration gains nearly all that can be gained; a clustering that is used goes on until it ends.
@@ -41,20 +41,27 @@ def carry_on(x: Array, starts: Sequence[Array], *, max_iter: int, backend: Backe
     matrices. Beyond x, memory for two float64 numbers for each row and column of a block, and (K, d) float64 sums, K
     being the number of centres in all sets.
     """
-    xp = backend.xp
-    squares = backend.to_host(xp.sum(row_squares(x, backend), dtype=xp.float64))
+    squares = _sum_of_squares(x, backend)
     found: list[Carried] = []
     centres = list(starts)
     for n_iter in range(min(MOST_ITERATIONS, max_iter) + 1):
         sums, sizes = _assign(x, centres, backend)
         before, found = found, [
-            Carried(own, float(squares) + _without_squares(own, its_sums, its_sizes, backend), n_iter)
+            Carried(own, squares + _without_squares(own, its_sums, its_sizes, backend), n_iter)
             for own, its_sums, its_sizes in zip(centres, sums, sizes, strict=True)
         ]
         if before and all(new.inertia >= old.inertia * (1 - _GAIN) for old, new in zip(before, found, strict=True)):
             break
         centres = [means(*each, backend) for each in zip(sums, sizes, centres, strict=True)]
     return found
+
+
+def _sum_of_squares(x: Array, backend: Backend) -> float:
+    xp, total = backend.xp, 0.0
+    for rows in blocks(*x.shape, _BLOCK_VALUES):
+        block = xp.astype(x[rows, :], xp.float64)
+        total = total + xp.sum(block * block)
+    return float(backend.to_host(total))
 
 
 def _without_squares(centres: Array, sums: Array, sizes: Array, backend: Backend) -> float:

@@ -115,13 +115,14 @@ def silhouette_rows(n: int, sample: int, seed: int) -> HostInts:
 def mean_silhouettes(x: Array, groupings: Sequence[Array], backend: Backend) -> list[float | None]:
     """Return the mean silhouette of x (n, d) for each of several labels (n,), or None where it is not defined.
 
-    The distances between the rows are computed once for all labels. Memory: that of `silhouette_samples`, k being the
+    The distances between the rows are computed once for all labels, in float64, and rounded to float32, as those of
+    scikit-learn, because the sums of them take most of the time. Memory: that of `silhouette_samples`, k being the
     number of clusters of all labels together.
     """
     means: list[float | None] = [None] * len(groupings)
     dense = [_dense(labels, backend) for labels in groupings]
     defined = [number for number, (_labels, k) in enumerate(dense) if 2 <= k <= x.shape[0] - 1]
-    found = _silhouettes(x, [dense[number] for number in defined], backend)
+    found = _silhouettes(x, [dense[number] for number in defined], backend.xp.float32, backend)
     for number, values in zip(defined, found, strict=True):
         means[number] = mean_or_none(backend.to_host(values))
     return means
@@ -134,7 +135,7 @@ def silhouette_samples(x: Array, labels: Array, backend: Backend) -> Array:
     belongs to a cluster: products of matrices, which repeat to the byte on a GPU too, where sums by atomic additions do
     not. Takes O(n^2 (d + k)) time and, besides (n, k) sums, the memory of a block of distances and two blocks of rows.
     """
-    return next(_silhouettes(x, [_dense(labels, backend)], backend))
+    return next(_silhouettes(x, [_dense(labels, backend)], backend.xp.float64, backend))
 
 
 def _dense(labels: Array, backend: Backend) -> tuple[Array, int]:
@@ -143,13 +144,15 @@ def _dense(labels: Array, backend: Backend) -> tuple[Array, int]:
     return backend.from_host(dense), len(held)
 
 
-def _silhouettes(x: Array, groupings: Sequence[tuple[Array, int]], backend: Backend) -> Iterator[Array]:
+def _silhouettes(
+    x: Array, groupings: Sequence[tuple[Array, int]], precision: Any, backend: Backend
+) -> Iterator[Array]:
     """Yield the silhouettes (n,) float64 of x for each of several labels (n,), given with their numbers of clusters."""
     xp = backend.xp
     if not groupings:
         return
     members = xp.concat([kmeans.one_hot(labels, k, backend) for labels, k in groupings], axis=1)
-    all_sums = _distance_sums(x, members, backend)
+    all_sums = _distance_sums(x, members, precision, backend)
     first = 0
     for _labels, k in groupings:
         member, sums = members[:, first : first + k], all_sums[:, first : first + k]
@@ -164,23 +167,23 @@ def _silhouettes(x: Array, groupings: Sequence[tuple[Array, int]], backend: Back
         yield xp.where(defined, (nearest - own) / xp.where(defined, larger, xp.ones_like(larger)), xp.zeros_like(own))
 
 
-def _distance_sums(x: Array, member: Array, backend: Backend) -> Array:
+def _distance_sums(x: Array, member: Array, precision: Any, backend: Backend) -> Array:
     """Return the sum (n, k) float64 of the distances from each row of x to the rows of each cluster.
 
-    `member` (n, k) is 1 in the column of the row's cluster, else 0. Distances are computed in float64 and, as
-    scikit-learn's, rounded to float32, in which the sum over a block of rows takes half the time.
+    `member` (n, k) is 1 in the column of the row's cluster, else 0. The distances are computed in float64; `precision`
+    is the dtype in which those of a block are added up.
     """
     xp, n = backend.xp, x.shape[0]
     parts = [slice(first, min(first + _SILHOUETTE_ROWS, n)) for first in range(0, n, _SILHOUETTE_ROWS)]
     sums = [0.0] * len(parts)
-    member = xp.astype(member, xp.float32)
+    member = xp.astype(member, precision)
     for number, rows in enumerate(parts):
         left = _beside_squares(x[rows, :], backend, left=True)
         # Distances are the same in both directions, so each pair of blocks is computed once.
         for other, columns in enumerate(parts[: number + 1]):
             right = _beside_squares(x[columns, :], backend, left=False)
             # Rounding can put the square of a distance of 0 below 0.
-            distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), xp.float32)
+            distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), precision, copy=False)
             distances **= 0.5
             if other == number:
                 distances = xp.where(_diagonal(right.shape[0], backend), xp.zeros_like(distances), distances)
