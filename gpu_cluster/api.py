@@ -103,6 +103,7 @@ class _ClusteringOptions(_PicturesOptions, total=False):
     select: str
     k_range: range | str | None
     default_range: range | str
+    sweep_sample: int
     n_init: int
     max_iter: int
     tol: float

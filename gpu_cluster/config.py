@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _MOST_KS = 100_000
+# The largest size of a random sample.
+_MOST_SAMPLED = 10_000_000
 
 
 def shipped_data() -> Path:
@@ -314,6 +316,13 @@ class SweepConfig(_Section):
         f"{_DEFAULT_RANGE}, cut to the number of images.",
     )
     default_range: KRange = Field(_DEFAULT_RANGE, description="The range that is used when none is given.")
+    sweep_sample: int = Field(
+        20_000,
+        ge=2,
+        le=_MOST_SAMPLED,
+        description="For more images than this, run the restarts of k-means on a random sample of this size (same "
+        "seed, same sample), and go on with all images from the best restart.",
+    )
 
 
 class RunSweepConfig(SweepConfig):
@@ -342,7 +351,7 @@ class ScoreConfig(_Section):
     silhouette_sample: int = Field(
         20_000,
         ge=2,
-        le=10_000_000,
+        le=_MOST_SAMPLED,
         description="For more images than this, compute the silhouette on a random sample of this size (same seed, "
         "same sample).",
     )

@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "seed": 42,
         "embed": {"engine": "tensorflow", "pooling": "average", "resize": "nearest", "fit": "stretch"},
         "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
-        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled"},
+        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled", "sweep_sample": 10_000_000},
         "score": {"holdout": 0.2},
     },
 }

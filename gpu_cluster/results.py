@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Array, FloatArray, IntArray
+from gpu_cluster.backend import Array, FloatArray, IntArray, KMeansFit
 from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.records import Record
@@ -103,6 +103,8 @@ class SweepPoint:
     ----------
     silhouette : mean; None if it is not defined
     agreement : mean adjusted Rand index of the best restart with the others; None with only one restart
+    n_iter : iterations of the best restart and, if it was carried on, those over all rows
+    elapsed_s : seconds for this k; of what is computed for several k at once, a share by the number of clusters
     """
 
     k: int
@@ -127,12 +129,23 @@ class KChoice(StrEnum):
 
 @dataclass(frozen=True, repr=False)
 class Sweep(Record):
-    """Every k that was tried, and the chosen one; `doubts` are the reasons to doubt it, in words."""
+    """Every k that was tried, and the chosen one.
+
+    Attributes
+    ----------
+    doubts : the reasons to doubt the chosen k, in words
+    fit : the centres (k, m) found for the chosen k, device; None if this k was not tried
+    n_restarted : number of images on which the restarts ran, and their agreement was computed
+    n_silhouette : number of images that the silhouettes were computed on
+    """
 
     points: tuple[SweepPoint, ...]
     best_k: int
     chosen_by: KChoice
     doubts: tuple[str, ...] = ()
+    fit: KMeansFit | None = None
+    n_restarted: int = 0
+    n_silhouette: int = 0
 
     @property
     def agreement(self) -> float | None:

@@ -50,7 +50,8 @@ def quality(
     found = []
     for seed in seeds:
         given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
-        labels = cluster(projection.x, part.n_classes, config.cluster, **given).labels
+        sample = config.sweep.sweep_sample
+        labels = cluster(projection.x, part.n_classes, config.cluster, sample=sample, **given).labels
         found.append((homogeneity_score(part.labels, labels), adjusted_rand_score(part.labels, labels)))
     homogeneity, adjusted_rand = zip(*found, strict=True)
     return Quality(homogeneity, adjusted_rand)
@@ -175,7 +176,8 @@ def print_algorithms(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
                 some = []
                 for seed in seeds:
                     if algorithm == "kmeans":
-                        labels = kmeans.fit(x, part.n_classes, config.cluster, seed=seed, backend=backend).labels
+                        given: dict[str, Any] = {"sample": config.sweep.sweep_sample, "seed": seed, "backend": backend}
+                        labels = kmeans.fit(x, part.n_classes, config.cluster, **given).labels
                     else:
                         labels = backend.group(x, cast(Algorithm, algorithm), k=part.n_classes, seed=seed)
                     some.append(adjusted_rand_score(part.labels, labels))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend import Array, Backend, IntArray, KMeansFit
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ClusterConfig
@@ -21,27 +21,35 @@ def cluster(
     k: int,
     config: ClusterConfig,
     *,
+    sample: int,
     seed: int,
     backend: Backend,
     observer: Observer,
+    found: KMeansFit | None = None,
     originals: IntArray | None = None,
 ) -> Clustering:
     """Cluster x (n, m) into k clusters; drop empty clusters and number the others by size, largest first.
+
+    `found` are centres (k, m) that the sweep found in x for this k, so that no restart is needed; `sample` is the
+    number of rows above which restarts run, or ran, on a sample.
 
     With this order a cluster has the same number in every run and on every device, whichever restart was the best.
     Copies, as named by `originals` (see `copies`), get the label and the distance of their originals.
     """
     xp = backend.xp
-    partition = kmeans.fit(x, k, config, seed=seed, backend=backend)
+    if found is None:
+        partition = kmeans.fit(x, k, config, sample=sample, seed=seed, backend=backend)
+    else:
+        partition = kmeans.finish(x, found, config, sample=sample, backend=backend)
     squared = as_originals(partition.squared_distances, originals, backend)
-    found = backend.to_host(as_originals(partition.labels, originals, backend))
-    order = _by_size(found, k)
+    as_found = backend.to_host(as_originals(partition.labels, originals, backend))
+    order = _by_size(as_found, k)
     if len(order) < k:
         apart = count(len(order), "group")
         observer.notice(f"k was reduced from {k} to {len(order)}, because the pictures that differ form only {apart}")
     number = np.zeros(k, dtype=np.int64)
     number[order] = np.arange(len(order))
-    labels = number[found]
+    labels = number[as_found]
     return Clustering(
         labels=backend.from_host(labels),
         centres=xp.take(partition.centres, backend.from_host(order), axis=0),

@@ -1,19 +1,23 @@
 """Draws the starts of k-means and restarts `Backend.fit_kmeans`; holds the arithmetic that all devices share.
 
+Above a number of rows (`sweep_sample`), the restarts run on a random sample of that many, and the best of them is
+carried on with all rows: ten restarts take ten times as long as one, and on a sample they choose as well.
+
 Input: a matrix x (n, d) and k. Output: centres, labels and distances that agree on every device up to rounding. This
 module must not know what the rows are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, KMeansFit
 from gpu_cluster.backend.base import HostArray
 from gpu_cluster.backend.blockwise import blocks
+from gpu_cluster.clustering.contingency import adjusted_rand, contingency
 from gpu_cluster.config import ClusterConfig
 from gpu_cluster.sampling import sorted_sample
 
@@ -41,50 +45,115 @@ class Partition:
     agreement: float | None = None
 
 
-def fit(x: Array, k: int, config: ClusterConfig, *, seed: int, backend: Backend) -> Partition:
+def fit(x: Array, k: int, config: ClusterConfig, *, sample: int, seed: int, backend: Backend) -> Partition:
     """Cluster x (n, d) into k clusters and return the best of `n_init` restarts.
 
     The starts are those that scikit-learn's own KMeans would draw: all restarts use one RandomState, one after the
     other. The returned centres are the means of the clusters that the device found; each label is the nearest of these
-    centres.
+    centres. With more than `sample` rows, the restarts run on a random sample of that many, and the best one is carried
+    on with all rows until it ends; the agreement is that of the restarts on the sample.
     """
-    from sklearn.metrics import adjusted_rand_score
+    starts = Starts(x, sample=sample, seed=seed, backend=backend, most_k=k).draw(k, config.n_init)
+    rows = sampled(x, sample, seed=seed, backend=backend)
+    best = best_restart(rows, starts, config, seed=seed, backend=backend)
+    if x.shape[0] <= sample:
+        return best
+    found = finish(x, KMeansFit(best.centres, best.n_iter), config, sample=sample, backend=backend)
+    return replace(found, agreement=best.agreement)
 
+
+def sampled(x: Array, sample: int, *, seed: int, backend: Backend) -> Array:
+    """Return the rows of x (n, d) on which restarts run: a random sample of `sample` of them, or all if n is less."""
+    n = x.shape[0]
+    if n <= sample:
+        return x
+    return backend.xp.take(x, backend.from_host(sorted_sample(n, sample, np.random.RandomState(seed))), axis=0)
+
+
+def best_restart(
+    x: Array, starts: Iterable[Array], config: ClusterConfig, *, seed: int, backend: Backend
+) -> Partition:
+    """Run k-means on x (n, d) from each of the starts (k, d), and return the partition with the lowest inertia."""
     best: Partition | None = None
     sample = backend.from_host(sorted_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
     found_labels: list[HostArray] = []
     best_number = 0
-    for starts in draw_starts(x, k, config.n_init, seed=seed, backend=backend):
-        found = backend.fit_kmeans(x, starts, max_iter=config.max_iter, tol=config.tol)
-        centres = _means(x, nearest(x, found.centres, backend), found.centres, backend)
-        labels = nearest(x, centres, backend)
-        squared = squared_distances(x, centres, labels, backend)
-        inertia = float(backend.to_host(backend.xp.sum(squared, dtype=backend.xp.float64)))
-        if best is None or inertia < best.inertia * _BETTER:
-            best = Partition(centres, labels, squared, inertia, found.n_iter)
-            best_number = len(found_labels)
-        found_labels.append(backend.to_host(backend.xp.take(labels, sample)))
+    for start in starts:
+        found = _partition(x, backend.fit_kmeans(x, start, max_iter=config.max_iter, tol=config.tol), backend)
+        if best is None or found.inertia < best.inertia * _BETTER:
+            best, best_number = found, len(found_labels)
+        found_labels.append(backend.to_host(backend.xp.take(found.labels, sample)))
     assert best is not None  # n_init is at least 1
     others = [labels for number, labels in enumerate(found_labels) if number != best_number]
     if not others:
         return best
-    agreed = [adjusted_rand_score(found_labels[best_number], labels) for labels in others]
+    k = best.centres.shape[0]
+    agreed = [adjusted_rand(contingency(found_labels[best_number], labels, k, k)) for labels in others]
     return replace(best, agreement=float(np.mean(agreed)))
 
 
-def draw_starts(x: Array, k: int, n_init: int, *, seed: int, backend: Backend) -> Iterator[Array]:
-    """Yield `n_init` sets of starting centres (k, d) of k-means++ (Arthur and Vassilvitskii 2007) on the host."""
-    from sklearn.cluster import kmeans_plusplus
+def finish(x: Array, found: KMeansFit, config: ClusterConfig, *, sample: int, backend: Backend) -> Partition:
+    """Return the partition of x (n, d) to which the sweep's centres for some k lead, without restarts.
 
-    n = x.shape[0]
-    random = np.random.RandomState(seed)
-    if n > START_ROWS:
-        sample = sorted_sample(n, max(START_ROWS, k), random)
-        x = backend.xp.take(x, backend.from_host(sample), axis=0)
-    rows = backend.to_host(x)
-    for _ in range(n_init):
-        centres, _indices = kmeans_plusplus(rows, k, random_state=random)
-        yield backend.from_host(np.ascontiguousarray(centres))
+    Up to `sample` rows, the centres are those of a restart that has ended, and the partition is that restart's. With
+    more rows, k-means goes on from the centres with all rows until it ends.
+    """
+    if x.shape[0] <= sample:
+        return _assigned(x, found, backend)
+    more = backend.fit_kmeans(x, found.centres, max_iter=config.max_iter, tol=config.tol)
+    return _partition(x, KMeansFit(more.centres, found.n_iter + more.n_iter), backend)
+
+
+def _partition(x: Array, found: KMeansFit, backend: Backend) -> Partition:
+    """Return the partition whose centres are the means of the clusters that the device found.
+
+    The libraries add up in the order in which their threads finish, so the last digits of their own centres differ from
+    run to run. Therefore the means are computed again here.
+    """
+    k, labels = found.centres.shape[0], nearest(x, found.centres, backend)
+    sums, sizes = cluster_sums(x, labels, k, backend), cluster_sizes(labels, k, backend)
+    centres = means(sums, sizes, found.centres, backend)
+    return _assigned(x, KMeansFit(centres, found.n_iter), backend)
+
+
+def _assigned(x: Array, found: KMeansFit, backend: Backend) -> Partition:
+    """Return the partition in which each row belongs to the nearest of the centres."""
+    labels = nearest(x, found.centres, backend)
+    squared = squared_distances(x, found.centres, labels, backend)
+    inertia = float(backend.to_host(backend.xp.sum(squared, dtype=backend.xp.float64)))
+    return Partition(found.centres, labels, squared, inertia, found.n_iter)
+
+
+class Starts:
+    """Draws starting centres by k-means++ (Arthur and Vassilvitskii 2007) on the host, as scikit-learn's KMeans does.
+
+    They are drawn from all rows of x (n, d) in their order, or above 20,000 rows from a random sample of 20,000. Only
+    these rows leave the device, once for all k.
+    """
+
+    def __init__(self, x: Array, *, sample: int, seed: int, backend: Backend, most_k: int = 1) -> None:
+        """Read the rows; `most_k` is the largest number of centres that will be drawn."""
+        n, self._backend = x.shape[0], backend
+        random = np.random.RandomState(seed)
+        if n > START_ROWS:
+            rows = sorted_sample(n, max(START_ROWS, most_k), random)
+            x = backend.xp.take(x, backend.from_host(rows), axis=0)
+        self._rows, self._random = backend.to_host(x), random.get_state()
+        self._dtype = self._rows.dtype
+        if n > sample:
+            # In float32, scikit-learn converts the rows to float64 for every centre that it draws, which takes longer
+            # than the rest. The draws are the same but for rounding, which decides nothing up to `sample` rows.
+            self._rows = self._rows.astype(np.float64)
+
+    def draw(self, k: int, n_init: int) -> Iterator[Array]:
+        """Yield `n_init` sets of centres (k, d): for each k the same from the same seed, whatever was drawn before."""
+        from sklearn.cluster import kmeans_plusplus
+
+        random = np.random.RandomState()
+        random.set_state(self._random)
+        for _ in range(n_init):
+            centres, _indices = kmeans_plusplus(self._rows, k, random_state=random)
+            yield self._backend.from_host(np.ascontiguousarray(centres, self._dtype))
 
 
 def nearest(x: Array, centres: Array, backend: Backend) -> Array:
@@ -137,18 +206,18 @@ def cluster_sums(values: Array, labels: Array, k: int, backend: Backend) -> Arra
 
 def cluster_sizes(labels: Array, k: int, backend: Backend) -> Array:
     """Return the number (k,) float64 of rows in each cluster."""
-    ones = backend.xp.ones_like(labels[:, None])
-    return cluster_sums(ones, labels, k, backend)[:, 0]
+    total = 0.0
+    for rows in blocks(labels.shape[0], k):
+        total = total + backend.xp.sum(one_hot(labels[rows], k, backend), axis=0)
+    return total
 
 
-def _means(x: Array, labels: Array, centres: Array, backend: Backend) -> Array:
-    """Return the mean (k, d) of each cluster; an empty cluster keeps its centre.
+def means(sums: Array, sizes: Array, centres: Array, backend: Backend) -> Array:
+    """Return the mean (k, d) of each cluster from its sum (k, d) and size (k,), both float64.
 
-    The libraries add up in the order in which their threads finish, so the last digits of their own centres differ from
-    run to run. Therefore the means are computed again here.
+    An empty cluster keeps its centre of `centres` (k, d), whose dtype the means get.
     """
     xp = backend.xp
-    k = centres.shape[0]
-    sizes = cluster_sizes(labels, k, backend)[:, None]
-    means = cluster_sums(x, labels, k, backend) / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
-    return xp.where(sizes > 0, xp.astype(means, centres.dtype), centres)
+    sizes = sizes[:, None]
+    found = sums / xp.where(sizes > 0, sizes, xp.ones_like(sizes))
+    return xp.where(sizes > 0, xp.astype(found, centres.dtype), centres)

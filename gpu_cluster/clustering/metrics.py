@@ -6,7 +6,7 @@ module must not know a device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -55,13 +55,6 @@ def calinski_harabasz(xp: ModuleType, centres: Array, sizes: Array, mean: Array,
     return (between / (k - 1)) / (inertia / (n - k)) if inertia > 0 else xp.ones_like(n)
 
 
-def contingency(classes: HostInts, labels: HostInts, n_classes: int, k: int) -> HostInts:
-    """Return the numbers (n_classes, k) of rows of each class in each cluster; host."""
-    counts = np.zeros((n_classes, k), dtype=np.int64)
-    np.add.at(counts, (classes, labels), 1)
-    return counts
-
-
 def matched_accuracy(counts: HostInts) -> float:
     """Return the share of rows in the right cluster under the best one-to-one matching of classes and clusters.
 
@@ -104,7 +97,7 @@ def silhouettes(
     """
     xp = backend.xp
     n = x.shape[0]
-    rows: HostInts = sorted_sample(n, sample, np.random.RandomState(seed))
+    rows = silhouette_rows(n, sample, seed)
     if len(rows) < n:
         chosen = backend.from_host(rows)
         x, labels = xp.take(x, chosen, axis=0), xp.take(labels, chosen, axis=0)
@@ -114,6 +107,27 @@ def silhouettes(
     return backend.to_host(silhouette_samples(x, labels, backend)), rows
 
 
+def silhouette_rows(n: int, sample: int, seed: int) -> HostInts:
+    """Return the rows of n whose silhouettes are computed: all, or a random sample of `sample` of them; host."""
+    return sorted_sample(n, sample, np.random.RandomState(seed))
+
+
+def mean_silhouettes(x: Array, groupings: Sequence[Array], backend: Backend) -> list[float | None]:
+    """Return the mean silhouette of x (n, d) for each of several labels (n,), or None where it is not defined.
+
+    The distances between the rows are computed once for all labels, in float64, and rounded to float32, as those of
+    scikit-learn, because the sums of them take most of the time. Memory: that of `silhouette_samples`, k being the
+    number of clusters of all labels together.
+    """
+    means: list[float | None] = [None] * len(groupings)
+    dense = [_dense(labels, backend) for labels in groupings]
+    defined = [number for number, (_labels, k) in enumerate(dense) if 2 <= k <= x.shape[0] - 1]
+    found = _silhouettes(x, [dense[number] for number in defined], backend.xp.float32, backend)
+    for number, values in zip(defined, found, strict=True):
+        means[number] = mean_or_none(backend.to_host(values))
+    return means
+
+
 def silhouette_samples(x: Array, labels: Array, backend: Backend) -> Array:
     """Return the silhouette (n,) float64 of each row of x (n, d) for labels (n,) with 2 to n - 1 clusters.
 
@@ -121,42 +135,62 @@ def silhouette_samples(x: Array, labels: Array, backend: Backend) -> Array:
     belongs to a cluster: products of matrices, which repeat to the byte on a GPU too, where sums by atomic additions do
     not. Takes O(n^2 (d + k)) time and, besides (n, k) sums, the memory of a block of distances and two blocks of rows.
     """
-    xp = backend.xp
-    # Clusters without a row do not count.
+    return next(_silhouettes(x, [_dense(labels, backend)], backend.xp.float64, backend))
+
+
+def _dense(labels: Array, backend: Backend) -> tuple[Array, int]:
+    """Return labels (n,) numbered from 0 without gaps, and how many there are: clusters without a row do not count."""
     held, dense = np.unique(backend.to_host(labels), return_inverse=True)
-    member = kmeans.one_hot(backend.from_host(dense), len(held), backend)
-    sums = _distance_sums(x, member, backend)
-    sizes = xp.sum(member, axis=0)
-    own_size = xp.sum(member * sizes, axis=1)
-    own = xp.sum(sums * member, axis=1) / xp.where(own_size > 1, own_size - 1, xp.ones_like(own_size))
-    nearest = xp.min(xp.where(member > 0, xp.full_like(sums, np.inf), sums / sizes), axis=1)
-    larger = xp.where(own > nearest, own, nearest)
-    # Rousseeuw gives a row alone in its cluster 0; so does a row whose distances are all 0, as in scikit-learn.
-    defined = (own_size > 1) & (larger > 0)
-    return xp.where(defined, (nearest - own) / xp.where(defined, larger, xp.ones_like(larger)), xp.zeros_like(own))
+    return backend.from_host(dense), len(held)
 
 
-def _distance_sums(x: Array, member: Array, backend: Backend) -> Array:
+def _silhouettes(
+    x: Array, groupings: Sequence[tuple[Array, int]], precision: Any, backend: Backend
+) -> Iterator[Array]:
+    """Yield the silhouettes (n,) float64 of x for each of several labels (n,), given with their numbers of clusters."""
+    xp = backend.xp
+    if not groupings:
+        return
+    members = xp.concat([kmeans.one_hot(labels, k, backend) for labels, k in groupings], axis=1)
+    all_sums = _distance_sums(x, members, precision, backend)
+    first = 0
+    for _labels, k in groupings:
+        member, sums = members[:, first : first + k], all_sums[:, first : first + k]
+        first += k
+        sizes = xp.sum(member, axis=0)
+        own_size = xp.sum(member * sizes, axis=1)
+        own = xp.sum(sums * member, axis=1) / xp.where(own_size > 1, own_size - 1, xp.ones_like(own_size))
+        nearest = xp.min(xp.where(member > 0, xp.full_like(sums, np.inf), sums / sizes), axis=1)
+        larger = xp.where(own > nearest, own, nearest)
+        # Rousseeuw gives a row alone in its cluster 0; so does a row whose distances are all 0, as in scikit-learn.
+        defined = (own_size > 1) & (larger > 0)
+        yield xp.where(defined, (nearest - own) / xp.where(defined, larger, xp.ones_like(larger)), xp.zeros_like(own))
+
+
+def _distance_sums(x: Array, member: Array, precision: Any, backend: Backend) -> Array:
     """Return the sum (n, k) float64 of the distances from each row of x to the rows of each cluster.
 
-    `member` (n, k) is 1 in the column of the row's cluster, else 0.
+    `member` (n, k) is 1 in the column of the row's cluster, else 0. The distances are computed in float64; `precision`
+    is the dtype in which those of a block are added up.
     """
     xp, n = backend.xp, x.shape[0]
     parts = [slice(first, min(first + _SILHOUETTE_ROWS, n)) for first in range(0, n, _SILHOUETTE_ROWS)]
     sums = [0.0] * len(parts)
+    member = xp.astype(member, precision)
     for number, rows in enumerate(parts):
         left = _beside_squares(x[rows, :], backend, left=True)
         # Distances are the same in both directions, so each pair of blocks is computed once.
         for other, columns in enumerate(parts[: number + 1]):
             right = _beside_squares(x[columns, :], backend, left=False)
             # Rounding can put the square of a distance of 0 below 0.
-            distances = xp.abs(left @ xp.matrix_transpose(right))
+            distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), precision, copy=False)
             distances **= 0.5
             if other == number:
                 distances = xp.where(_diagonal(right.shape[0], backend), xp.zeros_like(distances), distances)
             else:
-                sums[other] = sums[other] + xp.matrix_transpose(distances) @ member[rows, :]
-            sums[number] = sums[number] + distances @ member[columns, :]
+                more = xp.matrix_transpose(distances) @ member[rows, :]
+                sums[other] = sums[other] + xp.astype(more, xp.float64)
+            sums[number] = sums[number] + xp.astype(distances @ member[columns, :], xp.float64)
     return xp.concat(sums)
 
 

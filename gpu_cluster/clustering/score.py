@@ -12,6 +12,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.clustering import kmeans, metrics
+from gpu_cluster.clustering.contingency import contingency
 from gpu_cluster.config import ScoreConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.results import Clustering, Contingency, Scores, Truth
@@ -81,7 +82,7 @@ def _external(
 ) -> tuple[dict[str, float | None], Contingency]:
     labels = backend.xp.take(clustering.labels, backend.from_host(labelled), axis=0)
     codes = truth.codes[labelled]
-    counts = metrics.contingency(codes, backend.to_host(labels), len(truth.classes), clustering.k)
+    counts = contingency(codes, backend.to_host(labels), len(truth.classes), clustering.k)
     scores: dict[str, float | None] = {**backend.label_scores(codes, labels)}
     scores["accuracy"] = metrics.matched_accuracy(counts)
     return scores, Contingency(classes=truth.classes, counts=counts)

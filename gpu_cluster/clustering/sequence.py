@@ -59,9 +59,11 @@ def find_clusters(
             projection.x,
             sweep.best_k,
             config.cluster,
+            sample=config.sweep.sweep_sample,
             seed=config.seed,
             backend=backend,
             observer=events,
+            found=sweep.fit if projection.sweep_x is projection.x else None,
             originals=originals,
         )
     with events.stage("score"):

@@ -1,5 +1,8 @@
 """Runs k-means in a space for each k of a range, chooses one k, and returns a `Sweep`.
 
+Above `sweep_sample` rows, what takes long runs on a random sample of them: the restarts, from which k is chosen. Their
+best centres are then carried on with all rows, for all k together.
+
 This module must not know how the space was made, or what is done with the k.
 """
 
@@ -7,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, KMeansFit
+from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans, metrics
+from gpu_cluster.clustering.carry_on import carry_on
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
@@ -40,6 +45,19 @@ def check_ks(config: SweepConfig, n: int) -> None:
             f"--k-range: {config.k_range} reaches {last} clusters, which need at least {last} images; found {n} "
             f"that may be pictures; give a range up to {n}"
         )
+    _check_sample(config, n)
+
+
+def _check_sample(config: SweepConfig, n: int) -> None:
+    """Raise a ConfigError if the restarts run on a sample that is smaller than the largest k that they are run for."""
+    text = config.k_range or config.default_range
+    last = max((k for k in (config.k or 1, *parse_k_range(text)) if k <= n), default=1)
+    if config.sweep_sample < last:
+        asked = f"k = {last}" if last == config.k else f"the range of k, {text}, which reaches {last}"
+        raise ConfigError(
+            f"--sweep-sample: {config.sweep_sample} images are too few for {asked}; give at least {last}, or a "
+            "smaller k"
+        )
 
 
 def sweep_k(
@@ -53,28 +71,131 @@ def sweep_k(
     observer: Observer,
 ) -> Sweep:
     """Cluster x (n, m) for each k of the range and choose one k: `config.k` if given, else by `config.select`."""
-    ks = _ks_to_try(config, x.shape[0], observer)
-    points = []
-    for done, k in enumerate(ks):
-        observer.progress("sweep", done, len(ks))
-        start = time.perf_counter()
-        partition = kmeans.fit(x, k, clustering, seed=seed, backend=backend)
-        n_found = int(np.unique(backend.to_host(partition.labels)).size)
-        values, _rows = metrics.silhouettes(
-            x, partition.labels, n_found, sample=scoring.silhouette_sample, seed=seed, backend=backend
+    n = x.shape[0]
+    ks = _ks_to_try(config, n, observer)
+    if config.sweep_sample < n:
+        observer.notice(
+            f"Restarts of k-means, and their agreement, on a random sample of {config.sweep_sample:,} of {n:,} images; "
+            "the best restart is carried on with all images"
         )
-        elapsed_s = time.perf_counter() - start
-        silhouette = metrics.mean_or_none(values)
-        points.append(SweepPoint(k, partition.inertia, silhouette, partition.agreement, partition.n_iter, elapsed_s))
+    trial = _Trial(x, ks, config.sweep_sample, clustering, scoring, seed=seed, backend=backend)
+    points: list[SweepPoint] = []
+    for group in trial.groups():
+        restarts = []
+        for k in group:
+            observer.progress("sweep", len(points) + len(restarts), len(ks))
+            restarts.append(trial.restart(k))
+        points += trial.measured(restarts)
     observer.progress("sweep", len(ks), len(ks))
-    best_k, chosen_by = choose(config, points, x.shape[0])
+    best_k, chosen_by = choose(config, points, n)
     if config.k is not None and best_k < config.k:
-        observer.notice(f"k was reduced from {config.k} to {best_k}, because only {x.shape[0]} images could be read")
-    sweep = Sweep(points=tuple(points), best_k=best_k, chosen_by=chosen_by)
-    doubts = tuple(_doubts(sweep, config, x.shape[0]))
+        observer.notice(f"k was reduced from {config.k} to {best_k}, because only {n} images could be read")
+    sweep = Sweep(
+        points=tuple(points),
+        best_k=best_k,
+        chosen_by=chosen_by,
+        fit=trial.fits.get(best_k),
+        n_restarted=min(config.sweep_sample, n),
+        n_silhouette=len(trial.scored_rows),
+    )
+    doubts = tuple(_doubts(sweep, config, n))
     for doubt in doubts:
         observer.notice(doubt)
     return replace(sweep, doubts=doubts)
+
+
+@dataclass(frozen=True)
+class _Restarts:
+    """The best restart of one k: its centres (k, m), and the labels of the rows whose silhouettes are computed."""
+
+    fit: KMeansFit
+    inertia: float
+    agreement: float | None
+    labels: Array | None
+    elapsed_s: float
+
+
+class _Trial:
+    """Clusters the rows of x (n, m) into each number of clusters of `ks`.
+
+    Attributes
+    ----------
+    fits : the centres of each k tried so far
+    scored_rows : (s,) host; the rows whose silhouettes are computed
+    """
+
+    def __init__(
+        self,
+        x: Array,
+        ks: Sequence[int],
+        sample: int,
+        clustering: ClusterConfig,
+        scoring: ScoreConfig,
+        *,
+        seed: int,
+        backend: Backend,
+    ) -> None:
+        self._x, self._ks, self._clustering, self._seed, self._backend = x, ks, clustering, seed, backend
+        self._starts = kmeans.Starts(x, sample=sample, seed=seed, backend=backend, most_k=max(ks))
+        self._restarted = kmeans.sampled(x, sample, seed=seed, backend=backend)
+        self.scored_rows = metrics.silhouette_rows(x.shape[0], scoring.silhouette_sample, seed)
+        self._scored = self._take(x)
+        self.fits: dict[int, KMeansFit] = {}
+
+    def _take(self, values: Array) -> Array:
+        """Return the values of the rows whose silhouettes are computed."""
+        if len(self.scored_rows) == self._x.shape[0]:
+            return values
+        return self._backend.xp.take(values, self._backend.from_host(self.scored_rows), axis=0)
+
+    def groups(self) -> Iterator[list[int]]:
+        """Yield the numbers of clusters that are measured together: so few that their sums of distances fit a block."""
+        most = next(blocks(1 << 62, len(self.scored_rows))).stop
+        group: list[int] = []
+        for k in self._ks:
+            if group and sum(group) + k > most:
+                yield group
+                group = []
+            group.append(k)
+        yield group
+
+    def restart(self, k: int) -> _Restarts:
+        """Return the best restart for k clusters."""
+        start = time.perf_counter()
+        starts, given = self._starts.draw(k, self._clustering.n_init), self._clustering
+        best = kmeans.best_restart(self._restarted, starts, given, seed=self._seed, backend=self._backend)
+        # Of restarts on a sample, the labels are those of other rows.
+        labels = self._take(best.labels) if self._restarted is self._x else None
+        fit = KMeansFit(best.centres, best.n_iter)
+        return _Restarts(fit, best.inertia, best.agreement, labels, time.perf_counter() - start)
+
+    def measured(self, restarts: Sequence[_Restarts]) -> Iterator[SweepPoint]:
+        """Yield what is recorded of each number of clusters, and keep its centres."""
+        start = time.perf_counter()
+        if self._restarted is not self._x:
+            restarts = self._carried_on(restarts)
+        labels = [restart.labels for restart in restarts]
+        silhouettes = metrics.mean_silhouettes(self._scored, labels, self._backend)
+        elapsed_s = (time.perf_counter() - start) / sum(restart.fit.centres.shape[0] for restart in restarts)
+        for restart, silhouette in zip(restarts, silhouettes, strict=True):
+            k = restart.fit.centres.shape[0]
+            self.fits[k] = restart.fit
+            seconds = restart.elapsed_s + k * elapsed_s
+            yield SweepPoint(k, restart.inertia, silhouette, restart.agreement, restart.fit.n_iter, seconds)
+
+    def _carried_on(self, restarts: Sequence[_Restarts]) -> list[_Restarts]:
+        """Return the restarts with the centres that all rows lead to, and the inertia of all rows."""
+        centres = [restart.fit.centres for restart in restarts]
+        found = carry_on(self._x, centres, max_iter=self._clustering.max_iter, backend=self._backend)
+        return [
+            replace(
+                restart,
+                fit=KMeansFit(carried.centres, restart.fit.n_iter + carried.n_iter),
+                inertia=carried.inertia,
+                labels=kmeans.nearest(self._scored, carried.centres, self._backend),
+            )
+            for restart, carried in zip(restarts, found, strict=True)
+        ]
 
 
 def _doubts(sweep: Sweep, config: SweepConfig, n: int) -> Iterator[str]:

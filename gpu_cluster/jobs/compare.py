@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, cast, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 import numpy as np
 
@@ -346,7 +346,8 @@ def _compare(job: _Job, space: _Space, algorithm: str, k: int) -> Compared:
 
 def _grouper(algorithm: str, config: CompareConfig, backend: Backend) -> Callable[[Array, int], Array]:
     if algorithm == "kmeans":
-        return lambda x, k: kmeans.fit(x, k, config.cluster, seed=config.seed, backend=backend).labels
+        given: dict[str, Any] = {"sample": config.sweep.sweep_sample, "seed": config.seed, "backend": backend}
+        return lambda x, k: kmeans.fit(x, k, config.cluster, **given).labels
     if algorithm == "hdbscan":
         return lambda x, k: backend.group(x, "hdbscan", k=k, seed=config.seed)
 

@@ -300,8 +300,22 @@ def _k_words(run: FinishedRun) -> str:
     sentences = (
         *run.metrics["k_doubts"],
         f"Each number was tried on the embeddings after these steps: {run.metrics['sweep_space']}",
+        *_samples_in_words(run),
     )
     return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _samples_in_words(run: FinishedRun) -> Iterator[str]:
+    """Yield what was computed on a sample of the pictures when k was chosen; older runs used no sample of restarts."""
+    n = run.metrics["n_images"]
+    restarted, scored = (run.metrics.get(f"sweep_{name}", n) for name in ("n_restarted", "n_silhouette"))
+    if restarted < n:
+        yield (
+            f"The restarts, and so their agreement, are those of a random sample of {restarted:,} of the {n:,} "
+            "pictures; the best restart was carried on with all pictures, and the inertia is that of all"
+        )
+    if scored < n:
+        yield f"The silhouettes are those of a random sample of {scored:,} pictures"
 
 
 def _label_words(run: FinishedRun) -> str:

@@ -273,7 +273,7 @@ def _near_duplicates_table(manifest: Manifest, findings: Findings) -> pd.DataFra
 def _sweep_table(findings: Findings) -> pd.DataFrame:
     import pandas as pd
 
-    points, best_k = findings.sweep.points, findings.sweep.best_k
+    sweep, points, best_k = findings.sweep, findings.sweep.points, findings.sweep.best_k
     return pd.DataFrame(
         {
             "k": [point.k for point in points],
@@ -283,6 +283,8 @@ def _sweep_table(findings: Findings) -> pd.DataFrame:
             "n_iter": [point.n_iter for point in points],
             "elapsed_s": [round(point.elapsed_s, 4) for point in points],
             "chosen": [point.k == best_k for point in points],
+            "n_restarted": [sweep.n_restarted] * len(points),
+            "n_silhouette": [sweep.n_silhouette] * len(points),
         }
     )
 
@@ -295,6 +297,8 @@ def _metrics(manifest: Manifest, findings: Findings, backend: Backend) -> dict[s
         "k_chosen_by": sweep.chosen_by,
         "k_agreement": sweep.agreement,
         "k_doubts": sweep.doubts,
+        "sweep_n_restarted": sweep.n_restarted,
+        "sweep_n_silhouette": sweep.n_silhouette,
         "space": findings.projection.space,
         "sweep_space": findings.projection.sweep_space,
         "files": manifest.counts(),

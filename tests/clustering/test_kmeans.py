@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, KMeansFit
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.config import ClusterConfig
 
@@ -20,8 +20,8 @@ def blobs(n: int = 600, d: int = 8, spread: float = 3.0) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def fit(x: np.ndarray, k: int, seed: int = 0, **options: object) -> kmeans.Partition:
-    return kmeans.fit(x, k, ClusterConfig.model_validate(options), seed=seed, backend=BACKEND)
+def fit(x: np.ndarray, k: int, seed: int = 0, sample: int = 20_000, **options: object) -> kmeans.Partition:
+    return kmeans.fit(x, k, ClusterConfig.model_validate(options), sample=sample, seed=seed, backend=BACKEND)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])
@@ -58,10 +58,47 @@ def test_more_restarts_never_give_a_higher_inertia():
 
 def test_starts_above_the_limit_come_from_a_fixed_sample_of_the_rows():
     x = np.arange(kmeans.START_ROWS + 5000, dtype=np.float32)[:, None]
-    first = list(kmeans.draw_starts(x, 5, 2, seed=7, backend=BACKEND))
-    second = list(kmeans.draw_starts(x, 5, 2, seed=7, backend=BACKEND))
+    first, second = (list(kmeans.Starts(x, sample=len(x), seed=7, backend=BACKEND).draw(5, 2)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert np.isin(first, x).all()
+
+
+def test_starts_above_the_sample_are_those_below_it():
+    # Whole numbers, of which no sum is rounded.
+    x = np.random.default_rng(0).integers(0, 9, (500, 3)).astype(np.float32)
+    above, below = (list(kmeans.Starts(x, sample=n, seed=1, backend=BACKEND).draw(7, 3)) for n in (100, 500))
+    np.testing.assert_array_equal(above, below)
+    assert {centres.dtype for centres in above} == {np.dtype(np.float32)}
+
+
+def test_starts_of_one_k_do_not_depend_on_what_was_drawn_before():
+    starts = kmeans.Starts(blobs(), sample=1000, seed=3, backend=BACKEND)
+    first = list(starts.draw(4, 2))
+    list(starts.draw(9, 3))
+    np.testing.assert_array_equal(list(starts.draw(4, 2)), first)
+
+
+def test_above_the_sample_the_best_restart_on_it_ends_with_all_rows():
+    x = blobs(4000, spread=1.0)
+    full, found = fit(x, 9), fit(x, 9, sample=500)
+    assert adjusted_rand_score(full.labels, found.labels) > 0.99
+    assert found.inertia == pytest.approx(full.inertia, rel=1e-3)
+    on_sample = kmeans.sampled(x, 500, seed=0, backend=BACKEND)
+    assert len(np.unique(on_sample, axis=0)) == 500
+    starts = kmeans.Starts(x, sample=500, seed=0, backend=BACKEND).draw(9, 10)
+    best = kmeans.best_restart(on_sample, starts, ClusterConfig(), seed=0, backend=BACKEND)
+    assert found.agreement == best.agreement
+    assert found.inertia < np.square(x - best.centres[kmeans.nearest(x, best.centres, BACKEND)]).sum(dtype=np.float64)
+
+
+def test_without_a_sample_the_centres_of_the_sweep_lead_to_the_bits_of_a_new_fit():
+    x = blobs()
+    expected = fit(x, 6)
+    given = KMeansFit(expected.centres, expected.n_iter)
+    found = kmeans.finish(x, given, ClusterConfig(), sample=len(x), backend=BACKEND)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.squared_distances, expected.squared_distances)
+    assert (found.inertia, found.n_iter) == (expected.inertia, expected.n_iter)
 
 
 def test_identical_rows_end_in_one_cluster_that_holds_them_all():
@@ -100,6 +137,6 @@ def test_agreement_is_the_adjusted_rand_index_of_the_best_restart_with_the_other
 def labels_of_start(x: np.ndarray, k: int, number: int) -> np.ndarray:
     """Return the labels that the start of that number leads to."""
     backend, config = CpuBackend(), ClusterConfig()
-    starts = list(kmeans.draw_starts(x, k, number + 1, seed=0, backend=backend))[number]
+    starts = list(kmeans.Starts(x, sample=len(x), seed=0, backend=backend).draw(k, number + 1))[number]
     found = backend.fit_kmeans(x, starts, max_iter=config.max_iter, tol=config.tol)
     return kmeans.nearest(x, found.centres, backend)

@@ -20,7 +20,7 @@ BACKEND = CpuBackend()
 def clustered(request):
     x, _ = make_blobs(200, 6, centers=7, cluster_std=2.5, random_state=3)
     x = x.astype(np.float32)
-    return x, kmeans.fit(x, request.param, ClusterConfig(), seed=0, backend=BACKEND)
+    return x, kmeans.fit(x, request.param, ClusterConfig(), sample=20_000, seed=0, backend=BACKEND)
 
 
 def test_davies_bouldin_equals_scikit_learns(clustered):
@@ -106,6 +106,26 @@ def test_silhouettes_hold_no_matrix_of_all_distances():
     tracemalloc.stop()
     # All distances would take 800 MB.
     assert peak < n * n * 8 / 4
+
+
+def test_mean_silhouettes_of_several_labels_equal_scikit_learns_one_by_one():
+    x, _ = make_blobs(4_500, 6, centers=7, cluster_std=2.5, random_state=3)
+    x = x.astype(np.float32)
+    random = np.random.default_rng(0)
+    nearest = [np.linalg.norm(x[:, None] - x[None, :k], axis=2).argmin(axis=1) for k in (2, 9)]
+    groupings = [*nearest, 5 * random.integers(0, 4, len(x)), np.zeros(len(x), int), np.arange(len(x))]
+    found = metrics.mean_silhouettes(x, groupings, BACKEND)
+    # scikit-learn's distances of float32 rows are rounded to float32 too.
+    assert found[:3] == pytest.approx([sk.silhouette_score(x, labels) for labels in groupings[:3]], abs=1e-7)
+    # One cluster, and one a row: not defined.
+    assert found[3:] == [None, None]
+
+
+def test_mean_silhouettes_are_those_of_each_row():
+    x = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
+    labels = np.arange(300) % 3
+    values, _ = metrics.silhouettes(x, labels, 3, sample=300, seed=0, backend=BACKEND)
+    assert metrics.mean_silhouettes(x, [labels], BACKEND) == pytest.approx([metrics.mean_or_none(values)], abs=1e-7)
 
 
 @pytest.mark.parametrize("k", [1, 4])

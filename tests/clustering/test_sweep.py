@@ -9,8 +9,9 @@ import pytest
 from sklearn.datasets import make_blobs
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.clustering.sweep import sweep_k
+from gpu_cluster.clustering.sweep import check_ks, sweep_k
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig
+from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.results import Sweep
 from scripts.k_criteria import criteria
@@ -75,6 +76,57 @@ def test_beside_a_given_k_stands_the_one_that_the_sweep_would_choose(k, choice):
 
 def test_of_few_pictures_no_other_k_is_named_beside_a_given_one():
     assert swept(blobs(np.eye(3))[::8], k=4, k_range="2:6").doubts == ()
+
+
+def test_above_the_sample_restarts_are_those_of_the_sample_and_the_inertia_that_of_all_rows():
+    x = blobs(np.eye(6), spread=0.2)
+    events = Recorder()
+    full, found = swept(x, k_range="2:9"), swept(x, events, k_range="2:9", sweep_sample=120)
+    assert (full.n_restarted, found.n_restarted, found.n_silhouette) == (240, 120, 240)
+    assert found.best_k == full.best_k == 6
+    assert found.fit is not None
+    for ours, whole in zip(found.points, full.points, strict=True):
+        assert ours.inertia == pytest.approx(whole.inertia, rel=0.1)
+    assert events.notices[0] == (
+        "Restarts of k-means, and their agreement, on a random sample of 120 of 240 images; the best restart is "
+        "carried on with all images"
+    )
+
+
+def test_up_to_the_sample_nothing_is_sampled():
+    x = blobs(np.eye(4))
+    events = Recorder()
+    at, above = swept(x, events, k_range="2:6", sweep_sample=len(x)), swept(x, k_range="2:6")
+    assert [notice for notice in events.notices if "sample" in notice] == []
+    assert [(p.inertia, p.silhouette, p.agreement) for p in at.points] == [
+        (p.inertia, p.silhouette, p.agreement) for p in above.points
+    ]
+
+
+def test_silhouettes_of_a_long_range_are_computed_in_groups(monkeypatch):
+    x = blobs(np.eye(4))
+    whole = swept(x, k_range="2:12").points
+    monkeypatch.setattr("gpu_cluster.clustering.sweep.blocks", lambda _n, width: iter([slice(0, 3200 // width)]))
+    parts = swept(x, k_range="2:12").points
+    assert [point.silhouette for point in parts] == pytest.approx([point.silhouette for point in whole], abs=1e-7)
+    assert [point.inertia for point in parts] == [point.inertia for point in whole]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sweep_sample": 14}, "14 images are too few for the range of k, 2:15, which reaches 15; give at least 15"),
+        ({"sweep_sample": 20, "k": 30}, "20 images are too few for k = 30; give at least 30, or a smaller k"),
+        ({"sweep_sample": 20, "k_range": "2:30:4"}, "20 images are too few for the range of k, 2:30:4, which reaches 30"),
+    ],
+)
+def test_a_sample_that_is_smaller_than_the_range_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        check_ks(SweepConfig(**options), 200)
+
+
+def test_a_sample_of_as_many_images_as_there_are_is_not_refused():
+    check_ks(SweepConfig(sweep_sample=14), 14)
 
 
 def test_the_criteria_of_the_bench_find_groups_far_apart():

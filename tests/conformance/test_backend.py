@@ -14,8 +14,9 @@ from sklearn.datasets import make_blobs
 
 from gpu_cluster.backend import Backend, CpuBackend
 from gpu_cluster.backend.blockwise import as_it_is
+from gpu_cluster.clustering.carry_on import carry_on
 from gpu_cluster.clustering.kmeans import cluster_sums
-from gpu_cluster.clustering.metrics import silhouette_samples
+from gpu_cluster.clustering.metrics import mean_silhouettes, silhouette_samples
 from gpu_cluster.config import Algorithm
 
 from .conftest import gpu
@@ -119,6 +120,19 @@ def test_silhouettes_and_centres_repeat_bit_by_bit(backend: Backend, x, labels):
     np.testing.assert_array_equal(silhouettes[0], silhouettes[1])
     sums = [backend.to_host(cluster_sums(on_device, codes, 6, backend)) for _ in range(2)]
     np.testing.assert_array_equal(sums[0], sums[1])
+
+
+def test_kmeans_carried_on_for_several_k_is_lloyds_algorithm(backend: Backend, x):
+    starts = [x[:k] for k in (2, 6)]
+    found = carry_on(backend.from_host(x), [backend.from_host(own) for own in starts], max_iter=2, backend=backend)
+    for own, start in zip(found, starts, strict=True):
+        np.testing.assert_allclose(backend.to_host(own.centres), lloyd(x, start, n_iter=2), atol=1e-3)
+
+
+def test_mean_silhouettes_of_several_labels_are_scikit_learns(backend: Backend, x, labels):
+    groupings = [labels, labels // 2]
+    found = mean_silhouettes(backend.from_host(x), [backend.from_host(some) for some in groupings], backend)
+    assert found == pytest.approx([sk.silhouette_score(x, some) for some in groupings], abs=1e-6)
 
 
 def test_silhouettes_are_cumls(x, labels):

@@ -41,7 +41,7 @@ def test_copies_get_all_that_their_originals_get(backend, embeddings, originals,
     given: dict[str, Any] = {"backend": backend, "originals": originals}
     random: dict[str, Any] = {**given, "seed": 0, "observer": Observer()}
     projection = reduce(backend.from_host(embeddings), ReduceConfig(), **given)
-    clustering = cluster(projection.x, 4, ClusterConfig(n_init=2), **random)
+    clustering = cluster(projection.x, 4, ClusterConfig(n_init=2), sample=20_000, **random)
     scores = score(projection.x, clustering, ScoreConfig(silhouette_sample=sample), **random)
     layout = lay_out(projection.x, projection.pcs, ReportConfig(layout_sample=sample), **random)
     for values in (clustering.labels, clustering.distances, projection.pcs):

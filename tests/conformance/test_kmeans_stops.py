@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import gpu_cluster
 from gpu_cluster.backend import Backend, CpuBackend
-from gpu_cluster.clustering.kmeans import draw_starts, nearest
+from gpu_cluster.clustering.kmeans import Starts, nearest
 from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.config import ReduceConfig
 from tests.helpers import FLOWERS
@@ -47,7 +47,7 @@ def spaces() -> dict[str, np.ndarray]:
 def agreements(x: np.ndarray, backend: Backend, tol: float, fit: Callable[[np.ndarray], np.ndarray]) -> list[float]:
     """Return, for some starts, the adjusted Rand index of scikit-learn's labels with those of the centres of `fit`."""
     found = []
-    for starts in draw_starts(x, K, 4, seed=0, backend=CPU):
+    for starts in Starts(x, sample=len(x), seed=0, backend=CPU).draw(K, 4):
         theirs = nearest(x, CPU.fit_kmeans(x, starts, max_iter=300, tol=tol).centres, CPU)
         found.append(adjusted_rand_score(theirs, nearest(x, fit(starts), CPU)))
     return found
@@ -84,7 +84,7 @@ def test_the_rule_of_cuvs_alone_stops_too_early_where_rows_are_not_of_unit_lengt
 
 def test_a_large_tolerance_stops_where_scikit_learn_stops(backend: Backend, spaces):
     x = spaces["blobs of variance 10^4"]
-    for starts in draw_starts(x, K, 2, seed=0, backend=CPU):
+    for starts in Starts(x, sample=len(x), seed=0, backend=CPU).draw(K, 2):
         theirs = CPU.fit_kmeans(x, starts, max_iter=300, tol=0.05)
         found = backend.fit_kmeans(backend.from_host(x), backend.from_host(starts), max_iter=300, tol=0.05)
         assert found.n_iter == theirs.n_iter

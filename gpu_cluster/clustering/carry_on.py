@@ -1,0 +1,91 @@
+"""Carries k-means on with all rows, for several numbers of clusters in the same passes.
+
+Input: a matrix x (n, d), and for each k the centres that restarts on a sample of its rows ended with. Output: better
+centres, and their inertia over all rows. This module must not know how the sample was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend.blockwise import blocks
+from gpu_cluster.clustering.kmeans import means
+
+# Most iterations over all rows. The sample's centres are the means of some hundred rows or more of each cluster, so
+# that the first iteration gains nearly all that can be gained; a clustering that is used goes on until it ends.
+MOST_ITERATIONS = 5
+# They end before, when an iteration has lowered no inertia by more than this share.
+_GAIN = 1e-4
+
+# Values in the temporaries of one block of rows: a CPU keeps as many in its cache.
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Centres (k, d), the sum of the squared distances of all rows to the nearest, and iterations over all rows."""
+
+    centres: Array
+    inertia: float
+    n_iter: int
+
+
+def carry_on(x: Array, starts: Sequence[Array], *, max_iter: int, backend: Backend) -> list[Carried]:
+    """Run some iterations of Lloyd's algorithm on x (n, d) from each of several sets of centres (k, d) float32.
+
+    Each pass over the rows serves all sets: the products of a block of rows with all centres are one product of
+    matrices. Beyond x, memory for two float64 numbers for each row and column of a block, and (K, d) float64 sums, K
+    being the number of centres in all sets.
+    """
+    squares = _sum_of_squares(x, backend)
+    found: list[Carried] = []
+    centres = list(starts)
+    for n_iter in range(min(MOST_ITERATIONS, max_iter) + 1):
+        sums, sizes = _assign(x, centres, backend)
+        before, found = found, [
+            Carried(own, squares + _without_squares(own, its_sums, its_sizes, backend), n_iter)
+            for own, its_sums, its_sizes in zip(centres, sums, sizes, strict=True)
+        ]
+        if before and all(new.inertia >= old.inertia * (1 - _GAIN) for old, new in zip(before, found, strict=True)):
+            break
+        centres = [means(*each, backend) for each in zip(sums, sizes, centres, strict=True)]
+    return found
+
+
+def _sum_of_squares(x: Array, backend: Backend) -> float:
+    xp, total = backend.xp, 0.0
+    for rows in blocks(*x.shape, _BLOCK_VALUES):
+        block = xp.astype(x[rows, :], xp.float64)
+        total = total + xp.sum(block * block)
+    return float(backend.to_host(total))
+
+
+def _without_squares(centres: Array, sums: Array, sizes: Array, backend: Backend) -> float:
+    """Return what is to be added to the sum of |x|^2 for the inertia: the sums of -2 x c and of |c|^2 over the rows."""
+    xp = backend.xp
+    centres = xp.astype(centres, xp.float64)
+    return float(backend.to_host(xp.sum(sizes[:, None] * centres * centres - 2 * centres * sums)))
+
+
+def _assign(x: Array, centres: Sequence[Array], backend: Backend) -> tuple[list[Array], list[Array]]:
+    """Return for each set of centres (k, d) the sums (k, d) and sizes (k,) float64 of the clusters of nearest rows."""
+    xp = backend.xp
+    axes = xp.concat(list(centres))
+    offsets = xp.sum(axes * axes, axis=1)[:, None]
+    ends = np.cumsum([own.shape[0] for own in centres])
+    parts = [slice(int(end) - own.shape[0], int(end)) for own, end in zip(centres, ends, strict=True)]
+    codes = [backend.from_host(np.arange(own.shape[0]))[:, None] for own in centres]
+    sums, sizes = 0.0, 0.0
+    for rows in blocks(x.shape[0], int(ends[-1]), _BLOCK_VALUES):
+        block = x[rows, :]
+        # |x - c|^2 without |x|^2, one row for each centre: so an argmin reads whole rows of memory.
+        apart = offsets - 2 * (axes @ xp.matrix_transpose(block))
+        members = [xp.argmin(apart[part, :], axis=0)[None, :] == code for part, code in zip(parts, codes, strict=True)]
+        member = xp.astype(xp.concat(members), xp.float64)
+        sums = sums + member @ xp.astype(block, xp.float64)
+        sizes = sizes + xp.sum(member, axis=1)
+    return [sums[part, :] for part in parts], [sizes[part] for part in parts]
