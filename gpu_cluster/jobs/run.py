@@ -195,7 +195,8 @@ def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
     """
     counts = manifest.counts()
     n = counts["ok"] + counts["duplicate"]
-    if counts["found"] != n + counts["bad"] + counts["passed_over"] or not n == len(embeddings.rows) == len(
-        embeddings.x
+    if (
+        counts["found"] != n + counts["bad"] + counts["passed_over"]
+        or not n == len(embeddings.rows) == (embeddings.x.shape[0])
     ):
         raise JobError(f"the files do not add up: {counts}, {len(embeddings.rows)} embeddings; please report it")
