@@ -80,9 +80,9 @@ def embed(
         work = _Work(manifest, source, rows, observer, go_on=how_to_go_on(store_config))
         work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
         if store is not None:
-            work.shards, work.lasting = store.embeddings(_key(engine)), True
+            work.shards, work.lasting = store.embeddings(key_of(engine)), True
         elif scratch is not None and not held:
-            work.shards = ScratchShards(scratch, _key(engine), observer)
+            work.shards = ScratchShards(scratch, key_of(engine), observer)
         if store is not None and not store_config.force:
             work.read_store()
         missing = work.missing()
@@ -149,7 +149,7 @@ def _computed_beside(
         pool.shutdown(wait=False)
 
 
-def _key(engine: Engine) -> dict[str, Any]:
+def key_of(engine: Engine) -> dict[str, Any]:
     """Return everything that an embedding depends on, except the content of its file."""
     return {
         **engine.extractor.key,

@@ -5,6 +5,7 @@ The device, the options, the weights, the store, the output and the pictures are
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -154,6 +155,19 @@ def filled(
     ):
         events.add(EventLog(log, rewrite))
         yield stage
+
+
+@contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Give the block a place for embeddings in the temporary folder of a job, which is removed with all in it.
+
+    It is made when something is written. If the job is killed, the next job of its name removes it (see `staging`).
+    """
+    place = folder / run_folder.SCRATCH
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def rewriting_of(

@@ -64,7 +64,12 @@ class StoredRows(Rows):
         order = np.argsort(shard_of, kind="stable")
         numbers, first = np.unique(shard_of[order], return_index=True)
         for number, at in zip(numbers, np.split(order, first[1:]), strict=True):
-            x[at] = self._read_shard(self._shards[number])[row_of[at]]
+            shard = self._read_shard(self._shards[number])
+            if at[-1] - at[0] == len(at) - 1:
+                # Without a copy in between: `mode` keeps NumPy from making one.
+                np.take(shard, row_of[at], axis=0, out=x[at[0] : at[-1] + 1], mode="clip")
+            else:
+                x[at] = shard[row_of[at]]
         return x
 
     def _read_shard(self, shard: Path) -> FloatArray:
