@@ -83,6 +83,8 @@ class Backend(ABC):
     shard_size: int
     #: TensorFlow's name of the device on which its work is placed.
     tensorflow_device: str
+    #: Whether its arrays take the host's memory.
+    computes_on_host: bool
     #: Whether a batch of another size costs more than filling it up: on a GPU cuDNN chooses, and times, its algorithms
     #: again for each size of batch.
     pads_batches: bool

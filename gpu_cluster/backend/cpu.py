@@ -40,6 +40,7 @@ class CpuBackend(Backend):
     precisions: tuple[Precision, ...] = ("float32",)
     shard_size = 256
     tensorflow_device = tensorflow_devices.CPU
+    computes_on_host = True
     # Padding would cost as much work as pictures.
     pads_batches = False
 

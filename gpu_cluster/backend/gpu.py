@@ -58,6 +58,7 @@ class GpuBackend(Backend):
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
     shard_size = 4096
     tensorflow_device = tensorflow_devices.CARD
+    computes_on_host = False
     pads_batches = True
     # The size in bytes of the pool that this process has claimed.
     _claimed: ClassVar[int | None] = None

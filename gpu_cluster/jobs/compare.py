@@ -51,6 +51,7 @@ from gpu_cluster.jobs.prepare import (
     opened,
     rewriting_of,
     scratch_in,
+    tell_memory,
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config, command_line
@@ -212,6 +213,12 @@ def _of_recipe(job: _Job, recipe: _Recipe, k: int | None, scratch: Path) -> tupl
     try:
         with events.stage("embed"):
             events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers for each picture")
+            tell_memory(
+                job.config.model_copy(update={"reduce": recipe.reduce}),
+                len(manifest) - len(manifest.bad),
+                recipe.extractor.n_features,
+                job,
+            )
             engine = choose_engine(backend, recipe.extractor, recipe.embed)
             embeddings = embed(
                 manifest,

@@ -35,6 +35,7 @@ from gpu_cluster.jobs.prepare import (
     opened,
     rewriting_of,
     scratch_in,
+    tell_memory,
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import PRESETS, command_line
@@ -68,6 +69,9 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
         engine, folder = job.tools
         rewrite = rewriting_of(config, job.manifest, job.weights, folder)
         with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
+            n = len(job.manifest) - len(job.manifest.bad)
+            whole = config.sweep.sweep_space == "scaled"
+            tell_memory(config, n, engine.extractor.n_features, job, whole=whole)
             with scratch_in(stage.path) as scratch:
                 manifest, findings = _find(job, engine, scratch)
             written = as_written(manifest, rewrite)
