@@ -120,6 +120,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return age(sorted(folder.iterdir()))
 
 
+@pytest.fixture(autouse=True, params=["held", "in shards"])
+def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a store, the embeddings are held in memory, or stay in its shards."""
+    if request.param == "in shards":
+        monkeypatch.setattr(CpuBackend, "holds", lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def alone(files: list[Path]) -> Embeddings:
     """What the job ends with that nobody stops."""
