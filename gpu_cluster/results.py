@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Array, FloatArray, IntArray, KMeansFit
+from gpu_cluster.backend import Array, FloatArray, IntArray, KMeansFit, Rows
 from gpu_cluster.config import CompareConfig, RunConfig, TolerantConfig
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.records import Record
@@ -27,7 +27,7 @@ class Embeddings(Record):
 
     Attributes
     ----------
-    x : (n, d) float32
+    x : (n, d) float32; held on the device, or read from the store in blocks
     rows : (n,) host; manifest row of each embedding, ascending
     bad : maps a manifest row to the reason why its file could not be decoded
     n_computed : pictures that were embedded now; the others were in the store, or are duplicates
@@ -36,7 +36,7 @@ class Embeddings(Record):
     batch_size : number of images in a batch at the end of the job; None if nothing was computed
     """
 
-    x: Array
+    x: Rows
     rows: IntArray
     bad: Mapping[int, str]
     n_computed: int

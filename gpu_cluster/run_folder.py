@@ -36,6 +36,8 @@ PLOTS = "plots"
 PAGE = "report.html"
 THUMBNAILS = "thumbnails.parquet"
 EVENTS = "events.jsonl"
+# Where the embeddings of a run without a store lie until it ends; no finished run has it.
+SCRATCH = "embeddings"
 COMPARISON = "compare.csv"
 COMPARISON_PAGE = "compare.md"
 COMPARISON_PLOT = f"{PLOTS}/compare.png"
@@ -57,12 +59,17 @@ CONTENTS = _MARKS | {
     PAGE,
     THUMBNAILS,
     EVENTS,
+    SCRATCH,
     COMPARISON,
     COMPARISON_PAGE,
 }
 # All that a run can write into its folders.
 CONTENTS_OF = {
     MODEL: re.compile(r"model\.json|arrays\.npz"),
+    # As `store.shards` and `files.write_whole` name them.
+    SCRATCH: re.compile(
+        r"(_key\.json|shard-[0-9a-f]{32}\.parquet)|\.(_key\.json|shard-[0-9a-f]{32}\.parquet)\.[0-9]+-[0-9a-f]{8}\.tmp"
+    ),
     PLOTS: re.compile(r"(elbow|scatter|scatter_labels|silhouette|compare|cluster_[0-9]{2,})\.png"),
 }
 

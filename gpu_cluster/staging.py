@@ -84,6 +84,31 @@ def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
             os.close(lock)
 
 
+@contextmanager
+def temporary(beside: Path) -> Iterator[Path]:
+    """Give the block a temporary folder beside the file or folder `beside`; it is removed when the block ends.
+
+    What it holds has the names that runs write (see `run_folder`). Those that killed jobs left are removed first.
+
+    Raises
+    ------
+    JobError
+        When the folder cannot be made.
+    """
+    try:
+        path, lock = _claim(beside)
+    except OSError as error:
+        raise JobError(f"cannot make a folder beside {shown(beside)}: {error.strerror or error}") from error
+    try:
+        _clear_dead(beside)
+        yield path
+    finally:
+        with suppress(OSError):
+            inventory.remove(path)
+        if lock is not None:
+            os.close(lock)
+
+
 def _claim(folder: Path) -> tuple[Path, int | None]:
     """Make a temporary folder beside `folder`, which is locked as long as the returned descriptor is open.
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, homogeneity_score
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, Rows
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.reduce import reduce
@@ -43,7 +43,7 @@ def quality(
     part: Labelled,
     config: RunConfig,
     seeds: Sequence[int],
-    project: Callable[[np.ndarray, RunConfig], Projection] | None = None,
+    project: Callable[[Rows, RunConfig], Projection] | None = None,
 ) -> Quality:
     """Cluster one set into as many clusters as there are classes, once for each seed."""
     projection = (project or as_configured)(part.embeddings.x, config)
@@ -57,32 +57,32 @@ def quality(
     return Quality(homogeneity, adjusted_rand)
 
 
-def as_configured(x: np.ndarray, config: RunConfig) -> Projection:
+def as_configured(x: Rows, config: RunConfig) -> Projection:
     return reduce(x, config.reduce, backend=CpuBackend())
 
 
 # The recipes that were tried
 
 
-def components(count: Callable[[int], int]) -> Callable[[np.ndarray, RunConfig], Projection]:
+def components(count: Callable[[int], int]) -> Callable[[Rows, RunConfig], Projection]:
     """Return a projection to a number of components that depends on the number of pictures."""
 
-    def project(x: np.ndarray, config: RunConfig) -> Projection:
-        reduction = config.reduce.model_copy(update={"pca": count(len(x))})
+    def project(x: Rows, config: RunConfig) -> Projection:
+        reduction = config.reduce.model_copy(update={"pca": count(x.shape[0])})
         return as_configured(x, config.model_copy(update={"reduce": reduction}))
 
     return project
 
 
-def shrunk(share: float) -> Callable[[np.ndarray, RunConfig], Projection]:
+def shrunk(share: float) -> Callable[[Rows, RunConfig], Projection]:
     """Return a projection whitened by variances that are all raised by a share of their mean."""
 
-    def project(x: np.ndarray, config: RunConfig) -> Projection:
+    def project(x: Rows, config: RunConfig) -> Projection:
         reduction = config.reduce.model_copy(update={"whitening": 0.0, "normalize": False})
         plain = as_configured(x, config.model_copy(update={"reduce": reduction}))
         variance = plain.x.var(axis=0, ddof=1)
-        x = plain.x / np.sqrt(variance + share * variance.mean())
-        return replace(plain, x=(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+        spread = plain.x / np.sqrt(variance + share * variance.mean())
+        return replace(plain, x=(spread / np.linalg.norm(spread, axis=1, keepdims=True)).astype(np.float32))
 
     return project
 
@@ -105,7 +105,7 @@ class Recipe:
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)
     extractor: Callable[[EmbedConfig], Extractor] | None = None
-    project: Callable[[np.ndarray, RunConfig], Projection] | None = None
+    project: Callable[[Rows, RunConfig], Projection] | None = None
 
 
 AVERAGE = {"pooling": "average", "scaling": "sqrt-l2"}

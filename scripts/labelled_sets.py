@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.config import EmbedConfig, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
@@ -90,5 +90,7 @@ def subsets(whole: Labelled) -> Iterator[Labelled]:
         rows = np.flatnonzero(np.isin(whole.labels, random.choice(classes, n_classes, replace=False)))
         if thinned:
             rows = np.sort(random.choice(rows, len(rows) // 2, replace=False))
-        some = replace(whole.embeddings, x=whole.embeddings.x[rows], rows=np.arange(len(rows)))
+        some = replace(
+            whole.embeddings, x=HeldRows(whole.embeddings.x.take(rows), CpuBackend()), rows=np.arange(len(rows))
+        )
         yield Labelled(f"{whole.title}, {n_classes} classes", some, whole.labels[rows])

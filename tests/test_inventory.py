@@ -14,7 +14,7 @@ import pytest
 
 import gpu_cluster
 from gpu_cluster.inventory import find_earlier_run, first_other, is_folder_of_ours, read, remove, replace_file
-from gpu_cluster.run_folder import CONTENTS
+from gpu_cluster.run_folder import CONTENTS, SCRATCH
 from tests.helpers import TINY, called, everything, write_pictures
 from tests.run_folders import earlier_run, run_before
 
@@ -32,7 +32,9 @@ def test_the_inventories_of_a_run_and_a_comparison_name_all_that_they_leave(samp
     given: dict[str, Any] = {"features": ["colours"], "algorithms": ["kmeans"], "k": 2, "image_size": 32}
     compared = gpu_cluster.compare(tmp_path / "in", **given, out=tmp_path / "out").folder
     assert [other(folder) for folder in (sample_run.folder, compared)] == [None, None]
-    assert {path.name for folder in (sample_run.folder, compared) for path in folder.iterdir()} == CONTENTS
+    assert {path.name for folder in (sample_run.folder, compared) for path in folder.iterdir()} == (
+        CONTENTS - {SCRATCH}
+    )
     names = {path: path.stat().st_size for path in compared.rglob("*") if path.is_file()}
     assert json.loads((compared / "inventory.json").read_text())["files"] == {
         str(path.relative_to(compared)): size for path, size in names.items() if path.name != "inventory.json"

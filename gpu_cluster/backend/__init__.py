@@ -3,6 +3,7 @@
 from gpu_cluster.backend.base import Array, Backend, FloatArray, IntArray, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
 from gpu_cluster.backend.gpu import GpuBackend, describe_gpus
+from gpu_cluster.backend.rows import HeldRows, Rows
 from gpu_cluster.backend.select import Choice, Finding, installed, look_for_gpu, select
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "Finding",
     "FloatArray",
     "GpuBackend",
+    "HeldRows",
     "IntArray",
     "KMeansFit",
     "PCAFit",
+    "Rows",
     "describe_gpus",
     "installed",
     "look_for_gpu",

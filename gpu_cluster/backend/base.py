@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from gpu_cluster.backend.rows import Rows
+
 # An array of the library that the backend computes with: NumPy on the CPU, CuPy on a GPU.
 Array: TypeAlias = Any
 HostArray: TypeAlias = "npt.NDArray[Any]"
@@ -83,6 +85,8 @@ class Backend(ABC):
     shard_size: int
     #: TensorFlow's name of the device on which its work is placed.
     tensorflow_device: str
+    #: Whether its arrays take the host's memory.
+    computes_on_host: bool
     #: Whether a batch of another size costs more than filling it up: on a GPU cuDNN chooses, and times, its algorithms
     #: again for each size of batch.
     pads_batches: bool
@@ -160,10 +164,22 @@ class Backend(ABC):
         """Return an array on this device; data reaches the device in no other way."""
 
     @abstractmethod
-    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
+    def empty(self, shape: tuple[int, int]) -> Array:
+        """Return an array float32 on this device whose values are not set."""
+
+    @abstractmethod
+    def holds(self, matrix_bytes: int) -> bool:
+        """Return whether a matrix of embeddings of this size is held on this device; a larger one is read in blocks."""
+
+    @abstractmethod
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+        """Return the m largest eigenvalues (m,) of a symmetric matrix, ascending, and their eigenvectors as columns."""
+
+    @abstractmethod
+    def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
         """Fit the first `n_components` principal axes of x (n, d) float32, scaled by `scale`, with an exact solver.
 
-        A library that takes the whole matrix gets a scaled copy of it.
+        A library that takes the whole matrix gets a scaled copy of it, if the device holds both.
         """
 
     @abstractmethod

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit, Scaling
+from gpu_cluster.backend.rows import Rows
 
 # Largest number of values in a temporary of a pass over the rows.
 _BLOCK_SIZE = 1 << 24
@@ -40,26 +41,48 @@ def column_means(x: Array, backend: Backend, scale: Scaling) -> Array:
     return total / x.shape[0]
 
 
-def fit_pca(x: Array, n_components: int, *, scale: Scaling, backend: Backend) -> PCAFit:
-    """Fit principal axes as `Backend.fit_pca` does, with one matrix in memory: x (n, d) itself.
+def fit_pca(x: Rows, n_components: int, *, scale: Scaling, backend: Backend) -> PCAFit:
+    """Fit principal axes as `Backend.fit_pca` does, in one pass over the blocks of x (n, d).
 
-    The axes are the eigenvectors of the covariance (d, d), which is summed over centred blocks of rows. With fewer rows
-    than columns, they come from the eigenvectors of the Gram matrix (n, n) of the centred rows instead (Turk and
-    Pentland 1991). Memory: 8 bytes for each number of the smaller of these two matrices, and as much again three times
-    for its eigenvectors.
+    The axes are the eigenvectors of the covariance (d, d). With fewer rows than columns, they come from the
+    eigenvectors of the Gram matrix (n, n) of the centred rows instead (Turk and Pentland 1991).
+
+    Memory: a block, and 8 bytes four times for each number of the smaller of these two matrices: for itself, the sum of
+    a block, and the eigenvectors with their work space. With fewer rows than columns, x as a whole too.
     """
-    mean = column_means(x, backend, scale)
-    return (_of_covariance if x.shape[1] <= x.shape[0] else _of_gram)(x, n_components, mean, scale, backend)
+    if x.shape[1] <= x.shape[0]:
+        return _of_covariance(x, n_components, scale, backend)
+    whole = x.whole()
+    return _of_gram(whole, n_components, column_means(whole, backend, scale), scale, backend)
 
 
-def _of_covariance(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:
+def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
+    """Fit from the sum of squares within the blocks, and that between their means (Chan, Golub and LeVeque 1979).
+
+    Rows are centred by the mean of their own block, so nothing large cancels out, however far the data are from the
+    origin. Products within a block are float32, and the sums over the blocks float64: an eigenvalue is exact to about
+    1e-7 of the largest one.
+    """
     xp = backend.xp
-    scatter = 0.0
-    for rows in blocks(x.shape[0], x.shape[1]):
-        centred = _centred(x, rows, mean, scale, backend)
-        scatter = scatter + xp.matrix_transpose(centred) @ centred
+    n, within = x.shape[0], 0.0
+    means, rests, roots = [], [], []
+    for rows, block in x.blocks():
+        scaled = scale(block)
+        about = xp.mean(scaled, axis=0)
+        centred = scaled - about[None, :]
+        # A float32 mean is off by this much.
+        rest = xp.astype(xp.mean(centred, axis=0), xp.float64)
+        within = within + xp.astype(xp.matrix_transpose(centred) @ centred, xp.float64)
+        root = (rows.stop - rows.start) ** 0.5
+        means.append((xp.astype(about, xp.float64) + rest) * root)
+        rests.append(rest * root)
+        roots.append(root)
+    weights = backend.from_host(np.array(roots))[:, None]
+    mean = xp.sum(xp.stack(means) * weights, axis=0) / n
+    between, off = xp.stack(means) - weights * mean[None, :], xp.stack(rests)
+    scatter = within + xp.matrix_transpose(between) @ between - xp.matrix_transpose(off) @ off
     values, vectors, total = _strongest(scatter, m, backend)
-    return _fit(xp.matrix_transpose(vectors), values, total, mean, x, "covariance by blocks", backend)
+    return _fit(xp.matrix_transpose(vectors), values, total, mean, n, "covariance by blocks", backend)
 
 
 def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:
@@ -82,7 +105,7 @@ def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) ->
     # A direction without variance has no axis: what is left of it is rounding.
     real = values[:, None] > _ROUNDING_SHARE * xp.max(values)
     components = xp.where(real, components, xp.zeros_like(components)) / xp.where(real, lengths, xp.ones_like(lengths))
-    return _fit(components, values, total, mean, x, "Gram matrix by blocks", backend)
+    return _fit(components, values, total, mean, n, "Gram matrix by blocks", backend)
 
 
 def _centred(x: Array, rows: slice, mean: Array, scale: Scaling, backend: Backend) -> Array:
@@ -92,14 +115,12 @@ def _centred(x: Array, rows: slice, mean: Array, scale: Scaling, backend: Backen
 def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array, Array]:
     """Return the m largest eigenvalues (m,), largest first, their eigenvectors as columns, and the sum of all."""
     xp = backend.xp
-    values, vectors = xp.linalg.eigh(symmetric)
-    return xp.flip(values[-m:], axis=0), xp.flip(vectors[:, -m:], axis=1), xp.sum(values)
+    values, vectors = backend.strongest(symmetric, m)
+    return xp.flip(values, axis=0), xp.flip(vectors, axis=1), xp.sum(xp.linalg.diagonal(symmetric))
 
 
-def _fit(
-    components: Array, values: Array, total: Array, mean: Array, x: Array, solver: str, backend: Backend
-) -> PCAFit:
-    xp, freedom = backend.xp, x.shape[0] - 1
+def _fit(components: Array, values: Array, total: Array, mean: Array, n: int, solver: str, backend: Backend) -> PCAFit:
+    xp, freedom = backend.xp, n - 1
     return PCAFit(
         mean=xp.astype(mean, xp.float32),
         components=xp.astype(components, xp.float32),

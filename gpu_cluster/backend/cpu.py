@@ -23,8 +23,10 @@ from gpu_cluster.backend.base import (
     perplexity,
     smallest_group,
 )
+from gpu_cluster.backend.blockwise import fit_pca
 from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.backend.memory import free_host_bytes
+from gpu_cluster.backend.rows import WINDOW_BYTES, Rows
 from gpu_cluster.config import Algorithm, Precision
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class CpuBackend(Backend):
     engines = ("ncnn", "tensorflow")
     shard_size = 256
     tensorflow_device = tensorflow_devices.CPU
+    computes_on_host = True
     # Padding would cost as much work as pictures.
     pads_batches = False
 
@@ -107,22 +110,23 @@ class CpuBackend(Backend):
     def from_host(self, array: HostArray) -> Array:
         return array
 
-    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
-        from sklearn.decomposition import PCA
+    def empty(self, shape: tuple[int, int]) -> Array:
+        return np.empty(shape, np.float32)
 
-        n, d = x.shape
-        x = scale(x)
-        # Never 'auto': above 500 rows it uses a randomised solver without a seed. For tall matrices the covariance is
-        # as exact at these numbers of components, and needs memory for d x d instead of another n x d.
-        solver = "covariance_eigh" if n >= 10 * d else "full"
-        fit = PCA(n_components=n_components, svd_solver=solver).fit(x)
-        return PCAFit(
-            mean=fit.mean_.astype(np.float32),
-            components=fit.components_.astype(np.float32),
-            explained_variance=fit.explained_variance_.astype(np.float64),
-            total_variance=float(np.var(x, axis=0, dtype=np.float64, ddof=1).sum()),
-            solver=f"scikit-learn's PCA, {solver}",
-        )
+    def holds(self, matrix_bytes: int) -> bool:
+        # A stream that reads a larger one in blocks takes as much memory.
+        return matrix_bytes <= WINDOW_BYTES
+
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+        # NumPy's computes all eigenvectors, which takes several times as long.
+        from scipy.linalg import eigh
+
+        d = symmetric.shape[0]
+        values, vectors = eigh(symmetric, subset_by_index=(d - m, d - 1))
+        return values, vectors
+
+    def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
+        return fit_pca(x, n_components, scale=scale, backend=self)
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         from sklearn.cluster import KMeans

@@ -25,6 +25,7 @@ from gpu_cluster.backend.base import (
     smallest_group,
 )
 from gpu_cluster.backend.blockwise import fit_pca, lloyd
+from gpu_cluster.backend.rows import HeldRows, Rows
 from gpu_cluster.config import Algorithm, Precision
 from gpu_cluster.errors import DeviceError
 
@@ -58,6 +59,7 @@ class GpuBackend(Backend):
     engines = ("tensorflow",)
     shard_size = 4096
     tensorflow_device = tensorflow_devices.CARD
+    computes_on_host = False
     pads_batches = True
     # The size in bytes of the pool that this process has claimed.
     _claimed: ClassVar[int | None] = None
@@ -153,20 +155,35 @@ class GpuBackend(Backend):
     def claimed_bytes(self) -> int:
         return GpuBackend._claimed or 0
 
-    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
+    def empty(self, shape: tuple[int, int]) -> Array:
+        import cupy
+
+        return cupy.empty(shape, dtype=cupy.float32)
+
+    def holds(self, matrix_bytes: int) -> bool:
+        # The network needs the rest.
+        return matrix_bytes <= _POOL_SHARE * (self.free_bytes() + _free_in_pool())
+
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+        import cupy
+
+        values, vectors = cupy.linalg.eigh(symmetric)
+        return values[-m:], vectors[:, -m:]
+
+    def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
         import cupy
         from cuml.decomposition import PCA
 
-        if not self._suits_cuml(*x.shape):
+        if not (isinstance(x, HeldRows) and self._suits_cuml(*x.shape)):
             return fit_pca(x, n_components, scale=scale, backend=self)
-        x = scale(x)
-        fit = PCA(n_components=n_components, svd_solver="full", output_type="cupy").fit(x)
+        scaled = scale(x.whole())
+        fit = PCA(n_components=n_components, svd_solver="full", output_type="cupy").fit(scaled)
         return PCAFit(
             mean=cupy.ravel(fit.mean_),
             # In row order, which the matrix products with it read.
             components=cupy.ascontiguousarray(fit.components_),
             explained_variance=cupy.asnumpy(fit.explained_variance_).astype(np.float64),
-            total_variance=float(cupy.var(x, axis=0, dtype=cupy.float64, ddof=1).sum()),
+            total_variance=float(cupy.var(scaled, axis=0, dtype=cupy.float64, ddof=1).sum()),
             solver="cuML's PCA, full",
         )
 

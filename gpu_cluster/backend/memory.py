@@ -1,4 +1,4 @@
-"""Finds out how much memory of the host is free, and explains what did not fit when the memory of a device runs out."""
+"""Says how much memory a job needs and how much is free, and explains what did not fit when a device's runs out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpu_cluster.backend.base import Backend
+from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES
 from gpu_cluster.errors import DeviceError
 
 _HELPS = {
@@ -39,6 +40,47 @@ def memory_error_explained(
             f"out of memory on the {backend.name} while {doing} a matrix of {n} x {d} float32, {size:.2f} GB, "
             f"{free:.2f} GB free: {_HELPS[doing]}; or use a device with more memory"
         ) from error
+
+
+# What a job takes whatever the number of pictures is: the program with its libraries, the samples of the sweep and of
+# the scores, the plots. `scripts/bench_scale.py` measures the sum.
+_PROGRAM_BYTES = 700 << 20
+# For each picture: the list of files, the scores and the rows of the tables.
+_PICTURE_BYTES = 1_200
+
+
+def needed_host_bytes(n: int, d: int, m: int, k: int, *, whole: bool, backend: Backend) -> int:
+    """Estimate how much memory of the host a job takes besides the network's, in bytes; see docs/run-folder.md.
+
+    Parameters
+    ----------
+    n, d
+        Number of pictures, and of the numbers in an embedding.
+    m, k
+        Number of columns of the clustered space, and the largest number of clusters.
+    whole
+        Whether the sweep or the clustering uses the scaled embeddings themselves, all (n, d) of them.
+    """
+    matrix, on_card = 4 * n * d, not backend.computes_on_host
+    held = matrix if backend.holds(matrix) else 2 * WINDOW_BYTES
+    # k-means copies its matrix; the sweep and the clustering need one more of the labels and the distances.
+    clustered = 2 * (4 * n * m + (matrix if whole else 0)) + 16 * k * m
+    blocks = 4 * 4 * d * min(n, BLOCK_ROWS)
+    covariance = 4 * 8 * min(n, d) ** 2
+    return _PROGRAM_BYTES + _PICTURE_BYTES * n + (0 if on_card else held + blocks + covariance + clustered)
+
+
+def fits_in_words(needed: int, free: int) -> str:
+    """Return how the memory that a job needs compares with what is free, and what to do if it does not fit."""
+    said = (
+        f"this job will need about {needed / 1e9:.1f} GB of memory, besides the network's; {free / 1e9:.1f} GB are free"
+    )
+    if needed <= free:
+        return said
+    return (
+        f"{said}: the system may end it; end other programs, or take a machine, a container or a batch job with more "
+        "memory, fewer pictures, or a smaller --pooling"
+    )
 
 
 def free_host_bytes() -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend import Backend, IntArray, Rows
 from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.events import Observer
@@ -23,21 +23,21 @@ MOST_IMAGES = 20_000
 
 
 def find_near_duplicates(
-    x: Array, *, backend: Backend, observer: Observer, originals: IntArray | None = None
+    embeddings: Rows, *, backend: Backend, observer: Observer, originals: IntArray | None = None
 ) -> tuple[NearDuplicate, ...]:
-    """Return, for each row of the embeddings x (n, d), the row most like it if their cosine is above 0.97.
+    """Return, for each row of the embeddings (n, d), the row most like it if their cosine is above 0.97.
 
     Each pair appears once. Copies with the same bytes, as named by `originals` (see `copies`), do not count as pairs.
     For more than 20,000 pictures this reports a notice and returns no pairs.
     """
     xp = backend.xp
-    n_rows = x.shape[0]
+    n_rows = embeddings.shape[0]
     rows = np.arange(n_rows) if originals is None else np.flatnonzero(originals == np.arange(n_rows))
     n = len(rows)
     if n > MOST_IMAGES:
         observer.notice(f"Near duplicates were not searched: there are {n:,} pictures, more than {MOST_IMAGES:,}")
         return ()
-    x = xp.take(x, backend.from_host(rows), axis=0)
+    x = embeddings.take(rows)
     x = x / kmeans.row_norms(x, backend)
     pairs: dict[tuple[int, int], float] = {}
     numbers = backend.from_host(np.arange(n))

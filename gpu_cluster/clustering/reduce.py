@@ -1,7 +1,7 @@
 """Reduces embeddings to a Projection: scale, PCA, whiten, normalise.
 
-Input: embeddings (n, d). Output: the space that is clustered, and two principal components to plot. This module must
-not know what is found in that space.
+Input: embeddings (n, d), which are read in blocks of rows. Output: the space that is clustered, and two principal
+components to plot. This module must not know what is found in that space.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, IntArray, PCAFit
+from gpu_cluster.backend import Array, Backend, IntArray, PCAFit, Rows
 from gpu_cluster.backend.base import Scaling
-from gpu_cluster.backend.blockwise import blocks
+from gpu_cluster.backend.rows import filled
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ReduceConfig
@@ -30,7 +30,7 @@ _EQUAL_SHARE = 1e-7
 
 
 def reduce(
-    x: Array,
+    x: Rows,
     config: ReduceConfig,
     *,
     backend: Backend,
@@ -41,8 +41,10 @@ def reduce(
 
     Copies, as named by `originals` (see `copies`), get the principal components of their originals.
 
-    Memory: rows are scaled in blocks, so that x is the only (n, d) matrix. There is one more while a library fits PCA
-    to the whole matrix, and one that stays if the sweep or the clustering uses the scaled columns.
+    x is read twice, to fit PCA and to project, and once more before that if columns are scaled by their range.
+
+    Memory: a few blocks, what `Backend.fit_pca` takes, and the result (n, m). If the sweep or the clustering uses the
+    scaled columns themselves, these are held too: (n, d).
     """
     low, span = _column_range(x, backend) if config.scaling == "minmax" else (None, None)
 
@@ -74,12 +76,12 @@ def reduce(
         pcs=as_originals(pcs, originals, backend),
         pcs_variance_ratio=_variance_ratio(fit),
         pca_solver=fit.solver,
-        sweep_x=scaled(x) if swept_scaled else projected,
+        sweep_x=_scaled_whole(x, scaled, backend) if swept_scaled else projected,
         sweep_space=f"{scaling}, {x.shape[1]} columns" if swept_scaled else space,
     )
 
 
-def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Array]:
+def apply(reduction: Reduction, x: Rows, backend: Backend) -> tuple[Array, Array]:
     """Project embeddings x (n, d) float32 into a space: those that it was fitted on, or others.
 
     Returns
@@ -89,18 +91,25 @@ def apply(reduction: Reduction, x: Array, backend: Backend) -> tuple[Array, Arra
     pcs
         (n, 2) float32, their first two principal components.
     """
+    n, d = x.shape
+    space, pcs = backend.empty((n, d if reduction.kept is None else reduction.kept)), backend.empty((n, 2))
+    axes = backend.xp.matrix_transpose(reduction.components)
+    for rows, block in x.blocks():
+        scaled = scale(block, reduction.scaling, backend, low=reduction.low, span=reduction.span)
+        # x C' - m C' instead of (x - m) C' avoids a second block.
+        scores = scaled @ axes - reduction.mean @ axes
+        part = scaled if reduction.kept is None else scores[:, : reduction.kept]
+        if reduction.divisors is not None:
+            part = part / reduction.divisors
+        if reduction.normalize:
+            part = part / kmeans.row_norms(part, backend)
+        space[rows, :] = part
+        pcs[rows, :] = _first_two(scores, backend)
+    return space, pcs
 
-    def scaled(rows: Array) -> Array:
-        return scale(rows, reduction.scaling, backend, low=reduction.low, span=reduction.span)
 
-    parts = blocks(*x.shape)
-    scores = backend.xp.concat([_project(scaled(x[rows, :]), reduction, backend) for rows in parts])
-    space = scaled(x) if reduction.kept is None else scores[:, : reduction.kept]
-    if reduction.divisors is not None:
-        space = space / reduction.divisors
-    if reduction.normalize:
-        space = space / kmeans.row_norms(space, backend)
-    return space, _first_two(scores, backend)
+def _scaled_whole(x: Rows, scaled: Scaling, backend: Backend) -> Array:
+    return filled(((rows, scaled(block)) for rows, block in x.blocks()), x.shape, backend)
 
 
 def _divisors(fit: PCAFit, kept: int, power: float, backend: Backend) -> Array:
@@ -146,10 +155,12 @@ def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None,
     return x
 
 
-def _column_range(x: Array, backend: Backend) -> tuple[Array, Array]:
+def _column_range(x: Rows, backend: Backend) -> tuple[Array, Array]:
     """Return the smallest value (d,) and the range (d,) of each column; the range is 1 for a constant column."""
     xp = backend.xp
-    low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+    ends = [(xp.min(block, axis=0), xp.max(block, axis=0)) for _rows, block in x.blocks()]
+    low = xp.min(xp.stack([low for low, _ in ends]), axis=0)
+    high = xp.max(xp.stack([high for _, high in ends]), axis=0)
     return low, xp.where(high > low, high - low, xp.ones_like(high))
 
 
@@ -159,13 +170,13 @@ def count_components(pca: int | str, n: int, d: int) -> int:
     return max(1, min(wanted, n - 1, d))
 
 
-def _fit(x: Array, n_components: int, scaled: Scaling, backend: Backend) -> PCAFit:
+def _fit(x: Rows, n_components: int, scaled: Scaling, backend: Backend) -> PCAFit:
     """Fit PCA and drop the components without variance; if all rows are equal, one component of zeros remains."""
     xp = backend.xp
     n, d = x.shape
     if n == 1:
         nothing = np.zeros((1, d), np.float32)
-        return PCAFit(scaled(x)[0, :], backend.from_host(nothing), np.zeros(1), 0.0, "none: there is one row")
+        return PCAFit(scaled(x.whole())[0, :], backend.from_host(nothing), np.zeros(1), 0.0, "none: there is one row")
     fit = backend.fit_pca(x, max(1, min(n_components, n - 1, d)), scale=scaled)
     of_mean = float(backend.to_host(xp.sum(fit.mean * fit.mean, dtype=xp.float64)))
     mean_square = fit.total_variance * (n - 1) / n + of_mean
@@ -186,13 +197,6 @@ def _fixed_signs(fit: PCAFit, backend: Backend) -> PCAFit:
     smallest = xp.min(fit.components, axis=1, keepdims=True)
     signs = xp.where(largest >= -smallest, xp.ones_like(largest), -xp.ones_like(largest))
     return replace(fit, components=fit.components * signs)
-
-
-def _project(scaled: Array, fit: Reduction, backend: Backend) -> Array:
-    # x C' - m C' instead of (x - m) C' avoids a second (n, d) matrix.
-    xp = backend.xp
-    axes = xp.matrix_transpose(fit.components)
-    return scaled @ axes - fit.mean @ axes
 
 
 def _first_two(scores: Array, backend: Backend) -> Array:

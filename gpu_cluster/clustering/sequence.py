@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend import Backend, IntArray, Rows
 from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.clustering.score import score
@@ -29,7 +29,7 @@ class Clusters:
 
 
 def find_clusters(
-    x: Array,
+    x: Rows,
     config: ClusteringConfig,
     *,
     backend: Backend,
@@ -39,7 +39,7 @@ def find_clusters(
     truth: Truth | None = None,
     originals: IntArray | None = None,
 ) -> Clusters:
-    """Cluster embeddings x (n, d) float32, device: reduce, sweep over k, cluster with the chosen k, score.
+    """Cluster embeddings x (n, d) float32: reduce, sweep over k, cluster with the chosen k, score.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def find_clusters(
 
 
 def find_space(
-    x: Array,
+    x: Rows,
     config: ClusteringConfig,
     *,
     backend: Backend,

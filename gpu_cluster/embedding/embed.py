@@ -12,16 +12,19 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend import IntArray, Rows
 from gpu_cluster.backend.memory import memory_error_explained
+from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.elsewhere import tell_of_others
 from gpu_cluster.embedding.engines import Engine
+from gpu_cluster.embedding.kept import InShards, Kept, OnDevice
 from gpu_cluster.embedding.shards import EmbeddedBatch, embed_shard, plan_shards
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
@@ -29,7 +32,7 @@ from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
-from gpu_cluster.store.store import EmbeddingShards, Store, how_to_go_on
+from gpu_cluster.store.store import EmbeddingShards, ScratchShards, Store, how_to_go_on
 from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
@@ -48,13 +51,16 @@ def embed(
     store: Store | None,
     store_config: StoreConfig,
     observer: Observer,
+    scratch: Path | None = None,
 ) -> Embeddings:
     """Embed every file of a scanned manifest that is not bad; files with the same content are embedded once.
 
-    If `store` is None, every embedding is computed and none is written to disk.
+    A matrix that the device holds (see `Backend.holds`) is made there. A larger one stays in the shards of the store.
+    If `store` is None, every embedding is computed; a matrix that the device does not hold then lies in shards in the
+    folder `scratch`, which the caller removes. If `scratch` is None too, the device holds it whatever its size.
 
-    Memory: one (n, d) float32 matrix, a shard of it while it is written, and a few batches of pixels; a second matrix
-    only if a file whose header was good turns out bad.
+    Memory: the (n, d) float32 matrix that the device holds (a second one if a file whose header was good turns out
+    bad), or 8 bytes for each file; a shard while it is read or written, and a few batches of pixels.
 
     Raises
     ------
@@ -63,20 +69,26 @@ def embed(
     InterruptedJobError
         When the observer asked to stop; the batch in work is finished first, and the store keeps all complete batches.
     StoreError
-        When the store cannot be read or written.
+        When the store, or `scratch`, cannot be read or written.
     """
-    backend, n_features = engine.backend, engine.extractor.n_features
-    rows = np.array([row for row in range(len(manifest)) if row not in manifest.bad], dtype=np.int64)
-    with memory_error_explained("embedding", len(rows), n_features, backend):
-        backend.claim_device(len(rows) * n_features * np.dtype(np.float32).itemsize)
-        x = backend.xp.empty((len(rows), n_features), dtype=backend.xp.float32)
-        shards = None if store is None else store.embeddings(_key(engine))
-        matrix = _Matrix(manifest, source, rows, x, backend, shards, observer, go_on=how_to_go_on(store_config))
-        if not store_config.force:
-            matrix.read_store()
-        missing = matrix.missing()
+    backend, d = engine.backend, engine.extractor.n_features
+    bad = manifest.bad
+    rows = np.array([row for row in range(len(manifest)) if row not in bad], dtype=np.int64)
+    matrix_bytes = len(rows) * d * np.dtype(np.float32).itemsize
+    held = backend.holds(matrix_bytes) or (store is None and scratch is None)
+    with memory_error_explained("embedding", len(rows), d, backend):
+        backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
+        work = _Work(manifest, source, rows, observer, go_on=how_to_go_on(store_config))
+        work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
+        if store is not None:
+            work.shards, work.lasting = store.embeddings(key_of(engine)), True
+        elif scratch is not None and not held:
+            work.shards = ScratchShards(scratch, key_of(engine), observer)
+        if store is not None and not store_config.force:
+            work.read_store()
+        missing = work.missing()
         n_missing = int(missing.sum())
-        if n_known := matrix.count_good():
+        if n_known := work.count_good():
             observer.notice(
                 f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
                 f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
@@ -86,7 +98,7 @@ def embed(
         images_per_s = None
         if n_missing:
             if store is not None and not store_config.force:
-                tell_of_others(store, _key(engine), matrix.hashes(np.flatnonzero(missing)), engine, observer)
+                tell_of_others(store, key_of(engine), work.hashes(np.flatnonzero(missing)), engine, observer)
             engine.build()
             shard_size = store_config.shard_size or backend.shard_size
             log.info(
@@ -98,14 +110,14 @@ def embed(
                 shard_size,
             )
             start = time.perf_counter()
-            matrix.compute(plan_shards(missing, shard_size), engine, shard_size)
+            work.compute(plan_shards(missing, shard_size), engine, shard_size)
             images_per_s = n_missing / (time.perf_counter() - start)
-        filled, filled_rows, bad = matrix.finish()
+        x, good_rows, bad = work.finish()
         return Embeddings(
-            x=filled,
-            rows=filled_rows,
+            x=x,
+            rows=good_rows,
             bad=bad,
-            n_computed=matrix.count_good(missing),
+            n_computed=work.count_good(missing),
             images_per_s=images_per_s,
             precision=engine.precision,
             batch_size=engine.batch_size if n_missing else None,
@@ -142,7 +154,7 @@ def _computed_beside(
         pool.shutdown(wait=False)
 
 
-def _key(engine: Engine) -> dict[str, Any]:
+def key_of(engine: Engine) -> dict[str, Any]:
     """Return everything that an embedding depends on, except the content of its file."""
     return {
         **engine.extractor.key,
@@ -156,35 +168,36 @@ def _key(engine: Engine) -> dict[str, Any]:
     }
 
 
-class _Matrix:
-    """The matrix that is being filled: one row for each file that is not bad; each content is computed once.
+class _Work:
+    """What is known and what is left to compute of the contents of a manifest; each content is computed once.
 
     In this class, index i is the i-th distinct content. Contents are ordered by the first file in which they occur.
+
+    Attributes
+    ----------
+    content_of : (n,) the index of the content of each file that is not bad
+    kept : where the embeddings are
+    shards : where they are written; None if they are not
+    lasting : whether these stay when the job has ended
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        source: Source,
-        rows: IntArray,
-        x: Array,
-        backend: Backend,
-        shards: EmbeddingShards | None,
-        observer: Observer,
-        *,
-        go_on: str,
-    ) -> None:
+    kept: Kept
+    shards: EmbeddingShards | None = None
+    lasting = False
+
+    def __init__(self, manifest: Manifest, source: Source, rows: IntArray, observer: Observer, *, go_on: str) -> None:
         self._manifest = manifest
         self._source = source
         self._rows = rows
-        self._x = x
-        self._backend = backend
-        self._shards = shards
         self._observer = observer
         self._go_on = go_on
-        # `_at[i]` is the row in x of the first file with content i.
-        self._at = np.flatnonzero([row not in manifest.duplicates for row in rows])
-        self._done = np.zeros(len(self._at), dtype=bool)
+        firsts = np.array([row not in manifest.duplicates for row in rows], dtype=bool)
+        self._first_rows = rows[firsts]
+        originals = [manifest.duplicates[row] for row in rows[~firsts]]
+        self.content_of = np.empty(len(rows), dtype=np.int64)
+        self.content_of[firsts] = np.arange(len(self._first_rows))
+        self.content_of[~firsts] = np.searchsorted(self._first_rows, originals)
+        self._done = np.zeros(len(self._first_rows), dtype=bool)
         self._n_done = 0
         self._bad: dict[int, str] = {}
         # For each content that was embedded after the last write to the store, whether the store may keep its result.
@@ -193,7 +206,7 @@ class _Matrix:
     @property
     def n_contents(self) -> int:
         """Number of distinct contents."""
-        return len(self._at)
+        return len(self._first_rows)
 
     def count_good(self, contents: npt.NDArray[np.bool_] | None = None) -> int:
         """Return how many contents, of those in a mask (or of all), have an embedding by now."""
@@ -205,12 +218,12 @@ class _Matrix:
         return ~self._done
 
     def read_store(self) -> None:
-        """Fill in the embeddings and reasons that the store holds."""
-        if self._shards is None:
-            return
-        for found, x, reasons in self._shards.find(self.hashes(np.arange(self.n_contents))):
-            self._fill(found, self._backend.from_host(x), reasons)
-            self._progress(len(found))
+        """Take the embeddings and reasons that the store holds."""
+        assert self.shards is not None, "without a store, nothing is read"
+        for shard in self.shards.find(self.hashes(np.arange(self.n_contents))):
+            self.kept.found(shard)
+            self._note(shard.at, shard.reasons)
+            self._progress(len(shard.at))
             if self._observer.stopping():
                 raise self._interrupted()
 
@@ -239,7 +252,8 @@ class _Matrix:
         embedded = embed_shard([self._picture(index) for index in shard], engine)
         for batch in _computed_beside(embedded, self._observer):
             indices = shard[batch.positions]
-            self._fill(indices, batch.x, batch.reasons)
+            self.kept.computed(indices, batch.x)
+            self._note(indices, batch.reasons)
             self._unwritten |= zip(indices.tolist(), batch.lasting.tolist(), strict=True)
             self._progress(len(indices))
             if self._observer.stopping():
@@ -255,59 +269,48 @@ class _Matrix:
         for index in [index for index in self._unwritten if self._picture(index).changed()]:
             self._bad[index] = "it changed while the job ran"
             self._unwritten[index] = False
-        kept = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
+        lasting = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
         self._unwritten.clear()
-        if self._shards is not None and len(kept):
-            x = self._backend.xp.take(self._x, self._backend.from_host(self._at[kept]), axis=0)
-            self._shards.keep(self.hashes(kept), self._backend.to_host(x), [self._bad.get(int(at)) for at in kept])
+        shard = None
+        if self.shards is not None and len(lasting):
+            x = self.kept.to_write(lasting)
+            # With such numbers, as float16 may give, no later step could do anything. A row with a reason has any.
+            usable = np.isfinite(x).all(axis=1) | np.array([index in self._bad for index in lasting.tolist()])
+            self._bad |= dict.fromkeys(lasting[~usable].tolist(), "the network gave numbers that are not finite")
+            lasting, x = lasting[usable], x[usable]
+            shard = self.shards.keep(self.hashes(lasting), x, [self._bad.get(index) for index in lasting.tolist()])
+        self.kept.written(lasting, shard)
 
-    def finish(self) -> tuple[Array, IntArray, dict[int, str]]:
-        """Return the matrix, the manifest row of each of its rows, and the reasons by manifest row."""
-        first_row = self._rows[self._at]
-        bad = {int(first_row[index]): why for index, why in self._bad.items()}
-        copies = [row for row in self._rows if row in self._manifest.duplicates]
-        for row in copies:
-            first = self._manifest.duplicates[row]
+    def finish(self) -> tuple[Rows, IntArray, dict[int, str]]:
+        """Return the embeddings, the manifest row of each of them, and the reasons by manifest row."""
+        bad = {int(self._first_rows[index]): why for index, why in self._bad.items()}
+        for row, first in self._manifest.duplicates.items():
             if first in bad:
-                bad[int(row)] = f"{self._manifest.status(int(row))[1]}: {bad[first]}"
-        sources = np.searchsorted(self._rows, [self._manifest.duplicates[row] for row in copies])
-        self._copy(sources, np.searchsorted(self._rows, copies))
+                bad[row] = f"{self._manifest.status(row)[1]}: {bad[first]}"
         good = np.array([row not in bad for row in self._rows], dtype=bool)
-        if good.all():
-            return self._x, self._rows, bad
-        kept = self._backend.xp.take(self._x, self._backend.from_host(np.flatnonzero(good)), axis=0)
-        return kept, self._rows[good], bad
+        return self.kept.rows(self.content_of[good]), self._rows[good], bad
 
-    def _fill(self, indices: IntArray, x: Array, reasons: Sequence[str | None]) -> None:
-        self._x[self._backend.from_host(self._at[indices])] = x
+    def _note(self, indices: IntArray, reasons: Sequence[str | None]) -> None:
         self._bad |= {int(index): why for index, why in zip(indices, reasons, strict=True) if why is not None}
         self._done[indices] = True
-
-    def _copy(self, sources: IntArray, targets: IntArray) -> None:
-        # Copying in blocks avoids a second matrix when most files are copies.
-        block = 1 << 14
-        for first in range(0, len(sources), block):
-            part = slice(first, first + block)
-            copied = self._backend.xp.take(self._x, self._backend.from_host(sources[part]), axis=0)
-            self._x[self._backend.from_host(targets[part])] = copied
 
     def _progress(self, n: int) -> None:
         self._n_done += n
         self._observer.progress("embed", self._n_done, self.n_contents)
 
     def _picture(self, index: int) -> Picture:
-        row = int(self._rows[self._at[index]])
+        row = int(self._first_rows[index])
         return Picture(self._source, self._manifest.paths[row], self._manifest.files[row])
 
     def hashes(self, indices: IntArray) -> list[str]:
         """Return the content hashes of these contents."""
-        files = (self._manifest.files[row] for row in self._rows[self._at[indices]])
+        files = (self._manifest.files[row] for row in self._first_rows[indices])
         return [facts.content_hash or "" for facts in files]
 
     def _interrupted(self) -> InterruptedJobError:
         kept = ""
-        if self._shards is not None and self._n_done:
-            kept = f"; they are kept in {str(self._shards.folder)!r}"
+        if self.lasting and self.shards is not None and self._n_done:
+            kept = f"; they are kept in {str(self.shards.folder)!r}"
         return InterruptedJobError(
             f"interrupted with {self._n_done:,} of {self.n_contents:,} pictures embedded{kept}: {self._go_on}"
         )

@@ -50,6 +50,8 @@ from gpu_cluster.jobs.prepare import (
     nothing_readable,
     opened,
     rewriting_of,
+    scratch_in,
+    tell_memory,
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config, command_line
@@ -138,7 +140,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
         rewrite = rewriting_of(config, job.manifest, job.weights, folder)
         with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
-            rows, manifest = _fill(job, recipes)
+            rows, manifest = _fill(job, recipes, stage.path)
             found = Comparison(folder=folder, config=job.config, manifest=manifest, rows=rows)
             readable = len(manifest.bad) < len(manifest)
             written = replace(
@@ -191,18 +193,19 @@ def _has_below_0(name: str) -> bool:
     return name in extractors.KERAS_MODELS and extractors.KERAS_MODELS[name].below_0
 
 
-def _fill(job: _Job, recipes: Sequence[_Recipe]) -> tuple[tuple[Compared, ...], Manifest]:
+def _fill(job: _Job, recipes: Sequence[_Recipe], folder: Path) -> tuple[tuple[Compared, ...], Manifest]:
     """Return every row of the table, and the manifest with its bad files."""
     rows: list[Compared] = []
     manifest, k = job.manifest, job.config.sweep.k
     for recipe in recipes:
         # Files that turned out bad with one recipe are left out by the recipes after it.
-        more, manifest, k = _of_recipe(replace(job, manifest=manifest), recipe, k)
+        with scratch_in(folder) as scratch:
+            more, manifest, k = _of_recipe(replace(job, manifest=manifest), recipe, k, scratch)
         rows += more
     return tuple(rows), manifest
 
 
-def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared], Manifest, int | None]:
+def _of_recipe(job: _Job, recipe: _Recipe, k: int | None, scratch: Path) -> tuple[list[Compared], Manifest, int | None]:
     """Return the rows of one kind of features, the manifest with its bad files, and k.
 
     This is a function of its own so that the memory of the space is free when it returns.
@@ -213,9 +216,21 @@ def _of_recipe(job: _Job, recipe: _Recipe, k: int | None) -> tuple[list[Compared
     try:
         with events.stage("embed"):
             events.notice(f"{recipe.name}: {recipe.extractor.n_features:,} numbers for each picture")
+            tell_memory(
+                job.config.model_copy(update={"reduce": recipe.reduce}),
+                len(manifest) - len(manifest.bad),
+                recipe.extractor.n_features,
+                job,
+            )
             engine = choose_engine(backend, recipe.extractor, recipe.embed)
             embeddings = embed(
-                manifest, job.source, engine, store=job.store, store_config=job.config.store, observer=events
+                manifest,
+                job.source,
+                engine,
+                store=job.store,
+                store_config=job.config.store,
+                observer=events,
+                scratch=scratch,
             )
         manifest = manifest.with_bad(embeddings.bad)
         n = len(embeddings.rows)

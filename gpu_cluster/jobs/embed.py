@@ -50,4 +50,4 @@ def embed(files: Sequence[Path], config: EmbedJobConfig, observer: Observer | No
                 f"{len(bad)} of {len(files)} files cannot be embedded; the first is "
                 f"{printable(str(files[first]))!r}: {bad[first]}"
             )
-        return np.asarray(job.backend.to_host(found.x))
+        return np.asarray(job.backend.to_host(found.x.whole()))

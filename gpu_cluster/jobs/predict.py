@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from gpu_cluster.report.pictures import check_inside
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, csv_of, write_bad_files
 from gpu_cluster.results import Embeddings
-from gpu_cluster.run_folder import FinishedRun
+from gpu_cluster.run_folder import SCRATCH, FinishedRun
+from gpu_cluster.staging import temporary
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,12 +123,22 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
 
     with opened(config, events, lambda: discover(config.input, events), prepared) as job:
         engine = job.tools
-        with events.stage("embed"):
-            embeddings = embed(
-                job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events
-            )
-        with events.stage("predict"):
-            found = _assign(model, embeddings, job, out)
+        with ExitStack() as until_assigned:
+            scratch = None
+            if job.store is None:
+                scratch = until_assigned.enter_context(temporary(out)) / SCRATCH
+            with events.stage("embed"):
+                embeddings = embed(
+                    job.manifest,
+                    job.source,
+                    engine,
+                    store=job.store,
+                    store_config=config.store,
+                    observer=events,
+                    scratch=scratch,
+                )
+            with events.stage("predict"):
+                found = _assign(model, embeddings, job, out)
         if page is None:
             return found
         with events.stage("page"):

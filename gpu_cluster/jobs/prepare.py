@@ -5,6 +5,8 @@ The device, the options, the weights, the store, the output and the pictures are
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +15,17 @@ from typing import Any, Generic, TypeVar
 
 from gpu_cluster import output, run_folder, staging
 from gpu_cluster.backend import Backend, Choice, select
-from gpu_cluster.config import CompareConfig, InputConfig, JobConfig, PredictConfig, RunConfig
+from gpu_cluster.backend.memory import fits_in_words, free_host_bytes, needed_host_bytes
+from gpu_cluster.clustering.reduce import count_components
+from gpu_cluster.config import (
+    ClusteringConfig,
+    CompareConfig,
+    InputConfig,
+    JobConfig,
+    PredictConfig,
+    RunConfig,
+    parse_k_range,
+)
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import Engine, check_installed
 from gpu_cluster.errors import NothingReadableError
@@ -28,6 +40,8 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import Rewrite, check_root, rewriting, unchanged
 from gpu_cluster.store.store import Store, how_to_go_on, open_store
 from gpu_cluster.words import count
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
@@ -173,6 +187,37 @@ def filled(
     ):
         events.add(EventLog(log, rewrite))
         yield stage
+
+
+@contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Give the block a place for embeddings in the temporary folder of a job, which is removed with all in it.
+
+    It is made when something is written. If the job is killed, the next job of its name removes it (see `staging`).
+    """
+    place = folder / run_folder.SCRATCH
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def tell_memory(config: ClusteringConfig, n: int, d: int, job: Job[C, T], *, whole: bool = False) -> None:
+    """Say how much memory clustering n embeddings of d numbers will need, and how much is free.
+
+    This is a notice if the embeddings are too many to be held, or do not fit, and is logged otherwise. With `whole`,
+    the sweep uses the scaled embeddings themselves.
+    """
+    m = d if config.reduce.pca == "none" else count_components(config.reduce.pca, n, d)
+    k = config.sweep.k or 1
+    k = max(k, parse_k_range(config.sweep.k_range or config.sweep.default_range)[-1])
+    needed = needed_host_bytes(n, d, m, k, whole=whole, backend=job.backend)
+    free = free_host_bytes()
+    words = fits_in_words(needed, free)
+    if needed > free or not job.backend.holds(4 * n * d):
+        job.events.notice(f"With {count(n, 'picture')}, {words}")
+    else:
+        log.info("%s", words)
 
 
 def rewriting_of(

@@ -35,6 +35,8 @@ from gpu_cluster.jobs.prepare import (
     nothing_readable,
     opened,
     rewriting_of,
+    scratch_in,
+    tell_memory,
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import PRESETS, command_line
@@ -68,7 +70,11 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
         engine, folder = job.tools
         rewrite = rewriting_of(config, job.manifest, job.weights, folder)
         with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
-            manifest, findings = _find(job, engine)
+            n = len(job.manifest) - len(job.manifest.bad)
+            whole = config.sweep.sweep_space == "scaled"
+            tell_memory(config, n, engine.extractor.n_features, job, whole=whole)
+            with scratch_in(stage.path) as scratch:
+                manifest, findings = _find(job, engine, scratch)
             written = as_written(manifest, rewrite)
             result = RunResult(
                 folder=folder,
@@ -109,12 +115,18 @@ def _tell_who_gave_k(config: RunConfig, events: Recorder) -> None:
     events.notice(f"k is {k}, as {giver} says; the range {tried} is tried and shown too")
 
 
-def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine) -> tuple[Manifest, Findings | None]:
+def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine, scratch: Path) -> tuple[Manifest, Findings | None]:
     """Run the stages from embed to tsne; return the manifest with its bad files, and None if no file can be decoded."""
     config, backend, events = job.config, job.backend, job.events
     with events.stage("embed"):
         embeddings = embed(
-            job.manifest, job.source, engine, store=job.store, store_config=config.store, observer=events
+            job.manifest,
+            job.source,
+            engine,
+            store=job.store,
+            store_config=config.store,
+            observer=events,
+            scratch=scratch,
         )
     manifest = job.manifest.with_bad(embeddings.bad)
     _add_up(manifest, embeddings)
@@ -197,7 +209,8 @@ def _add_up(manifest: Manifest, embeddings: Embeddings) -> None:
     """
     counts = manifest.counts()
     n = counts["ok"] + counts["duplicate"]
-    if counts["found"] != n + counts["bad"] + counts["passed_over"] or not n == len(embeddings.rows) == len(
-        embeddings.x
+    if (
+        counts["found"] != n + counts["bad"] + counts["passed_over"]
+        or not n == len(embeddings.rows) == (embeddings.x.shape[0])
     ):
         raise JobError(f"the files do not add up: {counts}, {len(embeddings.rows)} embeddings; please report it")

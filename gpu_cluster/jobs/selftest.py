@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_cluster.backend import Backend, CpuBackend, FloatArray, look_for_gpu
+from gpu_cluster.backend import Backend, CpuBackend, FloatArray, HeldRows, look_for_gpu
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.config import Device, EngineName, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
@@ -114,7 +114,7 @@ def measure(
     chosen = choose_engine(backend, job.tools, job.config.embed.model_copy(update={"engine": engine}))
     with events.stage("embed"):
         own = _embedded(chosen, job, events)
-    embeddings = np.asarray(backend.to_host(own.x))
+    embeddings = np.asarray(backend.to_host(own.x.whole()))
     speeds = {**time_steps(chosen, job), "all together": own.images_per_s or 0.0}
     if start_from is None:
         start_from = {
@@ -147,7 +147,7 @@ def embed_with(options: Mapping[str, Any], backend: Backend, job: Job[RunConfig,
     """Embed the sample set with these options: (n, d) float32, host."""
     config = _config(job, **options)
     engine = choose_engine(backend, extractors.of_vgg16(job.weights, config.embed), config.embed)
-    return np.asarray(backend.to_host(_embedded(engine, job, job.events).x))
+    return np.asarray(backend.to_host(_embedded(engine, job, job.events).x.whole()))
 
 
 def time_steps(engine: Engine, job: Job[RunConfig, Extractor]) -> dict[str, float]:
@@ -208,9 +208,8 @@ def _clustered(
     x: FloatArray,
     events: Recorder,
 ) -> Clustered:
-    found = find_clusters(
-        backend.from_host(x), config, backend=backend, events=events, truth=encode_labels(job.manifest, own.rows)
-    )
+    held = HeldRows(backend.from_host(x), backend)
+    found = find_clusters(held, config, backend=backend, events=events, truth=encode_labels(job.manifest, own.rows))
     every = {**found.scores.internal, **(found.scores.external or {})}
     return Clustered(
         pcs=np.asarray(backend.to_host(found.projection.pcs)),

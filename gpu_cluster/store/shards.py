@@ -42,14 +42,25 @@ _MOST_KEY_BYTES = MIB
 class Shards:
     """Append-only tables of one schema and one key in one folder."""
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], schema: pa.Schema | None, observer: Observer) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        schema: pa.Schema | None,
+        observer: Observer,
+        *,
+        named: bool = True,
+    ) -> None:
+        """Set the folder, and whether it is `named` after its key, as all in a store are."""
         self.folder = folder
         self.schema = schema
+        # A folder is named after the key, so this needs no key file, which may be gone or changed.
+        self._digest_of_key = folder.name if named else folder_name(key)
         self._key = key
         self._observer = observer
 
-    def append(self, columns: Mapping[str, Any]) -> None:
-        """Write one shard; it is on the disk when this returns.
+    def append(self, columns: Mapping[str, Any]) -> Path:
+        """Write one shard; it is on the disk when this returns its path.
 
         Raises
         ------
@@ -66,12 +77,16 @@ class Shards:
         # Embeddings hardly compress.
         pq.write_table(table, sink, compression="none", use_dictionary=False)
         content = sink.getvalue()
-        with explained(self.folder):
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / KEY_FILE
             if not key_file.exists():
                 write_whole(key_file, _as_json({"schema": _SCHEMA, **self._key}))
-            write_whole(self.folder / f"{_PREFIX}{_digest(content)}{_SUFFIX}", content)
+            shard = self.folder / f"{_PREFIX}{_digest(content)}{_SUFFIX}"
+            write_whole(shard, content)
+        except OSError as error:
+            raise self.not_written(error) from error
+        return shard
 
     def names(self) -> list[str]:
         """Return the names of the shards, the newest first, because the newest row of a file or content is used."""
@@ -123,6 +138,10 @@ class Shards:
         """Return what is wrong with the rows of a shard; None if nothing is. Kinds of shards override this."""
         return None
 
+    def not_written(self, error: OSError) -> StoreError:
+        """Return the error for a shard that cannot be written, in words. Kinds of shards override this."""
+        return _store_error(self.folder, error)
+
     def check_declared(self, file: pq.ParquetFile, n_bytes: int) -> None:
         """Check the footer of a shard: rows of another recipe, other columns, and rows that no file of its size holds.
 
@@ -134,8 +153,7 @@ class Shards:
         import pyarrow as pa
 
         key = (file.schema_arrow.metadata or {}).get(_KEY, b"")
-        # A folder is named after the key, so this needs no key file, which may be gone or changed.
-        if _folder_name(key) != self.folder.name:
+        if _folder_name(key) != self._digest_of_key:
             raise pa.ArrowInvalid("it was made with the settings of another folder")
         if self.schema is not None and not file.schema_arrow.equals(self.schema):
             raise pa.ArrowInvalid("its columns are not those of this version")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,9 @@ import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.config import StoreConfig
+from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer
+from gpu_cluster.files import printable
 from gpu_cluster.manifest import FileFacts
 from gpu_cluster.store.shards import Shards, explained, folder_name, folders, opened, read_key
 
@@ -113,44 +116,55 @@ def how_to_go_on(config: StoreConfig) -> str:
     return "run the same command again to go on"
 
 
+@dataclass(frozen=True)
+class FoundShard:
+    """What a shard holds of the embeddings that were looked for, s of them.
+
+    Attributes
+    ----------
+    path : the shard
+    at : (s,) indices into the hashes that were looked for
+    rows : (s,) rows of the shard
+    x : (s, d) float32, host; NaN where the content cannot be decoded
+    reasons : s reasons; None for a row with an embedding
+    """
+
+    path: Path
+    at: IntArray
+    rows: IntArray
+    x: FloatArray
+    reasons: Sequence[str | None]
+
+
 class EmbeddingShards(Shards):
     """Embeddings of one key: `content_hash`, `embedding`, and `reason` for content that cannot be decoded."""
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer) -> None:
-        super().__init__(folder, key, embedding_schema(int(key["n_features"])), observer)
+    def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer, *, named: bool = True) -> None:
+        super().__init__(folder, key, embedding_schema(int(key["n_features"])), observer, named=named)
 
-    def find(self, wanted: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray, Sequence[str | None]]]:
-        """Yield the stored embeddings and reasons of the hashes `wanted`, one shard at a time, each hash only once.
+    def find(self, wanted: Sequence[str]) -> Iterator[FoundShard]:
+        """Yield what is stored of the hashes `wanted`, one shard at a time, each hash only once.
 
-        Yields
-        ------
-        at
-            (s,) indices into `wanted`.
-        x
-            (s, d) float32, host; NaN where the content cannot be decoded.
-        reasons
-            s reasons; None for a row with an embedding.
+        Memory: 40 bytes for each hash, and a shard.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         self.mark_as_used()
-        missing = np.ones(len(wanted), dtype=bool)
-        value_set = pa.array(wanted, pa.string())
+        index = _Index(wanted)
         for name in self.names():
-            if not missing.any():
+            if not index.missing.any():
                 return
             hashes = self._hashes(name)
-            if hashes is None or not self._new(pc.index_in(hashes, value_set=value_set), missing)[1].any():
+            if hashes is None or not index.new(hashes)[1].any():
                 continue
             table = self.read(name)
             if table is None:
                 continue
-            at, new = self._new(pc.index_in(table["content_hash"], value_set=value_set), missing)
-            missing[at[new]] = False
-            yield (
+            at, new = index.new(table["content_hash"])
+            index.missing[at[new]] = False
+            yield FoundShard(
+                self.folder / name,
                 at[new],
-                _matrix(table["embedding"], int(self._key["n_features"]))[new],
+                np.flatnonzero(new),
+                embeddings_of(table, int(self._key["n_features"]))[new],
                 [why for why, taken in zip(table["reason"].to_pylist(), new, strict=True) if taken],
             )
 
@@ -162,10 +176,12 @@ class EmbeddingShards(Shards):
             found.update(() if hashes is None else hashes.to_pylist())
         return len(found.intersection(wanted))
 
-    def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> None:
+    def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> Path | None:
         """Write one shard of s rows: x (s, d) float32, host; a row that has a reason has no embedding there.
 
-        Rows without a reason whose embedding is not finite are not written, because no later job could use them.
+        Rows without a reason whose embedding is not finite are not written, because no later job could use them. If all
+        others are, the shard has the rows in the order in which they are given. Returns its path, or None if there was
+        nothing to write.
         """
         import pyarrow as pa
 
@@ -173,11 +189,11 @@ class EmbeddingShards(Shards):
         good = [row for row, why in enumerate(reasons) if why is not None or finite[row]]
         x, hashes, reasons = x[good], [hashes[row] for row in good], [reasons[row] for row in good]
         if not hashes:
-            return
+            return None
         flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).reshape(-1))
         mask = pa.array([why is not None for why in reasons], pa.bool_())
         embedding = pa.FixedSizeListArray.from_arrays(flat, x.shape[1], mask=mask)
-        self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
+        return self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
 
     def problem(self, table: pa.Table) -> str | None:
         """Return what is wrong with the rows; a checksum says nothing about what was wrong when it was made."""
@@ -207,17 +223,46 @@ class EmbeddingShards(Shards):
             table = self.read(name)
             return None if table is None else table["content_hash"]
 
-    @staticmethod
-    def _new(found: Any, missing: np.ndarray) -> tuple[IntArray, np.ndarray]:
+
+class ScratchShards(EmbeddingShards):
+    """Embeddings that only one job uses, in a folder that this job removes when it ends."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer) -> None:
+        super().__init__(folder, key, observer, named=False)
+
+    def not_written(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot write embeddings to {printable(str(self.folder))!r}, where they lie until the job ends: "
+            f"{error.strerror or error}; nothing was left: make room there, choose a place with more room with --out, "
+            "or leave out --no-cache, so that the store keeps them"
+        )
+
+
+class _Index:
+    """Finds the positions of the hashes of a shard among all hashes that are looked for.
+
+    The hashes are sorted once, because a store may have thousands of shards.
+    """
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        hashes = np.array([text.encode() for text in wanted], dtype=np.bytes_)
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+        # For each hash, whether it has not been found yet.
+        self.missing = np.ones(len(wanted), dtype=bool)
+
+    def new(self, hashes: pa.ChunkedArray) -> tuple[IntArray, np.ndarray]:
         """Return for each row of a shard its index in the wanted hashes (-1: not wanted), and whether it is to be used.
 
         A row is used if its hash is wanted and missing, and no earlier row of the shard has the same hash.
         """
-        at = found.combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+        found = np.array([(text or "").encode() for text in hashes.to_pylist()], dtype=np.bytes_)
+        place = np.minimum(np.searchsorted(self._sorted, found), len(self._sorted) - 1)
+        at = np.where(self._sorted[place] == found, self._order[place], -1)
         _, first = np.unique(at, return_index=True)
         once = np.zeros(len(at), dtype=bool)
         once[first] = True
-        return at, once & (at >= 0) & missing[at]
+        return at, once & (at >= 0) & self.missing[at]
 
 
 class ScanShards(Shards):
@@ -308,12 +353,17 @@ def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
     return pa.schema([field for field in schema if field.name in _EARLIER_COLUMNS])
 
 
-def _matrix(column: pa.ChunkedArray, width: int) -> FloatArray:
-    """Return a column of lists as (s, width) float32; NaN in a row without a list."""
-    array = column.combine_chunks()
+def embeddings_of(table: pa.Table, width: int) -> FloatArray:
+    """Return the embeddings of a shard as (s, width) float32; NaN in a row without one."""
+    array = table["embedding"].combine_chunks()
     # `flatten()` would leave out the rows without a list, so `values` is used.
-    x = array.values.to_numpy(zero_copy_only=False)[array.offset * width :][: len(array) * width].reshape(-1, width)
-    return cast(FloatArray, np.where(array.is_valid().to_numpy(zero_copy_only=False)[:, None], x, np.float32("nan")))
+    values = array.values.to_numpy(zero_copy_only=False)[array.offset * width :][: len(array) * width]
+    x = cast(FloatArray, values.reshape(-1, width))
+    if array.null_count:
+        return cast(
+            FloatArray, np.where(array.is_valid().to_numpy(zero_copy_only=False)[:, None], x, np.float32("nan"))
+        )
+    return x
 
 
 def _related(one: str, other: Path) -> bool:

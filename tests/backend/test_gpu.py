@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
-from gpu_cluster.backend import CpuBackend, GpuBackend, gpu
+from gpu_cluster.backend import CpuBackend, GpuBackend, HeldRows, gpu
 from gpu_cluster.backend.blockwise import as_it_is
 from gpu_cluster.clustering.metrics import silhouette_samples
 from tests.conformance import cuml_imitation
@@ -27,7 +27,7 @@ class ImitatedPCA:
 
     def fit(self, x: np.ndarray) -> ImitatedPCA:
         assert x.shape[1] > 1, "Parameter n_cols: number of columns cannot be less than two"
-        found = CPU.fit_pca(x, self._n_components, scale=as_it_is)
+        found = CPU.fit_pca(HeldRows(x, CPU), self._n_components, scale=as_it_is)
         self.mean_, self.components_, self.explained_variance_ = found.mean, found.components, found.explained_variance
         return self
 
@@ -109,8 +109,8 @@ def test_cuml_does_the_pca_where_the_matrix_and_its_copies_fit(backend, monkeypa
 def test_both_ways_to_fit_pca_give_the_same(backend, monkeypatch, free, solver):
     x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32) * np.geomspace(3, 0.1, 20, dtype=np.float32)
     monkeypatch.setattr(backend, "free_bytes", lambda: free)
-    found = backend.fit_pca(x, 4, scale=lambda rows: rows * 2)
-    expected = CPU.fit_pca(2 * x, 4, scale=as_it_is)
+    found = backend.fit_pca(HeldRows(x, backend), 4, scale=lambda rows: rows * 2)
+    expected = CPU.fit_pca(HeldRows(2 * x, CPU), 4, scale=as_it_is)
     assert found.solver == solver
     np.testing.assert_allclose(found.explained_variance, expected.explained_variance, rtol=1e-5)
     np.testing.assert_allclose(np.abs((found.components * expected.components).sum(axis=1)), 1, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.clustering.reduce import count_components, reduce, scale
 from gpu_cluster.config import ReduceConfig
 from gpu_cluster.results import Projection
@@ -21,7 +21,9 @@ def embeddings(n: int = 90, d: int = 512, seed: int = 0) -> np.ndarray:
 
 
 def project(x: np.ndarray, sweep_space: str = "projection", **options: object) -> Projection:
-    return reduce(x, ReduceConfig.model_validate(options), sweep_space=sweep_space, backend=CpuBackend())
+    return reduce(
+        HeldRows(x, CpuBackend()), ReduceConfig.model_validate(options), sweep_space=sweep_space, backend=CpuBackend()
+    )
 
 
 def test_default_space_is_the_documented_recipe_written_out_with_scikit_learn():

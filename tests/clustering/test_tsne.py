@@ -14,7 +14,7 @@ from sklearn.datasets import make_blobs
 from sklearn.neighbors import NearestNeighbors
 
 import gpu_cluster
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.config import ReportConfig
@@ -107,7 +107,7 @@ def test_pairs_are_those_of_the_highest_cosines():
     x = random.normal(size=(50, 16)).astype(np.float32)
     x[40] = 3 * x[7] + 0.1 * random.normal(size=16)
     x[41] = 0.5 * x[40]
-    found = find_near_duplicates(x, backend=CpuBackend(), observer=Observer())
+    found = find_near_duplicates(HeldRows(x, CpuBackend()), backend=CpuBackend(), observer=Observer())
     assert [(pair.row, pair.other) for pair in found] in ([(40, 41), (7, 41)], [(40, 41), (7, 40)])
     cosine = x[40] @ x[7] / np.linalg.norm(x[40]) / np.linalg.norm(x[7])
     assert found[1].cosine == pytest.approx(cosine, abs=1e-5)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit
+from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit, Rows
 from gpu_cluster.backend.base import HostArray, Scaling
 from gpu_cluster.backend.blockwise import fit_pca, lloyd
 from gpu_cluster.config import Algorithm
@@ -79,7 +79,14 @@ class StrictBackend(CpuBackend):
     def from_dlpack(self, capsule: Any) -> Array:
         return self.from_host(super().from_dlpack(capsule))
 
-    def fit_pca(self, x: Array, n_components: int, *, scale: Scaling) -> PCAFit:
+    def empty(self, shape: tuple[int, int]) -> Array:
+        return self.from_host(super().empty(shape))
+
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+        values, vectors = array_api_strict.linalg.eigh(symmetric)
+        return values[-m:], vectors[:, -m:]
+
+    def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
         return fit_pca(x, n_components, scale=scale, backend=self)
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from sklearn import metrics as sk
 from sklearn.datasets import make_blobs
 
-from gpu_cluster.backend import Backend, CpuBackend
+from gpu_cluster.backend import Backend, CpuBackend, HeldRows
 from gpu_cluster.backend.blockwise import as_it_is
 from gpu_cluster.clustering.carry_on import carry_on
 from gpu_cluster.clustering.kmeans import cluster_sums
@@ -57,7 +57,7 @@ def test_transfers_there_and_back_change_nothing(backend: Backend, x):
 def test_pca_is_the_exact_one_in_float64(backend: Backend, n):
     random = np.random.default_rng(n)
     x = (random.normal(size=(n, 40)) * np.linspace(3, 0.1, 40)).astype(np.float32)
-    fit = backend.fit_pca(backend.from_host(x), 6, scale=as_it_is)
+    fit = backend.fit_pca(HeldRows(backend.from_host(x), backend), 6, scale=as_it_is)
     _, singular, axes = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64), full_matrices=False)
     np.testing.assert_allclose(fit.explained_variance, singular[:6] ** 2 / (n - 1), rtol=ROUNDING)
     assert fit.total_variance == pytest.approx((singular**2).sum() / (n - 1), rel=ROUNDING)
@@ -68,7 +68,7 @@ def test_pca_is_the_exact_one_in_float64(backend: Backend, n):
 
 
 def test_pca_repeats_bit_by_bit(backend: Backend, x):
-    first, second = (backend.fit_pca(backend.from_host(x), 4, scale=as_it_is) for _ in range(2))
+    first, second = (backend.fit_pca(HeldRows(backend.from_host(x), backend), 4, scale=as_it_is) for _ in range(2))
     np.testing.assert_array_equal(backend.to_host(first.components), backend.to_host(second.components))
 
 

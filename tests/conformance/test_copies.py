@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
+from gpu_cluster.backend import HeldRows
 from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.clustering.score import score
@@ -40,7 +41,7 @@ def embeddings(originals) -> np.ndarray:
 def test_copies_get_all_that_their_originals_get(backend, embeddings, originals, sample):
     given: dict[str, Any] = {"backend": backend, "originals": originals}
     random: dict[str, Any] = {**given, "seed": 0, "observer": Observer()}
-    projection = reduce(backend.from_host(embeddings), ReduceConfig(), **given)
+    projection = reduce(HeldRows(backend.from_host(embeddings), backend), ReduceConfig(), **given)
     clustering = cluster(projection.x, 4, ClusterConfig(n_init=2), sample=20_000, **random)
     scores = score(projection.x, clustering, ScoreConfig(silhouette_sample=sample), **random)
     layout = lay_out(projection.x, projection.pcs, ReportConfig(layout_sample=sample), **random)

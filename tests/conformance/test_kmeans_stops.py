@@ -10,7 +10,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 import gpu_cluster
-from gpu_cluster.backend import Backend, CpuBackend
+from gpu_cluster.backend import Backend, CpuBackend, HeldRows
 from gpu_cluster.clustering.kmeans import Starts, nearest
 from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.config import ReduceConfig
@@ -32,7 +32,7 @@ def spaces() -> dict[str, np.ndarray]:
     )
 
     def space(pooled: np.ndarray, **options: object) -> np.ndarray:
-        return np.asarray(reduce(pooled, ReduceConfig.model_validate(options), backend=CPU).x)
+        return np.asarray(reduce(HeldRows(pooled, CPU), ReduceConfig.model_validate(options), backend=CPU).x)
 
     as_it_is = {"scaling": "none", "whitening": 0, "normalize": False}
     wide, _ = make_blobs(2000, 14, centers=K, cluster_std=100, center_box=(-200, 200), random_state=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_cluster.backend import Array
+from gpu_cluster.backend import Array, HeldRows
 from gpu_cluster.clustering.kmeans import START_ROWS
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
@@ -34,7 +34,9 @@ def embeddings(n: int, backend: StrictBackend) -> Embeddings:
     centres = random.uniform(size=(5, 512)) ** 3
     x = np.maximum(centres[np.arange(n) % 5] + 0.1 * random.normal(size=(n, 512)), 0).astype(np.float32)
     found = backend.from_host(x)
-    return Embeddings(found, np.arange(n), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1)
+    return Embeddings(
+        HeldRows(found, backend), np.arange(n), {}, n_computed=0, images_per_s=None, precision="float32", batch_size=1
+    )
 
 
 class Plants(Recorder):
@@ -71,7 +73,7 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
             found.x,
             config,
             backend=backend,
-            events=Plants(lambda: plant(backend, found.x)),
+            events=Plants(lambda: plant(backend, found.x.whole())),
             sweep_space=config.sweep.sweep_space,
             holdout=config.score.holdout,
             truth=encode_labels(manifest, found.rows),

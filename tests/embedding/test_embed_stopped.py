@@ -120,6 +120,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return age(sorted(folder.iterdir()))
 
 
+@pytest.fixture(autouse=True, params=["held", "in shards"])
+def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a store, the embeddings are held in memory, or stay in its shards."""
+    if request.param == "in shards":
+        monkeypatch.setattr(CpuBackend, "holds", lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def alone(files: list[Path]) -> Embeddings:
     """What the job ends with that nobody stops."""
@@ -127,7 +134,7 @@ def alone(files: list[Path]) -> Embeddings:
 
 
 def assert_same(found: Embeddings, expected: Embeddings) -> None:
-    np.testing.assert_array_equal(found.x, expected.x)
+    np.testing.assert_array_equal(found.x.whole(), expected.x.whole())
     np.testing.assert_array_equal(found.rows, expected.rows)
     assert found.bad == expected.bad
 
@@ -135,7 +142,7 @@ def assert_same(found: Embeddings, expected: Embeddings) -> None:
 def test_a_picture_shows_in_which_batch_it_was_embedded(files, alone):
     # Or else these tests would show nothing.
     assert len(alone.bad) == 1
-    assert not np.array_equal(embedded(files, None, shard_size=SHARD - 1).x, alone.x)
+    assert not np.array_equal(embedded(files, None, shard_size=SHARD - 1).x.whole(), alone.x.whole())
 
 
 @pytest.mark.parametrize("n", range(1, N_BATCHES + 1))

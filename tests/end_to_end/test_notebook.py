@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score, homogeneity_score, silhouette_s
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import MinMaxScaler
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.clustering.sequence import Clusters, find_clusters
 from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import vgg16
@@ -61,7 +61,7 @@ def preset_steps(features: np.ndarray) -> Clusters:
     config = build_config(RunConfig, preset="notebook")
     manifest = find_labelled(config.input, Observer())
     return find_clusters(
-        features,
+        HeldRows(features, CpuBackend()),
         config,
         backend=CpuBackend(),
         events=Recorder(),

@@ -26,8 +26,8 @@ def shards_in(root: Path, observer: Observer | None = None) -> EmbeddingShards:
 def found(shards: EmbeddingShards, wanted: Sequence[str]) -> dict[str, tuple[np.ndarray, str | None]]:
     """Return what is kept of each hash; a hash that comes twice is an error."""
     kept: dict[str, tuple[np.ndarray, str | None]] = {}
-    for at, x, reasons in shards.find(wanted):
-        for index, row, why in zip(at, x, reasons, strict=True):
+    for shard in shards.find(wanted):
+        for index, row, why in zip(shard.at, shard.x, shard.reasons, strict=True):
             assert wanted[index] not in kept
             kept[wanted[index]] = (row, why)
     return kept

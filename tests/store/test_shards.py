@@ -93,7 +93,7 @@ def test_a_damaged_shard_is_set_aside_and_its_rows_are_computed_again(tmp_path, 
     observer = Noticing()
     again = embedded(files, root, observer)
     assert again.n_computed == 6
-    np.testing.assert_array_equal(again.x, right.x)
+    np.testing.assert_array_equal(again.x.whole(), right.x.whole())
     assert (shard.parent / DAMAGED / shard.name).read_bytes() == damaged
     (notice,) = observer.notices
     assert notice.startswith("A shard of the store is damaged and set aside")
@@ -131,7 +131,7 @@ def test_a_shard_of_another_schema_is_set_aside_and_its_rows_are_computed_again(
     other.append({"content_hash": hashes, "embedding": [[1.0, 2.0, 3.0]] * 3, "more": ["x"] * 3})
     observer = Noticing()
     again = embedded(files, root, observer)
-    np.testing.assert_array_equal(again.x, right.x)
+    np.testing.assert_array_equal(again.x.whole(), right.x.whole())
     assert len(observer.notices) == 1
     assert len(list((shard.parent / DAMAGED).iterdir())) == 1
 

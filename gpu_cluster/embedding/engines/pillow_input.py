@@ -46,7 +46,7 @@ def batches(
 
     def begin(n_ahead: int) -> None:
         while len(begun) < n_ahead and (position := next(left, None)) is not None:
-            begun.append((position, pool.submit(_square, pictures[position], config)))
+            begun.append((position, pool.submit(_decoded, pictures[position], config)))
 
     try:
         positions: list[int] = []
@@ -69,7 +69,7 @@ def batches(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _square(picture: Picture, config: PixelsConfig) -> Square | None:
+def _decoded(picture: Picture, config: PixelsConfig) -> Square | None:
     """Return a picture (side, side, 3) as the network sees it, or None if it cannot be decoded here."""
     try:
         with picture.open() as stream:

@@ -1,0 +1,87 @@
+"""Reads the embeddings of a job from its shards, in blocks of rows, as often as needed.
+
+This module must not know what the rows are of, or what is computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from gpu_cluster.backend import Array, Backend, FloatArray, IntArray, Rows
+from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES, block_slices
+from gpu_cluster.errors import StoreError
+from gpu_cluster.files import printable
+from gpu_cluster.store.shards import opened
+from gpu_cluster.store.store import embeddings_of
+
+
+class StoredRows(Rows):
+    """Embeddings (n, d) that lie in shards; it holds where each of them lies, and reads some blocks ahead.
+
+    The job verified the shards when it found the rows in them, or wrote them; they are not verified again.
+    """
+
+    def __init__(self, shards: Sequence[Path], shard_of: IntArray, row_of: IntArray, d: int, backend: Backend) -> None:
+        """Set the shards, and for each row (n,), host, the number of its shard and its row in it."""
+        self.shape = (len(shard_of), d)
+        self._shards = shards
+        self._shard_of = shard_of
+        self._row_of = row_of
+        self._backend = backend
+
+    def take(self, rows: IntArray) -> Array:
+        return self._backend.from_host(self._read(rows))
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        n, d = self.shape
+        # Several blocks at a time: if rows that follow each other lie in many shards, each of these is read less often.
+        window = max(1, WINDOW_BYTES // (4 * d * BLOCK_ROWS)) * BLOCK_ROWS
+        pool = ThreadPoolExecutor(1)
+        try:
+            ahead = pool.submit(self._read, np.arange(min(window, n)))
+            for first in range(0, n, window):
+                x = ahead.result()
+                ahead = pool.submit(self._read, np.arange(first + window, min(first + 2 * window, n)))
+                for part in block_slices(len(x)):
+                    yield slice(first + part.start, first + part.stop), self._backend.from_host(x[part])
+                del x
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def whole(self) -> Array:
+        x = self._backend.empty(self.shape)
+        for rows, block in self.blocks():
+            x[rows, :] = block
+        return x
+
+    def _read(self, rows: IntArray) -> FloatArray:
+        x = np.empty((len(rows), self.shape[1]), np.float32)
+        shard_of, row_of = self._shard_of[rows], self._row_of[rows]
+        order = np.argsort(shard_of, kind="stable")
+        numbers, first = np.unique(shard_of[order], return_index=True)
+        for number, at in zip(numbers, np.split(order, first[1:]), strict=True):
+            shard = self._read_shard(self._shards[number])
+            if at[-1] - at[0] == len(at) - 1:
+                # Without a copy in between: `mode` keeps NumPy from making one.
+                np.take(shard, row_of[at], axis=0, out=x[at[0] : at[-1] + 1], mode="clip")
+            else:
+                x[at] = shard[row_of[at]]
+        return x
+
+    def _read_shard(self, shard: Path) -> FloatArray:
+        import pyarrow as pa
+
+        try:
+            with shard.open("rb") as stream:
+                table = opened(stream).read(["embedding"], use_threads=False)
+            return embeddings_of(table, self.shape[1])
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"cannot read {printable(str(shard))!r} again ({getattr(error, 'strerror', None) or error}): it was "
+                "removed or changed while the job ran, or the disk failed; run the same command again, which computes "
+                "only what is missing"
+            ) from error
