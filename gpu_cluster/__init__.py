@@ -71,18 +71,26 @@ __all__ = [
     "run",
 ]
 
-# The public names are loaded when they are first used: the processes that decode pictures, which must start quickly,
-# use none of them. Each name is looked up in these modules.
-_MODULES = ("errors", "api", "config", "events", "jobs.predict", "results")
+# The public names are loaded when they are first used: the command line and the processes that decode pictures, which
+# must start quickly, use few or none of them. The errors are in `errors`, the functions in `api`.
+_ELSEWHERE = {
+    "CompareConfig": "config",
+    "EmbedJobConfig": "config",
+    "PredictConfig": "config",
+    "RunConfig": "config",
+    "Observer": "events",
+    "Comparison": "results",
+    "RunResult": "results",
+    "Prediction": "jobs.predict",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
-            if hasattr(module, name):
-                globals()[name] = getattr(module, name)
-                return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _ELSEWHERE.get(name, "errors" if name.endswith("Error") else "api")
+    globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

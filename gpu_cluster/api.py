@@ -2,7 +2,8 @@
 
 Every option of a command is a keyword argument of its function, by its name with underscores. `help(gpu_cluster.run)`
 lists them with their defaults, and the classes `...Options` below name their types for completion and type checkers. A
-test checks that these classes agree with the config, where options are declared.
+test checks that these classes agree with the config, where options are declared. A job is loaded after its options have
+been checked.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_type_hints
 
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import Unpack
 
 from gpu_cluster.config import (
@@ -32,13 +31,14 @@ from gpu_cluster.config import (
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
-from gpu_cluster.jobs.compare import compare as compare_job
-from gpu_cluster.jobs.embed import embed as embed_job
-from gpu_cluster.jobs.predict import Prediction
-from gpu_cluster.jobs.predict import predict as predict_job
-from gpu_cluster.jobs.run import run as run_job
 from gpu_cluster.options import INTERNAL, build_config, command_of, left_out, options_of
-from gpu_cluster.results import Comparison, RunResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from gpu_cluster.jobs.predict import Prediction
+    from gpu_cluster.results import Comparison, RunResult
 
 PathLike = str | os.PathLike[str]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -193,7 +193,10 @@ def run(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return run_job(_config_of(RunConfig, config, images, options), observer)
+    checked = _config_of(RunConfig, config, images, options)
+    from gpu_cluster.jobs.run import run as run_job
+
+    return run_job(checked, observer)
 
 
 @_lists_options_of(CompareConfig, CompareOptions)
@@ -225,7 +228,10 @@ def compare(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    return compare_job(_config_of(CompareConfig, config, images, options), observer)
+    checked = _config_of(CompareConfig, config, images, options)
+    from gpu_cluster.jobs.compare import compare as compare_job
+
+    return compare_job(checked, observer)
 
 
 @_lists_options_of(PredictConfig, PredictOptions)
@@ -259,6 +265,8 @@ def predict(
         See `gpu_cluster.errors`.
     """
     config = build_config(PredictConfig, images=_paths(images), **options)
+    from gpu_cluster.jobs.predict import predict as predict_job
+
     return predict_job(_path("run", run), config, _path("out", out), observer)
 
 
@@ -290,6 +298,8 @@ def embed(
         See `gpu_cluster.errors`.
     """
     config = build_config(EmbedJobConfig, **options)
+    from gpu_cluster.jobs.embed import embed as embed_job
+
     return embed_job([Path(path) for path in _paths(paths)], config, observer)
 
 

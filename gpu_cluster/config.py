@@ -137,7 +137,7 @@ _DEFAULT_RANGE = "2:15"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class DecodingConfig(_Section):

@@ -353,7 +353,7 @@ def test_the_python_functions_name_the_options_of_the_config_with_types_that_fit
 def test_the_command_line_has_the_options_of_the_config_and_no_others(command):
     own = {"--help", "--config", "--quiet", "--verbose", "--debug", "--open", "--out", "--no-normalize"}
     expected = {o.flag for o in options_of(COMMANDS[command]).values() if o.name not in INTERNAL | {"images"}}
-    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    found = typer.main.get_command(app).get_command(None, command)  # type: ignore[attr-defined]
     flags = {flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     assert {flag for flag in flags if flag.startswith("--")} - own == expected - own
 

@@ -1,47 +1,28 @@
-"""The commands of the command line: each turns its options into a job, prints the result and sets the exit code."""
+"""The commands of the command line: each turns its options into a job, prints the result and sets the exit code.
+
+Each function loads what its command needs, and nothing is loaded for the help of the program.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import gpu_cluster
-from gpu_cluster import run_folder as run_folder_files
+from gpu_cluster.cli import native
 from gpu_cluster.cli.cache import cache_commands
 from gpu_cluster.cli.help import SETTINGS, Command, Group, Program, examples
-from gpu_cluster.cli.native import LibraryOutput
-from gpu_cluster.cli.output import print_json, set_log
-from gpu_cluster.cli.parameters import OUTPUT, Json, choices, takes_options_of
-from gpu_cluster.cli.settings import print_settings
+from gpu_cluster.cli.output import print_error, print_json, set_log
+from gpu_cluster.cli.parameters import OUTPUT, Json, takes_options_of
 from gpu_cluster.cli.signals import Signals
-from gpu_cluster.cli.terminal import (
-    TerminalObserver,
-    open_page,
-    print_comparison,
-    print_diagnosis,
-    print_done,
-    print_error,
-    print_prediction,
-    print_summary,
-    print_verdict,
-)
-from gpu_cluster.config import CompareConfig, Device, PredictConfig, RunConfig
-from gpu_cluster.errors import ConfigError
-from gpu_cluster.events import Observers
-from gpu_cluster.files import printable
-from gpu_cluster.jobs.doctor import diagnose
-from gpu_cluster.jobs.predict import predict as predict_job
-from gpu_cluster.jobs.report import report as report_job
-from gpu_cluster.jobs.selftest import selftest as selftest_job
-from gpu_cluster.manifest import Manifest
-from gpu_cluster.options import build_config, settings
-from gpu_cluster.words import count
+
+if TYPE_CHECKING:
+    from gpu_cluster.events import Observers
+    from gpu_cluster.manifest import Manifest
 
 # Every command is stopped by these signals; the exit code of a stopped command depends on the signal.
 signals = Signals()
@@ -80,6 +61,8 @@ _Open = Annotated[bool, typer.Option("--open", help="Open the finished report in
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(version("gpu-cluster"))
         raise typer.Exit
 
@@ -110,7 +93,7 @@ def _root(
         "run photos/ --out results",
     ),
 )
-@takes_options_of(RunConfig)
+@takes_options_of("run")
 def run(
     images: _Images = None,
     *,
@@ -127,30 +110,45 @@ def run(
     than --max-bad-fraction allows; 129, 130 or 143 interrupted: the store keeps the embeddings computed so far, and the
     same command goes on from there (not with --no-cache or --force).
     """
-    _log(quiet=quiet, verbose=verbose, debug=debug)
-    result = gpu_cluster.run(images or (), config=config, observer=_observer(quiet), **options)
+    observer = _observer(quiet=quiet, verbose=verbose, debug=debug)
+    import gpu_cluster
+
+    result = gpu_cluster.run(images or (), config=config, observer=observer, **options)
+    from gpu_cluster.run_folder import BAD_FILES, PAGE
+
     if not quiet:
+        from gpu_cluster.cli.summary import print_summary
+
         print_summary(result)
     if open_report:
-        open_page(result.folder.absolute() / run_folder_files.PAGE)
-    raise typer.Exit(
-        _bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / run_folder_files.BAD_FILES)
-    )
+        from gpu_cluster.cli.terminal import open_page
+
+        open_page(result.folder.absolute() / PAGE)
+    raise typer.Exit(_bad_exit(result.manifest, result.config.max_bad_fraction, result.folder / BAD_FILES))
 
 
-def _observer(quiet: bool) -> Observers:
-    return Observers(signals, LibraryOutput(), *([] if quiet else [TerminalObserver()]))
-
-
-def _log(*, quiet: bool, verbose: bool, debug: bool) -> None:
+def _observer(*, quiet: bool = False, verbose: bool = False, debug: bool = False) -> Observers:
+    """Return what a job reports to. This comes before a job is loaded, so that no last words of libraries are lost."""
+    native.watch()
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     set_log(level, libraries=verbose or debug)
+    from gpu_cluster.events import Observers
+
+    observers = Observers(signals, native.LibraryOutput())
+    if not quiet:
+        from gpu_cluster.cli.terminal import TerminalObserver
+
+        observers = Observers(observers, TerminalObserver())
+    return observers
 
 
 def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None) -> int:
     """Return 3 and print why if the share of bad files is above `max_bad_fraction`; else return 0."""
     if not manifest.too_many_bad(max_bad_fraction):
         return 0
+    from gpu_cluster.files import printable
+    from gpu_cluster.words import count
+
     print_error(
         f"{len(manifest.bad)} of {count(len(manifest), 'picture')} could not be decoded, more than --max-bad-fraction "
         f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
@@ -186,15 +184,20 @@ def report(
     pictures, the labels and the weights, so that they have to be given to repeat the run; --root DIR gives the page its
     links back.
     """
+    observer = _observer(debug=debug)
+    from gpu_cluster.cli.terminal import open_page, print_done
+    from gpu_cluster.files import printable
+    from gpu_cluster.jobs.report import report as report_job
+
     place = None if root is None else root.absolute()
-    page = report_job(run_folder.absolute(), _observer(quiet=False), root=place, portable=portable)
+    page = report_job(run_folder.absolute(), observer, root=place, portable=portable)
     print_done(f"report: {printable(page.as_uri())}")
     if open_report:
         open_page(page)
 
 
 @app.command(cls=Command, epilog=examples("predict runs/20260131-120000-photos new/ --out new.csv"))
-@takes_options_of(PredictConfig)
+@takes_options_of("predict")
 def predict(
     run_folder: _RunFolder,
     images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Folders and image files.")] = None,
@@ -220,16 +223,23 @@ def predict(
 
     Exit codes: the same as for run.
     """
-    _log(quiet=quiet, verbose=verbose, debug=debug)
+    from gpu_cluster.config import PredictConfig
+    from gpu_cluster.options import build_config
+
     config = build_config(PredictConfig, images=tuple(images or ()) or None, **options)
-    found = predict_job(run_folder, config, out, _observer(quiet))
+    observer = _observer(quiet=quiet, verbose=verbose, debug=debug)
+    from gpu_cluster.jobs.predict import predict as predict_job
+
+    found = predict_job(run_folder, config, out, observer)
     if not quiet:
+        from gpu_cluster.cli.summary import print_prediction
+
         print_prediction(found)
     raise typer.Exit(_bad_exit(found.manifest, config.max_bad_fraction, found.bad_files))
 
 
 @app.command(cls=Command, epilog=examples("compare photos/ --features vgg16-gem-4-5,colours -k 6"))
-@takes_options_of(CompareConfig)
+@takes_options_of("compare")
 def compare(
     images: _Images = None,
     *,
@@ -249,19 +259,24 @@ def compare(
 
     Exit codes: the same as for run.
     """
-    _log(quiet=quiet, verbose=verbose, debug=debug)
-    found = gpu_cluster.compare(images or (), config=config, observer=_observer(quiet), **options)
+    observer = _observer(quiet=quiet, verbose=verbose, debug=debug)
+    import gpu_cluster
+
+    found = gpu_cluster.compare(images or (), config=config, observer=observer, **options)
+    from gpu_cluster.run_folder import BAD_FILES
+
     if not quiet:
+        from gpu_cluster.cli.summary import print_comparison
+
         print_comparison(found)
-    raise typer.Exit(
-        _bad_exit(found.manifest, found.config.max_bad_fraction, found.folder / run_folder_files.BAD_FILES)
-    )
+    raise typer.Exit(_bad_exit(found.manifest, found.config.max_bad_fraction, found.folder / BAD_FILES))
 
 
 @app.command(cls=Command, epilog=examples("doctor --device gpu"))
-@takes_options_of(RunConfig, "engine", "weights", "cache", "out")
+@takes_options_of(
+    "run", "device", "engine", "weights", "cache", "out", words={"device": "Fail if this device cannot be used."}
+)
 def doctor(
-    device: Annotated[str, typer.Option(help="Fail if this device cannot be used.", **choices(Device))] = "auto",
     as_json: Json = False,
     debug: _Debug = False,
     **options: Any,
@@ -270,22 +285,33 @@ def doctor(
 
     Exit codes: 0 a job can run on the device asked for; 1 it cannot.
     """
-    config = build_config(RunConfig, device=device, **options)
+    from gpu_cluster.config import RunConfig
+    from gpu_cluster.options import build_config
+
+    config = build_config(RunConfig, **options)
+    native.watch()
+    from gpu_cluster.jobs.doctor import diagnose
+
     embed, out = config.embed, config.report.out
     diagnosis = diagnose(config.device, embed.weights, out, config.store.cache, embed.engine)
     if as_json:
         print_json(diagnosis.as_json())
     else:
+        from gpu_cluster.cli.terminal import print_diagnosis
+
         print_diagnosis(diagnosis)
     raise typer.Exit(0 if diagnosis.works else 1)
 
 
 @app.command(cls=Command, epilog=examples("selftest --device gpu"))
-@takes_options_of(RunConfig, "image_size", "engine")
+@takes_options_of(
+    "run",
+    "device",
+    "image_size",
+    "engine",
+    words={"device": "gpu fails without a GPU; auto uses one only if there is one."},
+)
 def selftest(
-    device: Annotated[
-        str, typer.Option(help="gpu fails without a GPU; auto uses one only if there is one.", **choices(Device))
-    ] = "auto",
     out: Annotated[
         Path, typer.Option(help="JSON file for the verdict; send it with a report of a fault.", metavar="PATH")
     ] = Path("gpu-cluster-selftest.json"),
@@ -300,9 +326,17 @@ def selftest(
 
     Exit codes: 0 all results are within their tolerance; 1 one is not, or the GPU that was asked for cannot be used.
     """
-    config = build_config(RunConfig, device=device, **options)
+    from gpu_cluster.config import RunConfig
+    from gpu_cluster.errors import ConfigError
+    from gpu_cluster.options import build_config
+
+    config = build_config(RunConfig, **options)
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise ConfigError(f"--out: expected a file in a folder that can be written, found {str(out)!r}")
+    native.watch()
+    from gpu_cluster.cli.terminal import TerminalObserver, print_verdict
+    from gpu_cluster.jobs.selftest import selftest as selftest_job
+
     # Notices go to standard output, which belongs to the JSON.
     observer = None if as_json else TerminalObserver()
     embed = config.embed
@@ -323,7 +357,7 @@ app.add_typer(config_commands, name="config")
 
 
 @config_commands.command("show", cls=Command, epilog=examples("config show photos/ -k 6", "config show > options.toml"))
-@takes_options_of(RunConfig)
+@takes_options_of("run")
 def config_show(
     images: _Images = None,
     *,
@@ -340,10 +374,15 @@ def config_show(
     The options are those of run. A value comes from the command line, from the file --config, from the preset, or it is
     the default. What is printed can be saved and given to run as --config.
     """
+    from gpu_cluster.config import RunConfig
+    from gpu_cluster.options import settings
+
     found = settings(RunConfig, config, images=tuple(images or ()) or None, **options)
     if as_json:
         print_json([setting.as_json() for setting in found])
     else:
+        from gpu_cluster.cli.settings import print_settings
+
         print_settings(found)
 
 

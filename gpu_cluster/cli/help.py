@@ -10,12 +10,15 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from gpu_cluster.cli.terminal import print_note
+from gpu_cluster.cli.output import print_note
 from gpu_cluster.files import printable
 
 # Up to this width of a terminal, an explanation stands below its option and not beside it.
 _NARROW = 76
 _BESIDE, _BELOW = 30, 4
+
+# The attribute of a command's function that returns the function with all of its options.
+COMPLETED = "completed"
 
 # `-h` works everywhere. Typer does not know NO_COLOR (https://no-color.org), which Rich does.
 SETTINGS: dict[str, Any] = {
@@ -34,6 +37,15 @@ def examples(*lines: str) -> str:
 class Command(TyperCommand):
     """A command whose help lists its options by panel, with names that are never cut."""
 
+    def complete(self) -> None:
+        """Add the options of the config, if the command has any (see `parameters.takes_options_of`)."""
+        completed = vars(self.callback).pop(COMPLETED, None)
+        if completed is not None:
+            alone = typer.Typer(add_completion=False)
+            alone.command()(completed())
+            whole = typer.main.get_command(alone)
+            self.params, self.callback = whole.params, whole.callback
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and the panels of options."""
         _write_panels(self, ctx, formatter)
@@ -41,6 +53,13 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of commands, with the help of `Command`; without a command it prints its help."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command with all of its options, of which a list of commands needs none."""
+        command = super().get_command(ctx, cmd_name)
+        if isinstance(command, Command):
+            command.complete()
+        return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write what each command does: the first paragraph of its help."""
@@ -69,8 +88,8 @@ class Program(Group):
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
-            of_run = {flag for parameter in self.commands["run"].params for flag in parameter.opts}
-            if getattr(error, "option_name", None) in of_run:
+            option = getattr(error, "option_name", None)
+            if option and option in {flag for one in self.get_command(None, "run").params for flag in one.opts}:
                 error.message += "; it is an option of run: `gpu-cluster run ...`"
             raise
 

@@ -14,9 +14,8 @@ import typer
 
 from gpu_cluster.cli import native
 from gpu_cluster.cli.commands import app, signals
-from gpu_cluster.cli.output import set_log
+from gpu_cluster.cli.output import print_error, set_log
 from gpu_cluster.cli.signals import Terminated
-from gpu_cluster.cli.terminal import print_error
 from gpu_cluster.errors import ConfigError, GpuClusterError, InterruptedJobError
 
 

@@ -5,7 +5,8 @@ While a command runs, both are a file in memory, whose content is logged from ti
 a copy of the descriptor that the process was started with. From Python, as in a notebook, nothing of this happens.
 
 When the process dies of a signal (an abort, a segmentation fault), Python's faulthandler still writes to the copy where
-the process was, and a second, very small process, which waits for this moment, writes the last words of the libraries.
+the process was, and a second, very small process, which waits for this moment, writes the last words of the libraries;
+a command starts it with `watch` before it loads a library that may say something.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class _Kept:
     def __init__(self, descriptor: int, stream: TextIO) -> None:
         self.descriptor = descriptor
         self.stream = stream
+        # Tells the process that writes last words, if there is one, that there are none.
+        self.tell: Callable[[], None] | None = None
 
 
 _kept: _Kept | None = None
@@ -75,7 +78,6 @@ def kept_apart() -> Iterator[None]:
     except (OSError, ValueError):
         yield
         return
-    tell = _watch(_kept)
     with suppress(OSError, ValueError, RuntimeError):
         faulthandler.enable(_kept.stream)
     try:
@@ -86,7 +88,8 @@ def kept_apart() -> Iterator[None]:
         kept.stream.flush()
         faulthandler.disable()
         os.dup2(kept.stream.fileno(), 2)
-        tell()
+        if kept.tell is not None:
+            kept.tell()
         os.close(kept.descriptor)
 
 
@@ -113,6 +116,12 @@ def _redirected() -> _Kept:
     )
     os.dup2(descriptor, 2)
     return _Kept(descriptor, stream)
+
+
+def watch() -> None:
+    """Keep the last words of libraries if this process dies of a signal; nothing happens if it has been done before."""
+    if _kept is not None and _kept.tell is None:
+        _kept.tell = _watch(_kept)
 
 
 def _watch(kept: _Kept) -> Callable[[], None]:

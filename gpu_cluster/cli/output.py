@@ -1,7 +1,8 @@
-"""The only way to the terminal: consoles, single lines, JSON and the log.
+"""The only way to the terminal: single lines, JSON and the log here, and with `console` all other text.
 
 File names, labels, the fields of a model and the text of an error may contain anything. So every character that a
-terminal would obey is shown as an escape here, before colours are added: this module must not know what is printed.
+terminal would obey is shown as an escape here, before colours are added: these two modules must not know what is
+printed. This module does without Rich, so that help and errors come at once.
 """
 
 from __future__ import annotations
@@ -9,15 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import typer
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
-from rich.segment import Segment
 
 from gpu_cluster.cli import native
 from gpu_cluster.words import UNSAFE, escaped
@@ -53,49 +50,28 @@ class Patient:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
-class _Escaped:
-    """What a console is to print, with every unsafe character in its text as an escape."""
-
-    def __init__(self, content: ConsoleRenderable) -> None:
-        self._content = content
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for segment in console.render(self._content, options):
-            # Rich's own control codes are segments of their own; colours are added to the text later.
-            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
-
-
-class _Escaping(RenderHook):
-    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Escaped(renderable) for renderable in renderables]
-
-
-def open_console(*, patient: bool = True, **options: Any) -> Console:
-    """Return a console on standard output; if it is not patient, a command whose only result is the text fails."""
-    stream = cast(TextIO, Patient(sys.stdout)) if patient else sys.stdout
-    return _escaping(Console(file=stream, highlight=False, **options))
-
-
-def errors_console() -> Console:
-    """Return the console on standard error: always the same one, so that a line does not break a progress bar."""
-    return _errors_console(native.errors())
-
-
-@lru_cache(maxsize=1)
-def _errors_console(stream: TextIO) -> Console:
-    return _escaping(Console(file=cast(TextIO, Patient(stream)), highlight=False, soft_wrap=True))
-
-
-def _escaping(made: Console) -> Console:
-    made.push_render_hook(_Escaping())
-    return made
-
-
 def write_error(text: str) -> None:
     """Write text to standard error as it is, but for unsafe characters; it has its own line end."""
     stream = Patient(native.errors())
     stream.write(escaped(text))
     stream.flush()
+
+
+def print_error(message: str, *, with_traceback: bool = False) -> None:
+    """Print on one line of standard error why a command failed; `with_traceback` prints the traceback before it."""
+    # What libraries said of it comes before the error.
+    native.log_new_output()
+    before = ""
+    if with_traceback:
+        import traceback
+
+        before = traceback.format_exc()
+    write_error(f"{before}error: {on_one_line(message)}\n")
+
+
+def print_note(message: str) -> None:
+    """Print on one line of standard error what the user may not expect, but what is no error."""
+    write_error(f"note: {on_one_line(message)}\n")
 
 
 def on_one_line(message: str) -> str:
@@ -126,6 +102,8 @@ class _Log(logging.Handler):
         if not self._libraries and (record.name == native.LOG or not record.name.startswith("gpu_cluster")):
             return
         try:
+            from gpu_cluster.cli.console import errors_console
+
             errors_console().print(self.format(record), markup=False)
         except Exception:  # noqa: BLE001 - a log line that cannot be printed must not end a job
             self.handleError(record)

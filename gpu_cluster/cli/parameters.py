@@ -1,21 +1,24 @@
 """Turns the options of a command, which the config declares, into the parameters that Typer reads.
 
-This module must not know what the options mean.
+The config is loaded when the options of a command are needed: the list of commands comes without it. This module must
+not know what the options mean.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import MappingProxyType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from gpu_cluster.config import JobConfig
-from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
-from gpu_cluster.options import INTERNAL, Option, options_of
+from gpu_cluster.cli.help import COMPLETED
+
+if TYPE_CHECKING:
+    from gpu_cluster.options import Option
 
 _CLUSTERING = "Clustering"
 OUTPUT = "Output"
@@ -37,14 +40,6 @@ _PANELS = {
     "preset": _CLUSTERING,
 }
 
-# Help that is not in the declaration of an option, because it needs facts from the jobs.
-_MORE_HELP = {
-    "features": f"Possible are {', '.join(FEATURES)}. The default here is {', '.join(default_features())}; a network "
-    "other than VGG16 is part of it if Keras has downloaded its weights.",
-    "algorithms": f"Possible are {', '.join(ALGORITHMS)}; the default is all of them. For more than {MOST_IMAGES:,} "
-    "images only kmeans runs.",
-}
-
 _SHORT_FLAGS = {"k": "-k"}
 
 # What the help shows in place of a value that is not one of a few words.
@@ -56,35 +51,59 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 _KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def takes_options_of(model: type[JobConfig], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace `**options` of a command's function by parameters: all options of the command, or those in `names`."""
+def takes_options_of(
+    command: str, *names: str, words: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace `**options` of a command's function by parameters: all options of `command`, or those in `names`.
+
+    This is done when somebody asks for the command (`help.Command.complete`). `words` replaces the help of options.
+    """
 
     def taking(function: Callable[..., None]) -> Callable[..., None]:
-        plain = inspect.signature(function, eval_str=True)
-        by_kind = {kind: [one for one in plain.parameters.values() if one.kind is kind] for kind in _KINDS}
-        taken = [
-            option
-            for option in options_of(model).values()
-            if option.name not in INTERNAL | {"images"} and (option.name in names or not names)
-        ]
-        panels = list(dict.fromkeys(_PANELS.values()))
-        taken.sort(key=lambda option: panels.index(_PANELS[option.section or option.name]))
-        parameters = [
-            *by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD],
-            *(
-                inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_parameter(one))
-                for one in taken
-            ),
-            *by_kind[inspect.Parameter.KEYWORD_ONLY],
-        ]
-        function.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
-        function.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
-        return function
+        plain = inspect.signature(function, eval_str=True).parameters.values()
+        before, after = ([one for one in plain if one.kind is kind] for kind in _KINDS)
+
+        def completed() -> Callable[..., None]:
+            return _with_parameters(function, [*before, *_parameters_of(command, names, words), *after])
+
+        taken = _with_parameters(function, [*before, *after])
+        setattr(taken, COMPLETED, completed)
+        return taken
 
     return taking
 
 
-def choices(annotation: Any) -> dict[str, Any]:
+def _with_parameters(function: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    @wraps(function)
+    def taking(**given: Any) -> None:
+        function(**given)
+
+    taking.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    taking.__annotations__ = {one.name: one.annotation for one in parameters}
+    return taking
+
+
+def _parameters_of(command: str, names: Sequence[str], words: Mapping[str, str]) -> list[inspect.Parameter]:
+    from gpu_cluster.config import COMMANDS
+    from gpu_cluster.options import INTERNAL, options_of
+
+    taken = [
+        option
+        for option in options_of(COMMANDS[command]).values()
+        if option.name not in INTERNAL | {"images"} and (option.name in names or not names)
+    ]
+    panels = list(dict.fromkeys(_PANELS.values()))
+    taken.sort(key=lambda option: panels.index(_PANELS[option.section or option.name]))
+    described = {option.name: words.get(option.name, option.field.description) for option in taken}
+    return [
+        inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_parameter(one, described[one.name])
+        )
+        for one in taken
+    ]
+
+
+def _choices(annotation: Any) -> dict[str, Any]:
     """Return how Typer shows and completes the words that an annotation allows; nothing if it names no words."""
     words = [word for part in _parts(annotation) if get_origin(part) is Literal for word in get_args(part)]
     if not words:
@@ -93,23 +112,40 @@ def choices(annotation: Any) -> dict[str, Any]:
     return {"metavar": "|".join(shown), "autocompletion": lambda: words}
 
 
-def _parameter(option: Option) -> Any:
-    """Return the type as which Typer reads an option, with its help; both come from the declaration of the option."""
+def _parameter(option: Option, described: str | None) -> Any:
+    """Return the type as which Typer reads an option, with its help."""
     # An option that is not a path or a switch is read as text here and parsed by the config, whose errors say what was
     # expected and name the words that are allowed.
     kinds = {part for part in _parts(option.field.annotation) if part is not type(None)}
     kind = kinds.pop() if len(kinds) == 1 else str
     metavar = _METAVAR_OF.get(option.name, _METAVARS.get(kind))
     kind = kind if kind in (bool, Path) else str
-    words = " ".join(filter(None, (option.field.description, _MORE_HELP.get(option.name))))
+    words = " ".join(filter(None, (described, _more_help(option.name))))
     default = option.field.default
     if default is not None and default is not False and default != ():
         words += f" (default: {'on' if default is True else default})"
     flag = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
     flags = [_SHORT_FLAGS[option.name], flag] if option.name in _SHORT_FLAGS else [flag]
-    shown = choices(option.field.annotation) or {"metavar": metavar}
+    shown = _choices(option.field.annotation) or {"metavar": metavar}
     panel = _PANELS[option.section or option.name]
     return Annotated[kind | None, typer.Option(*flags, help=words, rich_help_panel=panel, show_default=False, **shown)]
+
+
+def _more_help(name: str) -> str:
+    """Return help that is not in the declaration of an option, because it needs facts from the job `compare`."""
+    if name not in ("features", "algorithms"):
+        return ""
+    from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
+
+    if name == "features":
+        return (
+            f"Possible are {', '.join(FEATURES)}. The default here is {', '.join(default_features())}; a network other "
+            "than VGG16 is part of it if Keras has downloaded its weights."
+        )
+    return (
+        f"Possible are {', '.join(ALGORITHMS)}; the default is all of them. For more than {MOST_IMAGES:,} images only "
+        "kmeans runs."
+    )
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

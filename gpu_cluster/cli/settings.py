@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from gpu_cluster.cli.output import as_json, open_console
+from gpu_cluster.cli.console import open_console
+from gpu_cluster.cli.output import as_json
 from gpu_cluster.options import Setting
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -201,24 +200,3 @@ def test_wrong_use_is_found_before_the_files_are_read(tmp_path):
     done = gpu_cluster("run", "in", "--k", "2", cwd=tmp_path)
     assert done.code == 2
     assert time.monotonic() - start < 20
-
-
-# What help and errors cost
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["run", "-h"], ["--version"], ["config", "show"], ["run", "absent"]], ids=" ".join
-)
-def test_what_needs_no_engine_loads_none(tmp_path, arguments):
-    code = f"""
-import json, sys
-from gpu_cluster.cli.main import main
-sys.argv = ["gpu-cluster", *{arguments!r}]
-try:
-    main()
-except SystemExit:
-    heavy = {{"tensorflow", "keras", "sklearn", "pandas", "matplotlib", "scipy", "pyarrow", "h5py", "PIL"}}
-    print(json.dumps(sorted(heavy & set(sys.modules))))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert json.loads(done.stdout.splitlines()[-1]) == []

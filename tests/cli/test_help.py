@@ -20,8 +20,8 @@ from tests.helpers import COMMAND, called
 def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every command and every group with the words that call it."""
     yield words, command
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from commands(inner, (*words, name))
+    for name in getattr(command, "commands", {}):
+        yield from commands(command.get_command(None, name), (*words, name))
 
 
 EVERY = dict(commands(typer.main.get_command(app)))

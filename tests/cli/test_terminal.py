@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from gpu_cluster import api
-from gpu_cluster.cli import terminal
+from gpu_cluster.cli import summary, terminal
 from gpu_cluster.config import CompareConfig, shipped_data
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Compared, Comparison
@@ -212,7 +212,7 @@ def test_a_long_list_of_clusters_is_cut_and_says_where_the_others_are(tmp_path, 
     result = api.run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
     assert result.findings is not None
     many = replace(result.findings.clustering, sizes=np.ones(122, np.int64))
-    terminal.print_summary(replace(result, findings=replace(result.findings, clustering=many)))
+    summary.print_summary(replace(result, findings=replace(result.findings, clustering=many)))
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("cluster ") for line in lines) == 20
     assert lines[-1] == "and 102 more clusters; the sizes of all are in metrics.json"
@@ -264,7 +264,7 @@ def test_a_narrow_terminal_breaks_lines_at_words_and_keeps_paths_whole(tmp_path,
     write_pictures(place / "in", 6)
     result = api.run(place / "in", **TINY, out=place / "run")
     screen = terminal_in_place_of_output(monkeypatch)
-    terminal.print_summary(result)
+    summary.print_summary(result)
     lines = screen.shown
     start, end = (next(n for n, line in enumerate(lines) if line.startswith(name)) for name in ("verdict ", "files "))
     indent = re.match(r"verdict +", lines[start])
@@ -281,12 +281,12 @@ def test_a_comparison_is_a_table_on_a_terminal_and_markdown_in_a_log(tmp_path, m
     screen = terminal_in_place_of_output(monkeypatch)
     rows = (Compared("vgg16", "kmeans", "", k=3, stability=0.7), Compared("hog", "ward", "", reason="left out: a | b"))
     found = Comparison(tmp_path, CompareConfig(), Manifest(tmp_path, ()), rows)
-    terminal.print_comparison(found)
+    summary.print_comparison(found)
     assert "|---" not in screen.getvalue()
     assert any(re.fullmatch(r"│vgg16 +│ kmeans +│ +3 │ +0\.70│", line) for line in screen.shown)
     assert "hog with ward: left out: a | b" in screen.shown
     assert max(len(line) for line in screen.shown if str(tmp_path) not in line) <= 60
     log = io.StringIO()
     monkeypatch.setattr(sys, "stdout", log)
-    terminal.print_comparison(found)
+    summary.print_comparison(found)
     assert "|---|---|" in log.getvalue()

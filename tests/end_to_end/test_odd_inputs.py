@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from gpu_cluster import RunResult, embed, run
-from gpu_cluster.cli.terminal import print_summary
+from gpu_cluster.cli.summary import print_summary
 from gpu_cluster.files import escaped
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import real_location

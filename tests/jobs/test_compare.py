@@ -20,7 +20,7 @@ from sklearn.metrics import adjusted_rand_score
 import gpu_cluster
 import gpu_cluster.jobs.compare
 from gpu_cluster.backend import CpuBackend, GpuBackend
-from gpu_cluster.cli.terminal import print_comparison
+from gpu_cluster.cli.summary import print_comparison
 from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.reduce import reduce as real_reduce
 from gpu_cluster.config import CompareConfig
