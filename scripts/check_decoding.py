@@ -26,16 +26,17 @@ from sklearn.metrics import adjusted_rand_score
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.cluster import cluster
-from gpu_cluster.config import PixelsConfig, RunConfig
+from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
 from gpu_cluster.images import square
-from gpu_cluster.images.decode import Pixels, decode
+from gpu_cluster.images.decode import decode
 from gpu_cluster.images.source import Picture, open_source
 from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.manifest import FileFacts
 from gpu_cluster.options import build_config
 from gpu_cluster.results import Embeddings
+from scripts.bench_decode import resized_before
 from scripts.bench_quality import as_configured, quality
 from scripts.enlarged import Enlarger, as_jpeg, size_of
 from scripts.labelled_sets import Labelled, image_sets, of_vgg16, subsets
@@ -68,18 +69,6 @@ class Photos:
             yield io.BytesIO(content), suffix
 
 
-def square_before(decoded: Pixels, config: PixelsConfig) -> square.Square:
-    """Crop and resize a whole picture as version 2 of the decoding did, in float32."""
-    import tensorflow as tf
-
-    height, width = decoded.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    middle = np.ascontiguousarray(decoded[top : top + short, left : left + short])
-    side = config.image_size
-    return np.asarray(tf.image.resize(middle, (side, side), method="bilinear", antialias=True), dtype=np.float32)
-
-
 def embed_both(config: RunConfig, photos: Photos) -> tuple[Labelled, Labelled]:
     """Return the embeddings of a set as it was decoded before, and as it is now."""
     backend = CpuBackend()
@@ -90,9 +79,9 @@ def embed_both(config: RunConfig, photos: Photos) -> tuple[Labelled, Labelled]:
     rows = np.arange(len(manifest))[:: photos.every]
     pictures = [Picture(source, manifest.paths[row], FileFacts()) for row in rows]
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    squares: list[square.Square] = []
+    squares: list[np.ndarray] = []
     for stream, suffix in photos.contents(pictures):
-        squares.append(square_before(decode(stream, suffix), config.embed))
+        squares.append(np.asarray(resized_before(decode(stream, suffix), config.embed)))
         stream.seek(0)
         reduced = decode(stream, suffix, at_least=square.at_least(config.embed))
         squares.append(square.to_square(reduced, config.embed))

@@ -39,7 +39,9 @@ class Enlarger:
         found = np.empty_like(large)
         for channel in range(3):
             corner = np.random.default_rng((number, channel)).integers(0, _NOISE_SIDE, 2)
-            rows, columns = ((start + np.arange(n)) % _NOISE_SIDE for start, n in zip(corner, large.shape, strict=False))
+            rows, columns = (
+                (start + np.arange(n)) % _NOISE_SIDE for start, n in zip(corner, large.shape, strict=False)
+            )
             noisy = large[..., channel] + self._noise[rows[:, None], columns]
             found[..., channel] = noisy.clip(0, 255)
         return Image.fromarray(found)

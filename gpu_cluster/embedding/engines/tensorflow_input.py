@@ -102,9 +102,6 @@ def _with_scans(picture: Picture) -> FileFacts:
 def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
-    def squared(decoded: np.ndarray[Any, np.dtype[np.uint8]]) -> square.Square:
-        return square.to_square(decoded, config)
-
     # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def read(
@@ -113,9 +110,7 @@ def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable
         content = tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
         jpegs = [functools.partial(_jpeg, content, orientation, ratio) for ratio in _RATIOS]
         decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content, orientation)])
-        # TensorFlow's own resizing takes twice the time, and its numbers are not whole grey levels.
-        pixels = tf.numpy_function(squared, [decoded], tf.float32, stateful=False)
-        return position, tf.ensure_shape(pixels, (config.image_size, config.image_size, 3))
+        return position, to_square(decoded, config)
 
     return read  # type: ignore[no-any-return]
 
@@ -160,3 +155,33 @@ def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     swapped = tf.cond(among(5, 6, 7, 8), lambda: tf.transpose(decoded, (1, 0, 2)), lambda: decoded)
     mirrored = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(swapped, (1,)), lambda: swapped)
     return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(mirrored, (0,)), lambda: mirrored)
+
+
+def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
+    """Resize a picture (h, w, 3) uint8 to (side, side, 3) float32, as the config says.
+
+    The result is that of `images.square` but for rounding: that one rounds to whole grey levels, this one does not.
+    TensorFlow's resizing takes as much time as Pillow's, and tf.data need not wait for Python's global lock.
+    """
+    import tensorflow as tf
+
+    shape = tf.shape(picture)
+    height, width = shape[0], shape[1]
+    if config.fit == "crop":
+        short = tf.minimum(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        picture = picture[top : top + short, left : left + short]
+        height = width = short
+    side = config.image_size
+    if config.resize == "nearest":
+        rows, columns = (_nearest(length, side) for length in (height, width))
+        resized = tf.cast(tf.gather(tf.gather(picture, rows), columns, axis=1), tf.float32)
+    else:
+        resized = tf.image.resize(picture, (side, side), method="bilinear", antialias=True)
+    return tf.ensure_shape(resized, (side, side, 3))
+
+
+def _nearest(length: tf.Tensor, side: int) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.numpy_function(lambda n: square.nearest_indices(int(n), side), [length], tf.int64)
