@@ -108,9 +108,9 @@ def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable
         position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branch: tf.Tensor
     ) -> tuple[Any, Any]:
         content = tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
-        jpegs = [functools.partial(_jpeg, content, orientation, ratio) for ratio in _RATIOS]
-        decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content, orientation)])
-        return position, to_square(decoded, config)
+        jpegs = [functools.partial(_jpeg, content, ratio) for ratio in _RATIOS]
+        decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content)])
+        return position, to_square(_upright(decoded, orientation), config)
 
     return read  # type: ignore[no-any-return]
 
@@ -123,15 +123,14 @@ def _read(source: Source) -> Callable[[bytes], bytes]:
     return read
 
 
-def _jpeg(content: tf.Tensor, orientation: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+def _jpeg(content: tf.Tensor, ratio: int = 1) -> tf.Tensor:
     import tensorflow as tf
 
     # Pillow uses the accurate transform too, so both decoders give the same pixels.
-    decoded = tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-    return _upright(decoded, orientation)
+    return tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
-def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _png(content: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     decoded = tf.io.decode_png(content, channels=4)
@@ -142,7 +141,7 @@ def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         opacity = tf.cast(alpha, tf.uint16)
         return tf.cast((tf.cast(colours, tf.uint16) * opacity + (255 * (255 - opacity) + 127)) // 255, tf.uint8)
 
-    return _upright(tf.cond(tf.reduce_all(tf.equal(alpha, 255)), lambda: colours, on_white), orientation)
+    return tf.cond(tf.reduce_all(tf.equal(alpha, 255)), lambda: colours, on_white)
 
 
 def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -45,7 +45,7 @@ def by_tensorflow(file: Path) -> Pixels:
     kind = tensorflow_input.decoder_of(facts)
     assert kind is not None
     decoder = decoders[kind]
-    found: Pixels = decoder(file.read_bytes(), np.int32(facts.orientation)).numpy()
+    found: Pixels = tensorflow_input._upright(decoder(file.read_bytes()), np.int32(facts.orientation)).numpy()
     return found
 
 
@@ -175,7 +175,7 @@ def test_both_decoders_reduce_a_jpeg_to_the_same_pixels(kind):
         found = pictures.decode(io.BytesIO(content), ".jpg", at_least=at_least)
         assert found.shape == (-(-LARGE[1] // ratio), -(-LARGE[0] // ratio), 3)
         # No tolerance, as above.
-        np.testing.assert_array_equal(tensorflow_input._jpeg(content, np.int32(1), ratio), found)
+        np.testing.assert_array_equal(tensorflow_input._jpeg(content, ratio), found)
         # It is the whole picture; smaller in another way it is up to 2.9 levels away, as the last block is not full.
         assert mean_difference(found, np.asarray(whole.resize(found.shape[1::-1], Image.Resampling.BOX))) < 4
 
@@ -185,7 +185,7 @@ def test_a_reduced_jpeg_that_is_cut_short_is_an_error_for_both_decoders():
     with pytest.raises(OSError, match="truncated"):
         pictures.decode(io.BytesIO(content[: len(content) * 2 // 3]), ".jpg", at_least=16)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        tensorflow_input._jpeg(content[: len(content) * 2 // 3], np.int32(1), 8)
+        tensorflow_input._jpeg(content[: len(content) * 2 // 3], 8)
 
 
 def test_a_picture_that_is_no_jpeg_is_never_reduced(tmp_path):
