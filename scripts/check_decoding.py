@@ -5,7 +5,7 @@ and the median cosine between both embeddings of a picture; the adjusted Rand in
 true number of classes; and the ARI of each with the classes, on the whole set and as the mean over the subsets of
 `labelled_sets`. Each ARI is the mean over seeds, with its standard deviation.
 
-    python -m scripts.check_decoding FOLDER... [--drawn] [--free] [--megapixels 12] [--quality 92] [--every 3] [--seeds 5]
+    python -m scripts.check_decoding FOLDER... [--drawn] [--free] [--megapixels 12] [--quality 92] [--every 3]
 
 The subfolders of each FOLDER are its classes; with --drawn, the sample set and scikit-learn's digits are compared too.
 With --megapixels, the photos are enlarged first (`scripts.enlarged`): they are made, not taken.
