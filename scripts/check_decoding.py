@@ -5,7 +5,7 @@ and the median cosine between both embeddings of a picture; the adjusted Rand in
 true number of classes; and the ARI of each with the classes, on the whole set and as the mean over the subsets of
 `labelled_sets`. Each ARI is the mean over seeds, with its standard deviation.
 
-    python -m scripts.check_decoding FOLDER... [--drawn] [--megapixels 12] [--quality 92] [--every 3] [--seeds 5]
+    python -m scripts.check_decoding FOLDER... [--drawn] [--free] [--megapixels 12] [--quality 92] [--every 3]
 
 The subfolders of each FOLDER are its classes; with --drawn, the sample set and scikit-learn's digits are compared too.
 With --megapixels, the photos are enlarged first (`scripts.enlarged`): they are made, not taken.
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -26,18 +26,19 @@ from sklearn.metrics import adjusted_rand_score
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.cluster import cluster
-from gpu_cluster.config import PixelsConfig, RunConfig
+from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
 from gpu_cluster.images import square
-from gpu_cluster.images.decode import Pixels, decode
+from gpu_cluster.images.decode import decode
 from gpu_cluster.images.source import Picture, open_source
 from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.manifest import FileFacts
 from gpu_cluster.options import build_config
 from gpu_cluster.results import Embeddings
+from scripts.bench_decode import resized_before
 from scripts.bench_quality import as_configured, quality
-from scripts.enlarged import Enlarger, as_jpeg, size_of
+from scripts.enlarged import QUALITIES, Enlarger, as_jpeg, size_of
 from scripts.labelled_sets import Labelled, image_sets, of_vgg16, subsets
 
 _BATCH = 16
@@ -68,47 +69,34 @@ class Photos:
             yield io.BytesIO(content), suffix
 
 
-def square_before(decoded: Pixels, config: PixelsConfig) -> square.Square:
-    """Crop and resize a whole picture as version 2 of the decoding did, in float32."""
-    import tensorflow as tf
-
-    height, width = decoded.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    middle = np.ascontiguousarray(decoded[top : top + short, left : left + short])
-    side = config.image_size
-    return np.asarray(tf.image.resize(middle, (side, side), method="bilinear", antialias=True), dtype=np.float32)
-
-
-def embed_both(config: RunConfig, photos: Photos) -> tuple[Labelled, Labelled]:
-    """Return the embeddings of a set as it was decoded before, and as it is now."""
+def embed_both(config: RunConfig, contents: Iterable[tuple[IO[bytes], str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings (n, d) of files as they were decoded before, and as they are now."""
     backend = CpuBackend()
     engine = choose_engine(backend, of_vgg16(config.embed), config.embed)
     engine.build()
-    manifest = find_labelled(config.input, Observer())
-    source = open_source(manifest.root)
-    rows = np.arange(len(manifest))[:: photos.every]
-    pictures = [Picture(source, manifest.paths[row], FileFacts()) for row in rows]
-    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    squares: list[square.Square] = []
-    for stream, suffix in photos.contents(pictures):
-        squares.append(square_before(decode(stream, suffix), config.embed))
+    found = []
+    squares: list[np.ndarray] = []
+
+    def through_the_network() -> None:
+        found.append(np.array(backend.to_host(engine.features(np.stack(squares)))))
+        squares.clear()
+
+    for stream, suffix in contents:
+        squares.append(np.asarray(resized_before(decode(stream, suffix), config.embed)))
         stream.seek(0)
         reduced = decode(stream, suffix, at_least=square.at_least(config.embed))
         squares.append(square.to_square(reduced, config.embed))
-        if len(squares) == 2 * _BATCH or len(found[1]) * _BATCH + len(squares) // 2 == len(pictures):
-            x = np.array(backend.to_host(engine.features(np.stack(squares))))
-            found[0].append(x[::2])
-            found[1].append(x[1::2])
-            squares.clear()
-    assert manifest.labels is not None, "the images have no labels"
-    labels = np.array([manifest.labels[row] for row in rows])
-    given: dict[str, Any] = {"rows": rows, "bad": {}, "n_computed": len(rows), "images_per_s": None}
-    before, now = (
-        Labelled("", Embeddings(x=np.concatenate(part), precision="float32", batch_size=None, **given), labels)
-        for part in found
-    )
-    return before, now
+        if len(squares) == 2 * _BATCH:
+            through_the_network()
+    if squares:
+        through_the_network()
+    x = np.concatenate(found)
+    return x[::2], x[1::2]
+
+
+def cosines(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    x, y = before.astype(np.float64), now.astype(np.float64)
+    return np.asarray((x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1))
 
 
 def labels_of(part: Labelled, config: RunConfig, seed: int) -> np.ndarray:
@@ -118,16 +106,32 @@ def labels_of(part: Labelled, config: RunConfig, seed: int) -> np.ndarray:
 
 
 def compare(title: str, config: RunConfig, photos: Photos, seeds: Sequence[int]) -> None:
-    before, now = embed_both(config, photos)
-    x, y = (part.embeddings.x.astype(np.float64) for part in (before, now))
-    cosines = (x * y).sum(axis=1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+    manifest = find_labelled(config.input, Observer())
+    assert manifest.labels is not None, "the images have no labels"
+    source = open_source(manifest.root)
+    rows = np.arange(len(manifest))[:: photos.every]
+    pictures = [Picture(source, manifest.paths[row], FileFacts()) for row in rows]
+    both = embed_both(config, photos.contents(pictures))
+    labels = np.array([manifest.labels[row] for row in rows])
+    given: dict[str, Any] = {"rows": rows, "bad": {}, "n_computed": len(rows), "images_per_s": None}
+    before, now = (Labelled("", Embeddings(x=x, precision="float32", batch_size=None, **given), labels) for x in both)
     same = [adjusted_rand_score(*(labels_of(part, config, seed) for part in (before, now))) for seed in seeds]
-    cells = [f"{cosines.min():.5f}", f"{np.median(cosines):.5f}", spread(same)]
+    cells = [f"{cosines(*both).min():.5f}", f"{np.median(cosines(*both)):.5f}", spread(same)]
     for part in (before, now):
         whole = quality(part, config, seeds).adjusted_rand
         parts = [quality(one, config, seeds).adjusted_rand for one in subsets(part)]
         cells += [spread(whole), spread(np.mean(parts, axis=0)) if parts else "-"]
-    print(f"| {title}, {photos.title} | {len(x)} | {' | '.join(cells)} |", flush=True)
+    print(f"| {title}, {photos.title} | {len(rows)} | {' | '.join(cells)} |", flush=True)
+
+
+def compare_free_photo() -> None:
+    """Print the cosine of the only real photo in an installed package that is large enough to be reduced."""
+    from skimage.data import retina
+
+    files = ((io.BytesIO(as_jpeg(Image.fromarray(retina()), level)), ".jpg") for level in QUALITIES)
+    found = cosines(*embed_both(build_config(RunConfig), files))
+    for level, cosine in zip(QUALITIES, found, strict=True):
+        print(f"scikit-image's retina, 1411 x 1411 pixels, as a JPEG of quality {level}: cosine {cosine:.5f}")
 
 
 def spread(values: Any) -> str:
@@ -138,11 +142,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
     parser.add_argument("--drawn", action="store_true", help="the sample set and the digits too")
+    parser.add_argument("--free", action="store_true", help="scikit-image's one large photo too; it has no class")
     parser.add_argument("--megapixels", type=float, nargs="*", default=[None], help="enlarge to this size first")
     parser.add_argument("--quality", type=int, nargs="*", default=[92], help="quality of the JPEGs that are made")
     parser.add_argument("--every", type=int, default=1, help="take every so many pictures (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1 (default: 5)")
     arguments = parser.parse_args()
+    if arguments.free:
+        compare_free_photo()
     titles = ["set", "pictures", "least cosine", "median cosine", "same groups (ARI)"]
     titles += [f"{name}, {when}" for when in ("before", "now") for name in ("ARI", "ARI of subsets")]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)

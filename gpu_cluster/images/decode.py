@@ -212,7 +212,7 @@ def _decoded(image: Image, at_least: int | None) -> Pixels:
     # Pillow already turns a TIFF upright when it loads the pixels.
     orientation = 1 if image.format == "TIFF" else _orientation(image)
     if at_least is not None and image.format in JPEG_FORMATS:
-        # Pillow chooses the ratio by the same rule as `reduction`, and the accurate transform, as TensorFlow is told to.
+        # Pillow chooses the ratio by the same rule as `reduction`, and uses the accurate transform for it.
         image.draft(image.mode, (2 * at_least, 2 * at_least))
     return _upright(_on_white(image), orientation)
 

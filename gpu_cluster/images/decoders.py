@@ -33,8 +33,9 @@ from gpu_cluster.manifest import FileFacts
 _PLAIN_BYTES, _PLAIN_WORK = 768 << 20, 1_000_000_000
 # Bytes a pixel that decoding and resizing take, by the kind of picture; `scripts/bench_decode.py` measures them.
 _JPEG_BYTES, _SEVERAL_SCANS_BYTES, _PNG_BYTES = 12, 20, 24
-# Of a JPEG of several scans that is reduced, all its frequencies are held for each pixel that is stored.
-_SCANS_BYTES = 10
+# What a JPEG that is reduced takes beside the reduced picture, for each pixel that is stored: the content of the file,
+# and if it has several scans, all its frequencies.
+_FILE_BYTES, _FREQUENCIES_BYTES = 4, 10
 _OTHER_BYTES, _WIDE_BYTES = 24, 48
 # The decoders of these formats work on copies of several bytes for each value.
 _WIDE_FORMATS = frozenset({"AVIF", "JPEG2000", "WEBP"})
@@ -72,7 +73,7 @@ def bytes_needed(facts: FileFacts | Header, at_least: int | None = None) -> int:
         if ratio == 1:
             return n_pixels * (_SEVERAL_SCANS_BYTES if several else _JPEG_BYTES)
         reduced = -(-width // ratio) * -(-height // ratio) * _JPEG_BYTES
-        return reduced + n_pixels * (_SCANS_BYTES if several else 0)
+        return reduced + n_pixels * (_FREQUENCIES_BYTES if several else _FILE_BYTES)
     if facts.format == "PNG":
         return n_pixels * _PNG_BYTES
     return n_pixels * (_WIDE_BYTES if facts.format in _WIDE_FORMATS else _OTHER_BYTES)

@@ -1,7 +1,8 @@
 """Turns a decoded picture into the square of pixels that a network reads.
 
-Input: a picture (h, w, 3) uint8. Output: (side, side, 3) float32, 0 to 255. Every engine uses this module, so that all
-of them see the same pixels. It must not know a network, nor how a picture was decoded.
+Input: a picture (h, w, 3) uint8. Output: (side, side, 3) float32, 0 to 255. Engines without TensorFlow use `to_square`;
+TensorFlow's engine resizes in its own pipeline, to the same pixels but for rounding. This module must not know a
+network, nor how a picture was decoded.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def at_least(config: PixelsConfig) -> int | None:
 def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
     """Fit a picture (h, w, 3) uint8 into a square and resize it to (side, side, 3) float32, 0 to 255.
 
-    Bilinear resizing has an antialiasing filter and whole grey levels as its result. Pillow does it, and releases
-    Python's global lock meanwhile, so several threads can do it at once.
+    Bilinear resizing has an antialiasing filter, and whole grey levels as its result. Pillow releases Python's global
+    lock while it resizes, so several threads can do it at once.
     """
     from PIL import Image
 
@@ -60,7 +61,8 @@ def nearest_indices(length: int, side: int) -> npt.NDArray[np.int64]:
     """Return the source pixel of each of `side` pixels, as in Pillow's nearest-neighbour resize.
 
     Keras's `load_img` resizes with Pillow, which adds up its step in float64. If (i + 1/2) * length / side is a whole
-    number, the rounding of that sum decides.
+    number, the rounding of that sum decides. `tf.image.resize` chooses other pixels: 19% of them when it resizes 128 to
+    224.
     """
     steps = np.full(side, length / side)
     steps[0] /= 2

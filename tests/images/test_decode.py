@@ -98,7 +98,7 @@ def test_both_decoders_turn_and_decode_a_jpeg_to_the_same_pixels(name):
         with Image.open(file) as image:
             turned = orientation if orientation in range(1, 9) else 1
             assert pictures._orientation(image) == turned
-        found = tensorflow_input._jpeg(file.read_bytes(), np.int32(turned)).numpy()
+        found = tensorflow_input._upright(tensorflow_input._jpeg(file.read_bytes()), np.int32(turned)).numpy()
         # Both use libjpeg's accurate integer transform: not a level apart.
         np.testing.assert_array_equal(found, decoded(file))
 

@@ -158,6 +158,25 @@ def test_pictures_that_are_no_files_are_decoded_too(limits, tmp_path):
     np.testing.assert_array_equal(found, np.asarray(picture(0).convert("RGB")))
 
 
+@pytest.mark.parametrize("how", [{}, {"progressive": True}])
+def test_a_jpeg_is_reduced_in_a_process_as_it_is_here(limits, tmp_path, how):
+    picture(3, (330, 270)).save(tmp_path / "a.jpg", **how)
+    with (tmp_path / "a.jpg").open("rb") as stream:
+        found = limits.pixels(stream, ".jpg", header(tmp_path / "a.jpg"), at_least=32)
+        stream.seek(0)
+        np.testing.assert_array_equal(found, decode.decode(stream, ".jpg", at_least=32))
+    assert found.shape == (68, 83, 3)
+
+
+def test_a_reduced_jpeg_is_reckoned_with_less_memory_and_is_as_plain_as_before():
+    baseline, progressive = (Header("JPEG", "RGB", 4000, 3000, 1, n_scans) for n_scans in (1, 10))
+    assert bytes_needed(baseline, 224) < bytes_needed(baseline) / 2
+    # All frequencies of a progressive JPEG are held, of every pixel that is stored.
+    assert 4000 * 3000 * 6 < bytes_needed(progressive, 224) < bytes_needed(progressive)
+    assert bytes_needed(baseline, 3000) == bytes_needed(baseline)
+    assert not is_plain(Header("JPEG", "RGB", 12_000, 9_000, 1, 1))
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
 def test_small_copies_are_the_same_in_the_job_and_in_a_process(limits, tmp_path, name):
     picture(3).save(tmp_path / name)

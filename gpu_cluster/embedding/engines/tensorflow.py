@@ -15,7 +15,6 @@ from gpu_cluster.backend.tensorflow_devices import CPU
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.embedding.engines.base import EXTRA, Engine, Installation, OutOfMemoryError
-from gpu_cluster.images import square
 from gpu_cluster.images.source import Picture
 
 if TYPE_CHECKING:
@@ -85,9 +84,12 @@ class TensorFlowEngine(Engine):
             yield positions.numpy(), pixels
 
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        import tensorflow as tf
+
         try:
-            return square.to_square(decoded, self.config)
-        except MemoryError as error:
+            with tf.device(CPU):
+                return np.asarray(tensorflow_input.to_square(tf.constant(decoded), self.config))
+        except tf.errors.ResourceExhaustedError as error:
             raise OutOfMemoryError(str(error)) from error
 
     def features(self, pixels: Any) -> Array:

@@ -89,20 +89,15 @@ def batches(
 def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
-    def squared(decoded: np.ndarray[Any, np.dtype[np.uint8]]) -> square.Square:
-        return square.to_square(decoded, config)
-
     # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def read(
         position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branch: tf.Tensor
     ) -> tuple[Any, Any]:
         content = tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
-        jpegs = [functools.partial(_jpeg, content, orientation, ratio) for ratio in _RATIOS]
-        decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content, orientation)])
-        # TensorFlow's own resizing takes twice the time, and its numbers are not whole grey levels.
-        pixels = tf.numpy_function(squared, [decoded], tf.float32, stateful=False)
-        return position, tf.ensure_shape(pixels, (config.image_size, config.image_size, 3))
+        jpegs = [functools.partial(_jpeg, content, ratio) for ratio in _RATIOS]
+        decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content)])
+        return position, to_square(_upright(decoded, orientation), config)
 
     return read  # type: ignore[no-any-return]
 
@@ -115,15 +110,14 @@ def _read(source: Source) -> Callable[[bytes], bytes]:
     return read
 
 
-def _jpeg(content: tf.Tensor, orientation: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+def _jpeg(content: tf.Tensor, ratio: int = 1) -> tf.Tensor:
     import tensorflow as tf
 
     # Pillow uses the accurate transform too, so both decoders give the same pixels.
-    decoded = tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-    return _upright(decoded, orientation)
+    return tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
-def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _png(content: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     decoded = tf.io.decode_png(content, channels=4)
@@ -134,7 +128,7 @@ def _png(content: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         opacity = tf.cast(alpha, tf.uint16)
         return tf.cast((tf.cast(colours, tf.uint16) * opacity + (255 * (255 - opacity) + 127)) // 255, tf.uint8)
 
-    return _upright(tf.cond(tf.reduce_all(tf.equal(alpha, 255)), lambda: colours, on_white), orientation)
+    return tf.cond(tf.reduce_all(tf.equal(alpha, 255)), lambda: colours, on_white)
 
 
 def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -147,3 +141,33 @@ def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     swapped = tf.cond(among(5, 6, 7, 8), lambda: tf.transpose(decoded, (1, 0, 2)), lambda: decoded)
     mirrored = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(swapped, (1,)), lambda: swapped)
     return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(mirrored, (0,)), lambda: mirrored)
+
+
+def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
+    """Resize a picture (h, w, 3) uint8 to (side, side, 3) float32, as the config says.
+
+    The result is that of `images.square` but for rounding: that one rounds to whole grey levels, this one does not.
+    TensorFlow's resizing takes as much time as Pillow's, and tf.data need not wait for Python's global lock.
+    """
+    import tensorflow as tf
+
+    shape = tf.shape(picture)
+    height, width = shape[0], shape[1]
+    if config.fit == "crop":
+        short = tf.minimum(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        picture = picture[top : top + short, left : left + short]
+        height = width = short
+    side = config.image_size
+    if config.resize == "nearest":
+        rows, columns = (_nearest(length, side) for length in (height, width))
+        resized = tf.cast(tf.gather(tf.gather(picture, rows), columns, axis=1), tf.float32)
+    else:
+        resized = tf.image.resize(picture, (side, side), method="bilinear", antialias=True)
+    return tf.ensure_shape(resized, (side, side, 3))
+
+
+def _nearest(length: tf.Tensor, side: int) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.numpy_function(lambda n: square.nearest_indices(int(n), side), [length], tf.int64)

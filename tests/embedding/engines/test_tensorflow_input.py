@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from gpu_cluster.embedding.engines import tensorflow_input
@@ -44,7 +45,7 @@ def by_tensorflow(file: Path) -> Pixels:
     kind = tensorflow_input.decoder_of(facts)
     assert kind is not None
     decoder = decoders[kind]
-    found: Pixels = decoder(file.read_bytes(), np.int32(facts.orientation)).numpy()
+    found: Pixels = tensorflow_input._upright(decoder(file.read_bytes()), np.int32(facts.orientation)).numpy()
     return found
 
 
@@ -69,7 +70,7 @@ def png(rows: Pixels, bits: int, colour: int, *extra: tuple[bytes, bytes]) -> by
 
 def jpeg(image: Image.Image, **options: Any) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, "JPEG", **options)
+    image.save(stream, **{"format": "JPEG", **options})
     return stream.getvalue()
 
 
@@ -147,6 +148,51 @@ def test_both_decoders_give_the_same_pixels(tmp_path, name):
     file.write_bytes(BY_BOTH[name]())
     # No tolerance: both use libjpeg-turbo's accurate integer transform, and round what is transparent to the nearest.
     np.testing.assert_array_equal(by_tensorflow(file), decoded(file))
+
+
+LARGE = (331, 270)
+
+REDUCED: Mapping[str, Callable[[Image.Image], bytes]] = {
+    "rgb": lambda image: jpeg(image, quality=30),
+    "rgb, colours at half the width": lambda image: jpeg(image, subsampling=1),
+    "rgb without subsampling": lambda image: jpeg(image, subsampling=0),
+    "rgb progressive": lambda image: jpeg(image, progressive=True),
+    "rgb stored as rgb": lambda image: jpeg(image, keep_rgb=True),
+    "grey": lambda image: jpeg(image.convert("L")),
+    "cmyk": lambda image: jpeg(image.convert("CMYK")),
+    "cmyk without adobe": lambda image: without_adobe(jpeg(image.convert("CMYK"))),
+    "ycck": lambda image: ycck(image.convert("CMYK")),
+    "several pictures": lambda image: jpeg(image, format="MPO", save_all=True, append_images=[smooth()]),
+}
+
+
+@pytest.mark.parametrize("kind", REDUCED)
+def test_both_decoders_reduce_a_jpeg_to_the_same_pixels(kind):
+    content = REDUCED[kind](draw(0, LARGE))
+    whole = Image.fromarray(pictures.decode(io.BytesIO(content), ".jpg"))
+    for at_least, ratio in [(136, 1), (135, 1), (67, 2), (33, 4), (16, 8), (1, 8)]:
+        assert pictures.reduction(*LARGE, at_least) == ratio
+        found = pictures.decode(io.BytesIO(content), ".jpg", at_least=at_least)
+        assert found.shape == (-(-LARGE[1] // ratio), -(-LARGE[0] // ratio), 3)
+        # No tolerance, as above.
+        np.testing.assert_array_equal(tensorflow_input._jpeg(content, ratio), found)
+        # It is the whole picture; smaller in another way it is up to 2.9 levels away, as the last block is not full.
+        assert mean_difference(found, np.asarray(whole.resize(found.shape[1::-1], Image.Resampling.BOX))) < 4
+
+
+def test_a_reduced_jpeg_that_is_cut_short_is_an_error_for_both_decoders():
+    content = jpeg(draw(0, LARGE), quality=95)
+    with pytest.raises(OSError, match="truncated"):
+        pictures.decode(io.BytesIO(content[: len(content) * 2 // 3]), ".jpg", at_least=16)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tensorflow_input._jpeg(content[: len(content) * 2 // 3], 8)
+
+
+def test_a_picture_that_is_no_jpeg_is_never_reduced(tmp_path):
+    draw(0, LARGE).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as stream:
+        found = pictures.decode(stream, ".png", at_least=16)
+    np.testing.assert_array_equal(found, np.asarray(draw(0, LARGE)))
 
 
 def test_both_decoders_round_every_colour_of_every_opacity_alike(tmp_path):
