@@ -1,8 +1,11 @@
-"""Measures how fast images are embedded: the job's tf.data pipeline and the notebook's loop, compared in one process.
+"""Measures how fast images are embedded: the notebook's loop and the job with each engine, compared in one process.
 
 The notebook processes one picture at a time: it loads the picture with Keras's `load_img`, adds a batch axis, and
-calls `preprocess_input` and `model.predict`. Both use the same pictures and weights and warm up first. Their rounds
-alternate, so that a machine that slows down slows both. Prints the images per second and the ratio of each round.
+calls `preprocess_input` and `model.predict`. The job decodes and resizes in threads, and runs the network with
+TensorFlow's graph or with ncnn. All use the same pictures and weights, without a store, and warm up first. Their rounds
+alternate, so that a machine that slows down slows all. Prints the images per second of each round; then the ratios of
+the rounds, by the clock and by the processor time that all threads took, with their spread. Where other programs use
+the machine, the ratios by processor time are the steadier ones.
 
     .venv/bin/python scripts/bench_embed.py [--images N] [--rounds N] [FOLDER]
 """
@@ -13,13 +16,14 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import RunConfig, shipped_data
+from gpu_cluster.config import EngineName, RunConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
@@ -45,23 +49,48 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
     return lambda: np.stack([embed_one(file) for file in files])
 
 
-def pipeline(files: list[Path]) -> Callable[[], float]:
-    """Return a function that times the pipeline without building the network, which the loop's time excludes too."""
-    job = build_config(RunConfig, preset="notebook")
+def job_with(name: EngineName, files: list[Path]) -> Callable[[], object]:
+    """Return a function that embeds the files as a job does; the network is built before, as it is for the loop."""
+    job = build_config(RunConfig, preset="notebook", engine=name)
     engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed), job.embed)
 
-    def run(chosen: list[Path]) -> float:
-        # There is no store, so every picture is computed.
+    def run(chosen: list[Path]) -> None:
         source = open_source(Path("/"))
         manifest = scan(Manifest(Path("/"), tuple(map(str, chosen))), source, job.input, Observer())
         found = embed(manifest, source, engine, store=None, store_config=job.store, observer=Observer())
-        assert found.images_per_s is not None
         assert found.n_computed == len(chosen), "the same picture twice: choose fewer with --images"
-        return len(chosen) / found.images_per_s
 
     # The warm-up uses a whole batch, because the first batch of a size takes seconds longer.
     run(files[:32])
     return lambda: run(files)
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds that one round took: by the clock, and of processor time, all threads together."""
+
+    clock_s: float
+    processor_s: float
+
+
+def timed(work: Callable[[], object]) -> Took:
+    clock, processor = time.perf_counter(), time.process_time()
+    work()
+    return Took(time.perf_counter() - clock, time.process_time() - processor)
+
+
+def print_ratios(rounds: Mapping[str, list[Took]]) -> None:
+    """Print how many times as fast each way is as each one before it."""
+    names = list(rounds)
+    for slow, fast in ((slow, fast) for at, fast in enumerate(names) for slow in names[:at]):
+        pairs = list(zip(rounds[slow], rounds[fast], strict=True))
+        shown = []
+        for words, seconds in (("clock", lambda one: one.clock_s), ("processor time", lambda one: one.processor_s)):
+            ratios = [seconds(one) / seconds(other) for one, other in pairs]
+            best = min(map(seconds, rounds[slow])) / min(map(seconds, rounds[fast]))
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            shown.append(f"{words}: median {statistics.median(ratios):.2f} ({spread}), best rounds {best:.2f}")
+        print(f"{fast} / {slow}, by {'; by '.join(shown)}")
 
 
 def main() -> None:
@@ -74,17 +103,18 @@ def main() -> None:
     found = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in suffixes)
     files = list(itertools.islice(itertools.cycle(found), arguments.images))
     CpuBackend().share_device_with("tensorflow")
-    loop, tf_data = notebook_loop(files), pipeline(files)
-    ratios = []
+    ways = {
+        "notebook's loop": notebook_loop(files),
+        "TensorFlow's graph": job_with("tensorflow", files),
+        "ncnn": job_with("ncnn", files),
+    }
+    rounds: dict[str, list[Took]] = {name: [] for name in ways}
     for number in range(1, arguments.rounds + 1):
-        start = time.perf_counter()
-        loop()
-        loop_s = time.perf_counter() - start
-        pipeline_s = tf_data()
-        ratios.append(loop_s / pipeline_s)
-        speeds = f"notebook's loop {len(files) / loop_s:.1f}, pipeline {len(files) / pipeline_s:.1f} images/s"
-        print(f"round {number}: {speeds}, ratio {ratios[-1]:.2f}", flush=True)
-    print(f"ratio: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+        for name, work in ways.items():
+            rounds[name].append(timed(work))
+        speeds = ", ".join(f"{name} {len(files) / rounds[name][-1].clock_s:.1f}" for name in ways)
+        print(f"round {number}: {speeds} images/s", flush=True)
+    print_ratios(rounds)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def test_the_preset_of_the_flags_goes_over_that_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("model", [RunConfig, CompareConfig])
-@pytest.mark.parametrize(("name", "text"), [("a.toml", "[sweep]\nk = 5\n"), ("run.json", '{"config": {"seed": 5}}')])
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.toml", "[sweep]\nk = 5\n"), ("run.json", '{"config": {"preset": "default", "compare": {}}}')]
+)
 def test_a_file_that_names_no_engine_was_made_with_tensorflow_and_this_is_said(tmp_path, caplog, model, name, text):
     file = written(tmp_path, text, name)
     assert build_config(model, file).embed.engine == "tensorflow"

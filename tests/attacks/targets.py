@@ -20,7 +20,7 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering.model import checksum
 from gpu_cluster.config import EmbedConfig, InputConfig, PredictConfig, RunConfig
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.embedding.engines import Engine, choose_engine
+from gpu_cluster.embedding.engines import Engine, NcnnEngine, choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.shards import embed_shard
 from gpu_cluster.errors import GpuClusterError
@@ -74,19 +74,30 @@ def _one(target: Callable[[Case, Path, Path], str | None], case: Case, template:
 # Pictures
 
 
+class _ByPillow(NcnnEngine):
+    """Decodes as ncnn's engine does; its numbers are the pixels themselves."""
+
+    def build(self) -> None:
+        self.batch_size = self.config.batch_size or 1
+
+    def features(self, pixels: Any) -> Any:
+        return pixels.reshape(len(pixels), -1)
+
+
 @cache
-def _engine() -> Engine:
-    """Return TensorFlow's engine, whose numbers here are the pixels themselves."""
+def _engines() -> tuple[Engine, ...]:
+    """Return TensorFlow's engine, whose numbers here are the pixels themselves, and one that decodes as ncnn's does."""
     import tensorflow as tf
 
-    n = SIDE * SIDE * 3
+    n, config = SIDE * SIDE * 3, EmbedConfig(image_size=SIDE, batch_size=16)
     pixels = Extractor({"features": "pixels"}, n, lambda _precision: lambda given: tf.reshape(given, (-1, n)))
-    engine = choose_engine(CpuBackend(), pixels, EmbedConfig(image_size=SIDE, batch_size=16))
-    engine.build()
-    return engine
+    engines = (choose_engine(CpuBackend(), pixels, config), _ByPillow(CpuBackend(), pixels, config))
+    for engine in engines:
+        engine.build()
+    return engines
 
 
-def _embedded(pictures: Sequence[Picture]) -> tuple[dict[int, np.ndarray[Any, Any]], dict[int, str]]:
+def _embedded(pictures: Sequence[Picture], engine: Engine) -> tuple[dict[int, np.ndarray[Any, Any]], dict[int, str]]:
     """Return the row or the reason of each picture, by its position, as a job finds them.
 
     Raises
@@ -95,7 +106,7 @@ def _embedded(pictures: Sequence[Picture]) -> tuple[dict[int, np.ndarray[Any, An
         When a picture has neither or both.
     """
     rows, reasons = {}, {}
-    for batch in embed_shard(pictures, _engine()):
+    for batch in embed_shard(pictures, engine):
         for at, row, why in zip(batch.positions.tolist(), np.array(batch.x), batch.reasons, strict=True):
             if at in rows or at in reasons:
                 raise ValueError("a picture twice")
@@ -122,16 +133,17 @@ def _pictures(found: Sequence[Case], folder: Path) -> list[str | None]:
     pictures = [Picture(source, manifest.paths[row], manifest.files[row]) for row in usable]
     wrong: dict[str, str] = {}
     with decode.limited(MAX_PIXELS):
-        rows, reasons = _embedded(pictures)
-        backwards, _ = _embedded(pictures[::-1])
-        alone, _ = _embedded(pictures[:1]) if pictures else ({}, {})
+        for engine in _engines():
+            rows, reasons = _embedded(pictures, engine)
+            backwards, _ = _embedded(pictures[::-1], engine)
+            alone, _ = _embedded(pictures[:1], engine) if pictures else ({}, {})
+            for at, picture in enumerate(pictures):
+                why = _wrong_row(
+                    rows.get(at), backwards.get(len(pictures) - 1 - at), alone if at == 0 else None, reasons.get(at)
+                )
+                if why is not None:
+                    wrong[picture.location] = f"with the engine {engine.name}: {why}"
         Thumbnails(source, manifest.paths).make(range(len(manifest)), 48)
-    for at, picture in enumerate(pictures):
-        why = _wrong_row(
-            rows.get(at), backwards.get(len(pictures) - 1 - at), alone if at == 0 else None, reasons.get(at)
-        )
-        if why is not None:
-            wrong[picture.location] = why
     passed_over = set(manifest.passed_over)
     for row, path in enumerate(manifest.paths):
         if not manifest.bad.get(row, "a reason").strip():

@@ -1,4 +1,4 @@
-"""The engine ncnn against TensorFlow's, and what is its own: its memory, its decoding, and that it needs no TensorFlow."""
+"""The engine ncnn against TensorFlow's, and what is its own: memory, decoding, and that it needs no TensorFlow."""
 
 from __future__ import annotations
 
