@@ -46,10 +46,13 @@ def carry_on(x: Array, starts: Sequence[Array], *, max_iter: int, backend: Backe
     centres = list(starts)
     for n_iter in range(min(MOST_ITERATIONS, max_iter) + 1):
         sums, sizes = _assign(x, centres, backend)
-        before, found = found, [
-            Carried(own, squares + _without_squares(own, its_sums, its_sizes, backend), n_iter)
-            for own, its_sums, its_sizes in zip(centres, sums, sizes, strict=True)
-        ]
+        before, found = (
+            found,
+            [
+                Carried(own, squares + _without_squares(own, its_sums, its_sizes, backend), n_iter)
+                for own, its_sums, its_sizes in zip(centres, sums, sizes, strict=True)
+            ],
+        )
         if before and all(new.inertia >= old.inertia * (1 - _GAIN) for old, new in zip(before, found, strict=True)):
             break
         centres = [means(*each, backend) for each in zip(sums, sizes, centres, strict=True)]

@@ -70,9 +70,7 @@ def sampled(x: Array, sample: int, *, seed: int, backend: Backend) -> Array:
     return backend.xp.take(x, backend.from_host(sorted_sample(n, sample, np.random.RandomState(seed))), axis=0)
 
 
-def best_restart(
-    x: Array, starts: Iterable[Array], config: ClusterConfig, *, seed: int, backend: Backend
-) -> Partition:
+def best_restart(x: Array, starts: Iterable[Array], config: ClusterConfig, *, seed: int, backend: Backend) -> Partition:
     """Run k-means on x (n, d) from each of the starts (k, d), and return the partition with the lowest inertia."""
     best: Partition | None = None
     sample = backend.from_host(sorted_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))

@@ -144,9 +144,7 @@ def _dense(labels: Array, backend: Backend) -> tuple[Array, int]:
     return backend.from_host(dense), len(held)
 
 
-def _silhouettes(
-    x: Array, groupings: Sequence[tuple[Array, int]], precision: Any, backend: Backend
-) -> Iterator[Array]:
+def _silhouettes(x: Array, groupings: Sequence[tuple[Array, int]], precision: Any, backend: Backend) -> Iterator[Array]:
     """Yield the silhouettes (n,) float64 of x for each of several labels (n,), given with their numbers of clusters."""
     xp = backend.xp
     if not groupings:
