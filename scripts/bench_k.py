@@ -110,7 +110,8 @@ def choose_ks(
         return [Choice(part.title, k, abs(k - true_k), agreement[k]) for k in map(chooser, ranges)]
 
     points = swept(n)
-    found = {name: choices(partial(choose_by, name, points, n), points) for name in CRITERIA}
+    found: dict[str, list[Choice]] = {}
+    found |= {name: choices(partial(choose_by, name, points, n), points) for name in CRITERIA}
     if others:
         others_of = criteria(projection.sweep_x, [point.k for point in points], seed=seed)
         found |= {name: choices(chooser, points) for name, chooser in others_of.items()}
