@@ -6,7 +6,10 @@ a choice. Prints one row for each set (k chosen at seed 0, by criterion, for eac
 classes), and the errors of each criterion: over all choices, and over the choices that the job does not call unclear.
 With --others, the tables also have the criteria of `k_criteria`.
 
-    .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [FOLDER...]
+With --sweep-sample, sets of at least 400 pictures are swept again with restarts on a sample of a share of them, as the
+job sweeps more than 20,000 pictures. These rows stand beside one for the same sets without a sample.
+
+    .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [--sweep-sample SHARE...] [FOLDER...]
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ Criterion = Literal["agreement", "elbow", "silhouette"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 RANGES = (10, 15, 20, 30, 40)
 
+# Sets of fewer pictures are not sampled: a share of them is too few for the longest range.
+LEAST_SAMPLED = 400
+NOT_SAMPLED = f"agreement, sets of at least {LEAST_SAMPLED}"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -52,17 +59,28 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to SEEDS - 1 (default: 3)")
     parser.add_argument("--others", action="store_true", help="and criteria that the job does not have (far slower)")
+    parser.add_argument(
+        "--sweep-sample",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="SHARE",
+        help=f"also with restarts on these shares (0.5) of each set of at least {LEAST_SAMPLED} pictures",
+    )
     arguments = parser.parse_args()
     choices: dict[str, list[Choice]] = defaultdict(list)
+    columns = ["agreement", *map(on_share, arguments.sweep_sample), *CRITERIA[1:]]
     with image_sets(arguments.folders) as sets:
         for title, options in sets.items():
             config = build_config(RunConfig, **options)
             whole = embedded(title, config)
             for part in (whole, *subsets(whole)):
-                by_seed = [choose_ks(part, config, seed, arguments.others) for seed in range(arguments.seeds)]
+                given = (config, arguments.others, arguments.sweep_sample)
+                by_seed = [choose_ks(part, seed, *given) for seed in range(arguments.seeds)]
                 if not choices:
-                    print_head(by_seed[0])
-                print_row(part, by_seed[0])
+                    columns += [name for name in by_seed[0] if name not in columns]
+                    print_head(columns)
+                print_row(part, columns, by_seed[0])
                 for of_seed in by_seed:
                     for name, found in of_seed.items():
                         choices[name] += found
@@ -70,41 +88,58 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, found in choices.items():
         print_errors(name, found)
-        if name == "agreement":
+        if name.startswith("agreement"):
             print_errors(f"{name}, where clear", [choice for choice in found if choice.agreement >= CLEAR_AGREEMENT])
 
 
-def choose_ks(part: Labelled, config: RunConfig, seed: int, others: bool) -> dict[str, list[Choice]]:
+def choose_ks(
+    part: Labelled, seed: int, config: RunConfig, others: bool, shares: Sequence[float]
+) -> dict[str, list[Choice]]:
     """Return what each criterion chooses from each range that holds the number of classes."""
     n, true_k = len(part.labels), part.n_classes
     projection = reduce(part.embeddings.x, config.reduce, backend=CpuBackend())
-    swept = SweepConfig(k_range=f"2:{min(max(RANGES), n // 3)}")
     given: dict[str, Any] = {"seed": seed, "backend": CpuBackend(), "observer": Observer()}
-    points = sweep_k(projection.x, swept, config.cluster, config.score, **given).points
-    agreement = {point.k: point.agreement or 0 for point in points}
-    choosers: dict[str, Chooser] = {name: partial(choose_by, name, points, n) for name in CRITERIA}
+
+    def swept(sample: int) -> Sequence[SweepPoint]:
+        sweep = SweepConfig(k_range=f"2:{min(max(RANGES), n // 3)}", sweep_sample=sample)
+        return sweep_k(projection.x, sweep, config.cluster, config.score, **given).points
+
+    def choices(chooser: Chooser, points: Sequence[SweepPoint]) -> list[Choice]:
+        agreement = {point.k: point.agreement or 0 for point in points}
+        ranges = [[k for k in agreement if k <= last] for last in RANGES if last >= true_k]
+        return [Choice(part.title, k, abs(k - true_k), agreement[k]) for k in map(chooser, ranges)]
+
+    points = swept(n)
+    found: dict[str, list[Choice]] = {}
+    found |= {name: choices(partial(choose_by, name, points, n), points) for name in CRITERIA}
     if others:
-        choosers |= criteria(projection.sweep_x, list(agreement), seed=seed)
-    ranges = [[k for k in agreement if k <= last] for last in RANGES if last >= true_k]
-    return {
-        name: [Choice(part.title, k, abs(k - true_k), agreement[k]) for k in map(chooser, ranges)]
-        for name, chooser in choosers.items()
-    }
+        others_of = criteria(projection.sweep_x, [point.k for point in points], seed=seed)
+        found |= {name: choices(chooser, points) for name, chooser in others_of.items()}
+    if shares and n >= LEAST_SAMPLED:
+        found[NOT_SAMPLED] = found["agreement"]
+        for share in shares:
+            sampled = swept(round(share * n))
+            found[on_share(share)] = choices(partial(choose_by, "agreement", sampled, n), sampled)
+    return found
+
+
+def on_share(share: float) -> str:
+    return f"agreement, restarts on {share:.0%}"
 
 
 def choose_by(criterion: Criterion, points: Sequence[SweepPoint], n: int, ks: Sequence[int]) -> int:
     return choose(SweepConfig(select=criterion), [point for point in points if point.k in ks], n)[0]
 
 
-def print_head(chosen: Mapping[str, list[Choice]]) -> None:
-    columns = " | ".join(f"{name}, 2 to {'/'.join(map(str, RANGES))}" for name in chosen)
-    print(f"| set | images | classes | agreement there | {columns} |\n|{'---|' * (4 + len(chosen))}")
+def print_head(columns: Sequence[str]) -> None:
+    words = " | ".join(f"{name}, 2 to {'/'.join(map(str, RANGES))}" for name in columns)
+    print(f"| set | images | classes | agreement there | {words} |\n|{'---|' * (4 + len(columns))}")
 
 
-def print_row(part: Labelled, chosen: Mapping[str, list[Choice]]) -> None:
-    columns = " | ".join("/".join(str(choice.k) for choice in found) for found in chosen.values())
+def print_row(part: Labelled, columns: Sequence[str], chosen: Mapping[str, list[Choice]]) -> None:
+    cells = " | ".join("/".join(str(choice.k) for choice in chosen.get(name, ())) for name in columns)
     sure = chosen["agreement"][-1].agreement
-    print(f"| {part.title} | {len(part.labels)} | {part.n_classes} | {sure:.2f} | {columns} |", flush=True)
+    print(f"| {part.title} | {len(part.labels)} | {part.n_classes} | {sure:.2f} | {cells} |", flush=True)
 
 
 def print_errors(title: str, choices: list[Choice]) -> None:

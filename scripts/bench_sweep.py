@@ -12,6 +12,7 @@ sweep alone runs with more rows. faiss's k-means is measured too if it is instal
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import time
@@ -60,7 +61,7 @@ def main() -> None:
 
 def blobs(n: int) -> np.ndarray:
     x, _ = make_blobs(n, _COLUMNS, centers=12, cluster_std=4.0, random_state=0)
-    return x.astype(np.float32)
+    return np.asarray(x, np.float32)
 
 
 def real_space(folder: Path | None) -> np.ndarray:
@@ -78,7 +79,8 @@ def repeated(space: np.ndarray, n: int) -> np.ndarray:
     spread = np.median(np.sqrt(squares.min(axis=1))) / np.sqrt(space.shape[1])
     x = space[random.integers(len(space), size=n)]
     x += (spread * random.standard_normal(x.shape, dtype=np.float32)).astype(np.float32)
-    return np.asarray(x / row_norms(x, CpuBackend()))
+    scaled: np.ndarray = x / row_norms(x, CpuBackend())
+    return scaled
 
 
 def ks() -> tuple[int, ...]:
@@ -102,7 +104,7 @@ def the_loop(x: np.ndarray) -> Inertias:
 
 
 def with_faiss(x: np.ndarray) -> Inertias:
-    import faiss
+    faiss: Any = importlib.import_module("faiss")
 
     found = {}
     for k in ks():

@@ -61,7 +61,7 @@ def carry_on(x: Array, starts: Sequence[Array], *, max_iter: int, backend: Backe
 
 def _sum_of_squares(x: Array, backend: Backend) -> float:
     xp, total = backend.xp, 0.0
-    for rows in blocks(*x.shape, _BLOCK_VALUES):
+    for rows in blocks(x.shape[0], x.shape[1], most=_BLOCK_VALUES):
         block = xp.astype(x[rows, :], xp.float64)
         total = total + xp.sum(block * block)
     return float(backend.to_host(total))
@@ -82,8 +82,9 @@ def _assign(x: Array, centres: Sequence[Array], backend: Backend) -> tuple[list[
     ends = np.cumsum([own.shape[0] for own in centres])
     parts = [slice(int(end) - own.shape[0], int(end)) for own, end in zip(centres, ends, strict=True)]
     codes = [backend.from_host(np.arange(own.shape[0]))[:, None] for own in centres]
-    sums, sizes = 0.0, 0.0
-    for rows in blocks(x.shape[0], int(ends[-1]), _BLOCK_VALUES):
+    sums: Array = 0.0
+    sizes: Array = 0.0
+    for rows in blocks(x.shape[0], int(ends[-1]), most=_BLOCK_VALUES):
         block = x[rows, :]
         # |x - c|^2 without |x|^2, one row for each centre: so an argmin reads whole rows of memory.
         apart = offsets - 2 * (axes @ xp.matrix_transpose(block))

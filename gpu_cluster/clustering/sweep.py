@@ -81,7 +81,7 @@ def sweep_k(
     trial = _Trial(x, ks, config.sweep_sample, clustering, scoring, seed=seed, backend=backend)
     points: list[SweepPoint] = []
     for group in trial.groups():
-        restarts = []
+        restarts: list[_Restarts] = []
         for k in group:
             observer.progress("sweep", len(points) + len(restarts), len(ks))
             restarts.append(trial.restart(k))

@@ -189,6 +189,20 @@ def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
     assert np.isnan(result.findings.scores.silhouettes).sum() == 15
 
 
+def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_page(tmp_path, sample_images):
+    folder = api.run(sample_images[:40], image_size=32, k_range="2:5", sweep_sample=24, out=tmp_path / "run").folder
+    sweep = pd.read_csv(folder / "sweep.csv")
+    assert set(sweep["n_restarted"]) == {24}
+    assert set(sweep["n_silhouette"]) == {40}
+    assert json.loads((folder / "metrics.json").read_text())["sweep_n_restarted"] == 24
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["sweep"]["sweep_sample"] == 24
+    assert any("on a random sample of 24 of 40 images" in notice for notice in record["notices"])
+    page = (folder / "report.html").read_text()
+    assert "their agreement, are those of a random sample of 24 of the 40 pictures" in page
+    assert "The silhouettes are those of" not in page
+
+
 def test_no_clear_knee_is_said(tmp_path, sample_images):
     # Two points have no knee.
     result = api.run(sample_images[:40], image_size=32, k_range="2:3", select="elbow", out=tmp_path / "run")
