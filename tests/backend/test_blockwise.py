@@ -95,8 +95,8 @@ def test_variances_are_those_in_float64_however_badly_the_data_are_conditioned(b
     x = made(np.random.default_rng(0)).astype(np.float32)
     found = fit_pca(HeldRows(backend.from_host(x), backend), 8, scale=as_it_is, backend=backend)
     expected = PCA(8, svd_solver="full").fit(x.astype(np.float64))
-    # What products in float32 leave, of the largest variance.
-    most = 1e-7 * expected.explained_variance_[0]
+    # What products in float32 leave, of the largest variance; `reduce` drops what is below 1e-6.
+    most = 3e-7 * expected.explained_variance_[0]
     np.testing.assert_allclose(found.explained_variance, expected.explained_variance_, rtol=0, atol=most)
     np.testing.assert_allclose(backend.to_host(found.mean), expected.mean_, rtol=1e-6, atol=1e-6)
     assert found.total_variance == pytest.approx(np.var(x, axis=0, dtype=np.float64, ddof=1).sum(), rel=1e-6)

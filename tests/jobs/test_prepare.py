@@ -87,8 +87,8 @@ def test_without_tensorflow_doctor_says_the_same(tmp_path, without_tensorflow):
 
 NEEDS = "this job will need about {} GB of memory, besides the network's; {} GB are free"
 TOO_MUCH = (
-    ": the system may end it; end other programs, or take a machine, a container or a batch job with more memory, fewer "
-    "pictures, or a smaller --pooling"
+    ": the system may end it; end other programs, or take a machine, a container or a batch job with more memory, "
+    "fewer pictures, or a smaller --pooling"
 )
 
 
@@ -96,7 +96,7 @@ TOO_MUCH = (
     ("n", "free", "said"),
     [
         (500, 10**12, []),
-        (100_000, 10**12, [f"With 100,000 pictures, {NEEDS.format('1.3', '1000.0')}"]),
+        (100_000, 10**12, [f"With 100,000 pictures, {NEEDS.format('1.2', '1000.0')}"]),
         (500, 10**6, [f"With 500 pictures, {NEEDS.format('0.8', '0.0')}{TOO_MUCH}"]),
     ],
     ids=["little", "streamed", "too much"],
