@@ -16,7 +16,7 @@ import pytest
 import gpu_cluster
 from gpu_cluster.errors import ConfigError, JobError, NothingReadableError
 from gpu_cluster.inventory import find_earlier_run, first_other
-from gpu_cluster.staging import staged
+from gpu_cluster.staging import staged, temporary
 from tests.helpers import TINY, TINY_OPTIONS, Noticing, called, everything, listing, without_override, write_pictures
 from tests.helpers import gpu_cluster as command
 from tests.run_folders import OLD, contents, earlier_run, fill, killed, run_before
@@ -211,7 +211,7 @@ def test_what_was_put_into_the_temporary_folder_meanwhile_is_not_taken_for_the_r
 _KILLED_BETWEEN = """
 import os, signal, sys
 from pathlib import Path
-from gpu_cluster.staging import staged
+from gpu_cluster.staging import staged, temporary
 
 out, rename = Path(sys.argv[1]), os.rename
 
@@ -332,3 +332,49 @@ def test_out_may_be_a_link_to_a_folder(tmp_path):
     gpu_cluster.run(tmp_path / "pictures", **TINY, out=tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "far" / "assignments.csv").is_file()
+
+
+def shard_in(folder: Path) -> None:
+    (folder / "embeddings").mkdir()
+    (folder / "embeddings" / f"shard-{'0' * 32}.parquet").write_bytes(b"x")
+    (folder / "embeddings" / "_key.json").write_bytes(b"{}")
+
+
+def fail_in(folder: Path) -> None:
+    shard_in(folder)
+    raise KeyError("stopped")
+
+
+def test_a_temporary_folder_is_gone_when_its_block_ends(tmp_path):
+    with temporary(tmp_path / "new.csv") as folder:
+        shard_in(folder)
+        assert folder.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_is_gone_when_its_block_fails(tmp_path):
+    with pytest.raises(KeyError, match="stopped"), temporary(tmp_path / "new.csv") as folder:
+        fail_in(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gpu_cluster.staging import temporary
+from tests.test_staging import shard_in
+with temporary(Path(sys.argv[1])) as folder:
+    shard_in(folder)
+    (folder / "embeddings" / ".shard-00000000000000000000000000000000.parquet.12-0123abcd.tmp").write_bytes(b"x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_temporary_folder_of_a_killed_job_is_removed_by_the_next_one(tmp_path):
+    out = tmp_path / "new.csv"
+    done = subprocess.run([sys.executable, "-c", KILLED, out], check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with temporary(out) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+        assert folder != left

@@ -60,8 +60,8 @@ def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
     """Fit from the sum of squares within the blocks, and that between their means (Chan, Golub and LeVeque 1979).
 
     Rows are centred by the mean of their own block, so nothing large cancels out, however far the data are from the
-    origin. Products within a block are float32, and the sums over the blocks float64: an eigenvalue is exact to about
-    1e-7 of the largest one.
+    origin. Products within a block are float32, and the sums over the blocks float64: an eigenvalue is exact to 3e-7 of
+    the largest one.
     """
     xp = backend.xp
     n, within = x.shape[0], 0.0

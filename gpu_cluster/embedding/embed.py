@@ -32,7 +32,8 @@ from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
-from gpu_cluster.store.store import EmbeddingShards, ScratchShards, Store, how_to_go_on
+from gpu_cluster.store.embeddings import EmbeddingShards, ScratchShards
+from gpu_cluster.store.store import Store, how_to_go_on
 from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
@@ -72,29 +73,14 @@ def embed(
         When the store, or `scratch`, cannot be read or written.
     """
     backend, d = engine.backend, engine.extractor.n_features
-    bad = manifest.bad
-    rows = np.array([row for row in range(len(manifest)) if row not in bad], dtype=np.int64)
-    matrix_bytes = len(rows) * d * np.dtype(np.float32).itemsize
-    held = backend.holds(matrix_bytes) or (store is None and scratch is None)
-    with memory_error_explained("embedding", len(rows), d, backend):
-        backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
-        work = _Work(manifest, source, rows, observer, go_on=how_to_go_on(store_config))
-        work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
-        if store is not None:
-            work.shards, work.lasting = store.embeddings(key_of(engine)), True
-        elif scratch is not None and not held:
-            work.shards = ScratchShards(scratch, key_of(engine), observer)
+    work = _Work(manifest, source, observer, go_on=how_to_go_on(store_config))
+    with memory_error_explained("embedding", work.n_rows, d, backend):
+        _choose_place(work, engine, store, scratch)
         if store is not None and not store_config.force:
             work.read_store()
         missing = work.missing()
         n_missing = int(missing.sum())
-        if n_known := work.count_good():
-            observer.notice(
-                f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
-                f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
-                if n_missing
-                else "The store holds the embeddings of all these pictures already"
-            )
+        _tell_known(work.count_good(), n_missing, observer)
         images_per_s = None
         if n_missing:
             if store is not None and not store_config.force:
@@ -112,16 +98,40 @@ def embed(
             start = time.perf_counter()
             work.compute(plan_shards(missing, shard_size), engine, shard_size)
             images_per_s = n_missing / (time.perf_counter() - start)
-        x, good_rows, bad = work.finish()
+        x, rows, bad = work.finish()
         return Embeddings(
             x=x,
-            rows=good_rows,
+            rows=rows,
             bad=bad,
             n_computed=work.count_good(missing),
             images_per_s=images_per_s,
             precision=engine.precision,
             batch_size=engine.batch_size if n_missing else None,
         )
+
+
+def _choose_place(work: _Work, engine: Engine, store: Store | None, scratch: Path | None) -> None:
+    """Choose where the embeddings of a job are: on the device, or in shards; and where shards are written."""
+    backend, d = engine.backend, engine.extractor.n_features
+    matrix_bytes = work.n_rows * d * np.dtype(np.float32).itemsize
+    held = backend.holds(matrix_bytes) or (store is None and scratch is None)
+    backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
+    work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
+    if store is not None:
+        work.shards, work.lasting = store.embeddings(key_of(engine)), True
+    elif scratch is not None and not held:
+        work.shards = ScratchShards(scratch, key_of(engine), work.observer)
+
+
+def _tell_known(n_known: int, n_missing: int, observer: Observer) -> None:
+    """Report how many embeddings the store holds already."""
+    if n_known and n_missing:
+        observer.notice(
+            f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
+            f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
+        )
+    elif n_known:
+        observer.notice("The store holds the embeddings of all these pictures already")
 
 
 def _computed_beside(
@@ -176,7 +186,8 @@ class _Work:
     Attributes
     ----------
     content_of : (n,) the index of the content of each file that is not bad
-    kept : where the embeddings are
+    kept : where the embeddings are; chosen before anything else is done
+    observer : who is told of the progress
     shards : where they are written; None if they are not
     lasting : whether these stay when the job has ended
     """
@@ -185,11 +196,13 @@ class _Work:
     shards: EmbeddingShards | None = None
     lasting = False
 
-    def __init__(self, manifest: Manifest, source: Source, rows: IntArray, observer: Observer, *, go_on: str) -> None:
+    def __init__(self, manifest: Manifest, source: Source, observer: Observer, *, go_on: str) -> None:
+        bad = manifest.bad
+        rows = np.array([row for row in range(len(manifest)) if row not in bad], dtype=np.int64)
         self._manifest = manifest
         self._source = source
         self._rows = rows
-        self._observer = observer
+        self.observer = observer
         self._go_on = go_on
         firsts = np.array([row not in manifest.duplicates for row in rows], dtype=bool)
         self._first_rows = rows[firsts]
@@ -202,6 +215,11 @@ class _Work:
         self._bad: dict[int, str] = {}
         # For each content that was embedded after the last write to the store, whether the store may keep its result.
         self._unwritten: dict[int, bool] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Number of files that are not bad."""
+        return len(self._rows)
 
     @property
     def n_contents(self) -> int:
@@ -224,7 +242,7 @@ class _Work:
             self.kept.found(shard)
             self._note(shard.at, shard.reasons)
             self._progress(len(shard.at))
-            if self._observer.stopping():
+            if self.observer.stopping():
                 raise self._interrupted()
 
     def compute(self, shards: Sequence[IntArray], engine: Engine, shard_size: int) -> None:
@@ -239,27 +257,27 @@ class _Work:
             except KeyboardInterrupt:
                 self._write()
                 raise
-            if self._observer.stopping():
+            if self.observer.stopping():
                 self._write()
                 raise self._interrupted()
         self._write()
 
     def _compute_shard(self, shard: IntArray, engine: Engine) -> None:
         """Embed the contents of a shard until the observer asks to stop."""
-        if self._observer.stopping():
+        if self.observer.stopping():
             return
         limit = engine.batch_size
         embedded = embed_shard([self._picture(index) for index in shard], engine)
-        for batch in _computed_beside(embedded, self._observer):
+        for batch in _computed_beside(embedded, self.observer):
             indices = shard[batch.positions]
             self.kept.computed(indices, batch.x)
             self._note(indices, batch.reasons)
             self._unwritten |= zip(indices.tolist(), batch.lasting.tolist(), strict=True)
             self._progress(len(indices))
-            if self._observer.stopping():
+            if self.observer.stopping():
                 break
         if engine.batch_size < limit:
-            self._observer.notice(
+            self.observer.notice(
                 f"Out of memory on the {self._backend.name}: going on with batches of {engine.batch_size}"
             )
 
@@ -296,7 +314,7 @@ class _Work:
 
     def _progress(self, n: int) -> None:
         self._n_done += n
-        self._observer.progress("embed", self._n_done, self.n_contents)
+        self.observer.progress("embed", self._n_done, self.n_contents)
 
     def _picture(self, index: int) -> Picture:
         row = int(self._first_rows[index])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray, HeldRows, IntArray, Rows
-from gpu_cluster.store.store import FoundShard
+from gpu_cluster.store.embeddings import FoundShard
 from gpu_cluster.store.stored import StoredRows
 
 

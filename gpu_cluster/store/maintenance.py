@@ -18,8 +18,9 @@ from gpu_cluster.config import StoreConfig
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
+from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folder_name, folders, is_shard, read_key
-from gpu_cluster.store.store import EmbeddingShards, default_root, scan_schema
+from gpu_cluster.store.store import default_root, scan_schema
 
 _DAY_S = 24 * 3600.0
 

@@ -15,8 +15,8 @@ from gpu_cluster.backend import Array, Backend, FloatArray, IntArray, Rows
 from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES, block_slices
 from gpu_cluster.errors import StoreError
 from gpu_cluster.files import printable
+from gpu_cluster.store.embeddings import embeddings_of
 from gpu_cluster.store.shards import opened
-from gpu_cluster.store.store import embeddings_of
 
 
 class StoredRows(Rows):

@@ -72,6 +72,36 @@ def test_a_direction_without_variance_has_none_and_no_nan(backend, n, d):
     assert (found.explained_variance[2:] < 1e-7 * found.explained_variance[0]).all()
 
 
+def far_away(random: np.random.Generator) -> np.ndarray:
+    """Rows a thousand times as far from the origin as from each other."""
+    return 1000 + random.normal(size=(900, 40)) * np.geomspace(3, 0.1, 40)
+
+
+def of_unequal_strength(random: np.random.Generator) -> np.ndarray:
+    """Directions whose variances differ by 10^6, none along a column."""
+    turn, _ = np.linalg.qr(random.normal(size=(40, 40)))
+    return (random.normal(size=(900, 40)) * np.geomspace(1, 1e-3, 40)) @ turn
+
+
+def sorted_by_group(random: np.random.Generator) -> np.ndarray:
+    """A first block that is nothing like the others, as in a folder that is sorted by what its pictures show."""
+    return np.repeat([[0.0], [50.0], [-20.0]], [100, 500, 300], axis=0) + random.normal(size=(900, 40))
+
+
+@pytest.mark.parametrize("made", [far_away, of_unequal_strength, sorted_by_group])
+@pytest.mark.parametrize("block_rows", [100, 2048])
+def test_variances_are_those_in_float64_however_badly_the_data_are_conditioned(backend, monkeypatch, made, block_rows):
+    monkeypatch.setattr(rows, "BLOCK_ROWS", block_rows)
+    x = made(np.random.default_rng(0)).astype(np.float32)
+    found = fit_pca(HeldRows(backend.from_host(x), backend), 8, scale=as_it_is, backend=backend)
+    expected = PCA(8, svd_solver="full").fit(x.astype(np.float64))
+    # What products in float32 leave, of the largest variance; `reduce` drops what is below 1e-6.
+    most = 3e-7 * expected.explained_variance_[0]
+    np.testing.assert_allclose(found.explained_variance, expected.explained_variance_, rtol=0, atol=most)
+    np.testing.assert_allclose(backend.to_host(found.mean), expected.mean_, rtol=1e-6, atol=1e-6)
+    assert found.total_variance == pytest.approx(np.var(x, axis=0, dtype=np.float64, ddof=1).sum(), rel=1e-6)
+
+
 def test_a_single_column_which_cuml_refuses_is_its_own_axis(backend):
     x = matrix(50, 1)
     found = fit_pca(HeldRows(backend.from_host(x), backend), 1, scale=as_it_is, backend=backend)

@@ -17,9 +17,9 @@ import pytest
 import gpu_cluster
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
+from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.maintenance import verify
 from gpu_cluster.store.shards import read_key
-from gpu_cluster.store.store import EmbeddingShards
 from tests.helpers import age, embedded, kept, picture, shards_of, without_override, write_pictures
 
 

@@ -77,8 +77,8 @@ def assert_same(found: Embeddings, held: Embeddings) -> None:
 @pytest.mark.usefixtures("_streamed")
 def test_what_stays_in_the_store_is_the_matrix_with_its_bad_files_and_copies(files, held, root):
     assert len(held.bad) == 2
-    # Some of them are in the store before.
-    embedded(files[::3], root)
+    # Some of them, a shard, are in the store before.
+    embedded(files[:16], root)
     first, again = embedded(files, root), embedded(files, root)
     assert (first.n_computed > 0, again.n_computed) == (True, 0)
     assert_same(first, held)
@@ -142,7 +142,7 @@ def test_a_killed_stream_goes_on_where_it_was(files, held, root):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(kept(root)) == 16
     found = embedded(files, root)
-    assert found.n_computed == N - 16 - 1
+    assert found.n_computed == N - 16
     assert_same(found, held)
     assert len(shards_of(root)) == 3
 

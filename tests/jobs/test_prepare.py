@@ -11,6 +11,13 @@ from pathlib import Path
 import pytest
 
 import gpu_cluster
+from gpu_cluster.backend import Choice, CpuBackend
+from gpu_cluster.config import RunConfig
+from gpu_cluster.embedding import vgg16
+from gpu_cluster.events import Recorder
+from gpu_cluster.images.source import open_source
+from gpu_cluster.jobs import prepare
+from gpu_cluster.manifest import Manifest
 from tests.helpers import listing, write_pictures
 
 CHECKOUT = Path(gpu_cluster.__file__).parents[1]
@@ -109,3 +116,35 @@ def test_without_ncnn_to_ask_for_it_is_an_error_that_says_what_to_install(tmp_pa
     done = python(environment, tmp_path, COMMAND, "doctor", "--engine", "ncnn")
     assert done.returncode == 1
     assert "FAIL  ncnn" in done.stdout
+
+
+NEEDS = "this job will need about {} GB of memory, besides the network's; {} GB are free"
+TOO_MUCH = (
+    ": the system may end it; end other programs, or take a machine, a container or a batch job with more memory, "
+    "fewer pictures, or a smaller --pooling"
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "free", "said"),
+    [
+        (500, 10**12, []),
+        (100_000, 10**12, [f"With 100,000 pictures, {NEEDS.format('1.2', '1000.0')}"]),
+        (500, 10**6, [f"With 500 pictures, {NEEDS.format('0.8', '0.0')}{TOO_MUCH}"]),
+    ],
+    ids=["little", "streamed", "too much"],
+)
+def test_a_job_says_what_memory_it_needs_where_it_is_much_or_more_than_is_free(tmp_path, monkeypatch, n, free, said):
+    monkeypatch.setattr(prepare, "free_host_bytes", lambda: free)
+    job = prepare.Job(
+        config=RunConfig(),
+        events=Recorder(),
+        weights=vgg16.Weights(tmp_path, "0", {}),
+        choice=Choice(CpuBackend(), "told to"),
+        manifest=Manifest(tmp_path, ()),
+        source=open_source(tmp_path),
+        store=None,
+        tools=None,
+    )
+    prepare.tell_memory(job.config, n, 1024, job)
+    assert job.events.notices == said

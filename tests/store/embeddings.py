@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gpu_cluster.events import Observer
-from gpu_cluster.store.store import EmbeddingShards, Store
+from gpu_cluster.store.embeddings import EmbeddingShards
+from gpu_cluster.store.store import Store
 
 KEY = {"backbone": "none", "n_features": 1024}
 

@@ -19,8 +19,9 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, is_shard
-from gpu_cluster.store.store import EmbeddingShards, Store
+from gpu_cluster.store.store import Store
 from tests.helpers import TINY, Finished, called, n_computed, settle, write_pictures
 
 KEY = {"backbone": "none", "n_features": 512}
