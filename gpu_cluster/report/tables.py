@@ -28,6 +28,7 @@ from gpu_cluster.portable import portable_record
 from gpu_cluster.report import plots
 from gpu_cluster.report.pictures import least_certain
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
+from gpu_cluster.store.parts import Parts
 from gpu_cluster.words import for_spreadsheet
 
 if TYPE_CHECKING:
@@ -35,9 +36,16 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    stage: Path, manifest: Manifest, source: Source, findings: Findings, config: ReportConfig, *, backend: Backend
+    stage: Path,
+    manifest: Manifest,
+    source: Source,
+    findings: Findings,
+    config: ReportConfig,
+    *,
+    backend: Backend,
+    parts: Parts,
 ) -> None:
-    """Write the tables, the scores and the plots of a run into the folder `stage`."""
+    """Write the tables, the scores and the plots of a run into the folder `stage`; `parts` keeps the plots."""
     safe = config.safe_csv
     write_bad_files(stage / run_folder.BAD_FILES, manifest, safe=safe)
     assignments = _assignments(manifest, findings, backend)
@@ -48,7 +56,13 @@ def write_report(
     _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings), safe=safe)
     write_whole(stage / run_folder.METRICS, run_folder.as_json(_metrics(manifest, findings, backend)))
     plots.draw_all(
-        stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
+        stage / run_folder.PLOTS,
+        manifest,
+        source,
+        findings,
+        backend=backend,
+        most_thumbnails=config.thumbnails,
+        parts=parts,
     )
 
 
