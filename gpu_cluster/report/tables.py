@@ -229,21 +229,21 @@ def _manifest_table(manifest: Manifest) -> pd.DataFrame:
     import pandas as pd
 
     statuses = [manifest.status(row) for row in range(len(manifest))]
-    files = manifest.files
+    facts = manifest.facts
     text = {
         "path": [escaped(path) for path in manifest.paths],
         "status": [status for status, _ in statuses],
         "reason": [reason for _, reason in statuses],
-        "format": [file.format for file in files],
-        "mode": [file.mode for file in files],
-        "content_hash": [file.content_hash for file in files],
+        "format": facts.column("format"),
+        "mode": facts.column("mode"),
+        "content_hash": facts.column("content_hash"),
         "label": list(manifest.labels or [None] * len(manifest)),
     }
     numbers = ("size", "mtime_ns", "width", "height", "orientation")
     # Made as columns of integers: a list in which a number is missing would become floats, which round nanoseconds.
     return pd.DataFrame(
         {name: pd.Series(values, dtype="str") for name, values in text.items()}
-        | {name: pd.Series([getattr(file, name) for file in files], dtype="Int64") for name in numbers}
+        | {name: pd.Series(facts.column(name), dtype="Int64") for name in numbers}
     )
 
 
