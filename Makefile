@@ -1,5 +1,5 @@
 # Short names for what the scripts do; `make lock` needs uv (pip install uv).
-.PHONY: run test check format lock wheel sample
+.PHONY: run test check format lock wheel sample bench
 
 run:
 	scripts/run --k-range 2:15
@@ -33,3 +33,8 @@ wheel:
 sample:
 	scripts/setup test
 	.venv/bin/python scripts/make_sample_data.py
+
+# Options: make bench BENCH="--quick startup rerun", or BENCH=--json for machines.
+bench:
+	scripts/setup test
+	.venv/bin/python -m scripts.bench $(BENCH)

@@ -16,7 +16,8 @@ These are the packages and modules, from the top down. A package imports only fr
 - `store`: keeps embeddings and scans on disk between runs
 - the modules that all of these may use: `results` and `records` (what passes between packages), `verdict` (whether the
   groups are clear), `run_folder` (the files of a run), `inventory` (which of them are ours), `output` (which folder is
-  written), `staging` (how it is made and gets its name), `sampling`, `manifest` (the list of files), `backend` (the
+  written), `staging` (how it is made and gets its name), `sampling`, `manifest` (the list of files), `facts` (what a
+  scan found out about a file), `columns` (texts in little memory), `backend` (the
   only place where the code differs by device), `config` (where every option is declared), `options` (combines options,
   file, preset and defaults), `portable` (what `--portable` leaves out), `events`, `files`, `folders` (opens and locks
   them), `errors`, `words`

@@ -6,60 +6,37 @@ A 'row' is the index of a file in the manifest, from 0. This module must not kno
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from gpu_cluster.backend import IntArray
+from gpu_cluster.columns import Names, Texts, as_column
+from gpu_cluster.facts import FileFacts, FileTable
 from gpu_cluster.files import escaped, printable
 from gpu_cluster.records import Record
 
+__all__ = ["FileFacts", "FileTable", "Manifest", "sum_in_words"]
+
 # Bad files, and files passed over, that a sentence names.
 _MOST_NAMED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What the scan found out about a file; a fact that could not be read is None.
-
-    Attributes
-    ----------
-    size : bytes
-    mtime_ns : when its content last changed, nanoseconds since 1970; None outside of 1677 to 2262 (64 bits)
-    ctime_ns : when its content or status last changed, in the same unit; it cannot be set back as `mtime_ns` can
-    content_hash : BLAKE2b-128 of its content, hex
-    format, mode : as Pillow names them, by the file's content and not its name
-    width, height : pixels as stored, before the orientation is applied
-    orientation : Exif's 1 to 8; 1 is upright
-    n_scans : of a JPEG, the number of scans in the file; None for other formats, and in a scan of an earlier version
-    reason : why the file cannot be used, in plain words; None if the scan found no reason
-    """
-
-    size: int | None = None
-    mtime_ns: int | None = None
-    ctime_ns: int | None = None
-    content_hash: str | None = None
-    format: str | None = None
-    mode: str | None = None
-    width: int | None = None
-    height: int | None = None
-    orientation: int = 1
-    n_scans: int | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Manifest(Record):
     """The files found, sorted by path (in the job `embed`: in the order of its arguments).
 
+    `paths`, `files` and `labels` may be given as any sequence; they are held as columns, about 110 bytes a file.
+
     Attributes
     ----------
     root : folder that `paths` are relative to
     paths : one for each file, as the file system gives it (surrogate escapes for bytes that are not UTF-8)
     files : what the scan found out about each file; empty before the scan
-    labels : one for each file, None for a file without one; None instead of the tuple if there is no source of labels
+    labels : one for each file, None for a file without one; None instead of the column if there is no source of labels
     label_source : where the labels came from, in words
     n_labels_without_file : number of rows of the labels CSV whose file was not found
     n_ambiguous_labels : number of rows of the labels CSV that have only a file name that is in several folders
@@ -69,9 +46,9 @@ class Manifest(Record):
     """
 
     root: Path
-    paths: tuple[str, ...]
-    files: tuple[FileFacts, ...] = ()
-    labels: tuple[str | None, ...] | None = None
+    paths: Sequence[str]
+    files: Sequence[FileFacts] = ()
+    labels: Sequence[str | None] | None = None
     label_source: str | None = None
     n_labels_without_file: int = 0
     n_ambiguous_labels: int = 0
@@ -79,8 +56,18 @@ class Manifest(Record):
     duplicates: Mapping[int, int] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", as_column(Texts, self.paths))
+        object.__setattr__(self, "files", as_column(FileTable, self.files))
+        object.__setattr__(self, "labels", None if self.labels is None else as_column(Names, self.labels))
+
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def facts(self) -> FileTable:
+        """`files`, for those who ask for a fact of all files at once."""
+        return cast(FileTable, self.files)
 
     def file(self, row: int) -> Path:
         """Return the full path of a row's file."""

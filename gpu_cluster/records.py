@@ -7,7 +7,9 @@ module must not know any of the records.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 
@@ -26,6 +28,8 @@ class _Short(reprlib.Repr):
         if hasattr(x, "shape") and hasattr(x, "dtype"):
             # The values of an array on a GPU would have to be copied to be shown.
             return f"<{x.dtype} array of shape {tuple(x.shape)}>"
+        if isinstance(x, Sequence):
+            return self.repr_tuple(tuple(islice(x, self.maxtuple + 1)), level)
         return super().repr_instance(x, level)
 
 

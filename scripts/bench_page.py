@@ -24,6 +24,7 @@ from selenium.webdriver.common.by import By
 import gpu_cluster
 from gpu_cluster.config import shipped_data
 from gpu_cluster.events import Observer
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.page import write_page
 from gpu_cluster.run_folder import FinishedRun
 
@@ -76,7 +77,7 @@ def main() -> None:
         folder = gpu_cluster.run(image_size=64, out=Path(name) / "run").folder
         multiply(folder, arguments.images)
         start = time.perf_counter()
-        file = write_page(FinishedRun(folder), Observer(), found=shipped_data() / "flowers")
+        file = write_page(FinishedRun(folder), Observer(), found=Manifest(shipped_data() / "flowers", ()))
         written_s = time.perf_counter() - start
         size = file.stat().st_size / 1e6
         ready, frame = until_interactive(file)

@@ -9,19 +9,21 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+from gpu_cluster.columns import Column
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.files import ChangedError
 from gpu_cluster.images import decode, decoders
 from gpu_cluster.images.source import Source, Stat, UnreadableError, content_hash, reading_threads
-from gpu_cluster.manifest import FileFacts, Manifest
-from gpu_cluster.store.store import ScanShards, Store
+from gpu_cluster.manifest import FileFacts, FileTable, Manifest
+from gpu_cluster.store.store import KnownFiles, ScanShards, Store
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +56,34 @@ def scan(
     StoreError
         When the store cannot be written.
     """
-    files = [manifest.file(row) for row in range(len(manifest))]
     kept = None if store is None else store.scans(manifest.root, {"pillow": version("pillow")})
-    known = None if kept is None or rehash else kept.known(files)
-    facts: list[FileFacts] = []
+    known = None if kept is None or rehash else kept.known(_Files(manifest))
+    return _with_facts(manifest, FileTable(_looked_at(manifest, source, config, observer, kept, known)), config)
+
+
+class _Files(Column[str]):
+    """The full paths of the files of a manifest."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._root, self._paths = str(manifest.root), manifest.paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def item(self, row: int) -> str:
+        return os.path.join(self._root, self._paths[row])
+
+
+def _looked_at(
+    manifest: Manifest,
+    source: Source,
+    config: DecodingConfig,
+    observer: Observer,
+    kept: ScanShards | None,
+    known: KnownFiles | None,
+) -> Iterator[FileFacts]:
+    """Yield the facts of all files, in their order, and keep those that are new."""
+    files = _Files(manifest)
     # Threads help here: reading and hashing release Python's global lock.
     with decode.limited(None), reading_threads() as pool:
         for first in range(0, len(files), _SCAN_SLICE):
@@ -78,13 +104,12 @@ def scan(
                 found.append(one)
                 observer.progress("scan", done, len(files))
             _keep(kept, part, earlier, found, started_ns)
-            facts += found
-    return _with_facts(manifest, facts, config)
+            yield from found
 
 
 def _keep(
     kept: ScanShards | None,
-    files: Sequence[Path],
+    files: Sequence[str],
     earlier: Sequence[FileFacts | None],
     found: Sequence[FileFacts],
     now: int,
@@ -151,20 +176,27 @@ def _header(stream: IO[bytes], suffix: str) -> FileFacts:
     )
 
 
-def _with_facts(manifest: Manifest, facts: Sequence[FileFacts], config: DecodingConfig) -> Manifest:
-    bad: dict[int, str] = {}
-    duplicates: dict[int, int] = {}
-    first_of: dict[str, int] = {}
-    for row, one in enumerate(facts):
-        why = manifest.bad.get(row) or one.reason or _too_large(one, config.max_pixels)
-        if why is not None:
-            bad[row] = why
-        elif one.content_hash is not None and first_of.setdefault(one.content_hash, row) != row:
-            duplicates[row] = first_of[one.content_hash]
-    return replace(manifest, files=tuple(facts), bad=bad, duplicates=duplicates)
+def _with_facts(manifest: Manifest, facts: FileTable, config: DecodingConfig) -> Manifest:
+    bad = {row: _too_large(facts[row], config.max_pixels) for row in facts.larger_than(config.max_pixels)}
+    bad |= {row: str(facts[row].reason) for row in facts.with_reason()}
+    bad |= manifest.bad
+    return replace(manifest, files=facts, bad=dict(sorted(bad.items())), duplicates=_duplicates(facts, bad))
 
 
-def _too_large(facts: FileFacts, max_pixels: int) -> str | None:
-    if (facts.width or 0) * (facts.height or 0) <= max_pixels:
-        return None
+def _duplicates(facts: FileTable, bad: Mapping[int, str]) -> dict[int, int]:
+    """Return the first row with the same content for each row that has an earlier one."""
+    hashes = facts.hashes()
+    rows = np.setdiff1d(np.flatnonzero(hashes.any(axis=1)), list(bad), assume_unique=True)
+    # `lexsort` keeps the order of equal rows, so the first of them comes first.
+    order = rows[np.lexsort(hashes[rows].T)]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+    first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
+    copies = np.sort(order[~begins])
+    first_of = np.empty(len(facts), np.int64)
+    first_of[order] = first
+    return dict(zip(copies.tolist(), first_of[copies].tolist(), strict=True))
+
+
+def _too_large(facts: FileFacts, max_pixels: int) -> str:
     return f"{facts.width} x {facts.height} pixels, more than --max-pixels {max_pixels} allows"

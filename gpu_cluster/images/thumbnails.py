@@ -16,6 +16,7 @@ from gpu_cluster.files import unescaped
 from gpu_cluster.images import decoders
 from gpu_cluster.images.decoders import UndecodableError
 from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
+from gpu_cluster.manifest import FileFacts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,6 +103,10 @@ class Thumbnails:
         """Return the copy of a row, which has been made, as a data URI."""
         return _as_uri(self._made[row])
 
+    def copy(self, row: int) -> bytes:
+        """Return the copy of a row, which has been made, as JPEG; nothing if it is grey."""
+        return self._made[row]
+
     def copies(self) -> dict[str, bytes]:
         """Return every copy that shows its picture, JPEG, by path; none of the grey ones."""
         return {self._paths[row]: copy for row, copy in sorted(self._made.items()) if copy}
@@ -169,17 +174,24 @@ def _checked(copy: bytes) -> bytes:
         return b""
 
 
-def small(source: Source, location: str, side: int) -> Image:
-    """Return a copy of a picture with no side longer than `side`; a grey one if it can no longer be read."""
-    from PIL import Image
-
+def small(source: Source, location: str, side: int) -> Image | None:
+    """Return a copy of a picture with no side longer than `side`; None if it can no longer be read."""
     try:
         stream, _stat = source.open(location)
         with stream:
             return _small(stream, location, side)
     # The file was moved or edited, or only TensorFlow can read it; a grey tile is better than no page.
     except (UnreadableError, UndecodableError, OSError):
-        return Image.new("RGB", (side, side), GREY)
+        return None
+
+
+def is_unchanged(source: Source, location: str, facts: FileFacts) -> bool:
+    """Return whether a file still has the size and the times of change that the scan found."""
+    try:
+        stat = source.stat(location)
+    except UnreadableError:
+        return False
+    return (stat.size, stat.mtime_ns, stat.ctime_ns) == (facts.size, facts.mtime_ns, facts.ctime_ns)
 
 
 def _small(stream: IO[bytes], location: str, side: int) -> Image:

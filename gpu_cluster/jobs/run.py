@@ -5,19 +5,20 @@ This module only puts the steps in order; each step is a function in a module of
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gpu_cluster import run_folder
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Backend, FloatArray, IntArray
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.clustering.model import Model, save_model
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
-from gpu_cluster.clustering.sequence import find_clusters
+from gpu_cluster.clustering.sequence import Clusters, find_clusters
 from gpu_cluster.clustering.sweep import check_ks
-from gpu_cluster.clustering.tsne import lay_out
+from gpu_cluster.clustering.tsne import checksums, lay_out
 from gpu_cluster.config import EmbedConfig, RunConfig, parse_k_range
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
@@ -43,6 +44,7 @@ from gpu_cluster.options import PRESETS, command_line
 from gpu_cluster.report.page import write_page
 from gpu_cluster.report.tables import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
+from gpu_cluster.store.parts import Parts, fingerprint
 
 
 def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
@@ -68,13 +70,14 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
         engine, folder = job.tools
+        parts = Parts(None if job.store is None else job.store.root, read=not config.store.force)
         rewrite = rewriting_of(config, job.manifest, job.weights, folder)
         with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
             n = len(job.manifest) - len(job.manifest.bad)
             whole = config.sweep.sweep_space == "scaled"
             tell_memory(config, n, engine.extractor.n_features, job, whole=whole)
             with scratch_in(stage.path) as scratch:
-                manifest, findings = _find(job, engine, scratch)
+                manifest, findings = _find(job, engine, parts, scratch)
             written = as_written(manifest, rewrite)
             result = RunResult(
                 folder=folder,
@@ -91,7 +94,11 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
                 write_bad_files(stage.path / run_folder.BAD_FILES, written, safe=config.report.safe_csv)
             else:
                 with events.stage("report"):
-                    write_report(stage.path, written, job.source, findings, config.report, backend=job.backend)
+                    write_report(
+                        stage.path, written, job.source, findings, config.report, backend=job.backend, parts=parts
+                    )
+                    if parts.found:
+                        events.notice(f"The store holds of an earlier run what is the same: {', '.join(parts.found)}")
                     save_model(
                         stage.path / run_folder.MODEL, _model(findings, engine, config.embed, job.backend), job.backend
                     )
@@ -99,7 +106,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
             write_run_record(stage.path, record, findings, command=command_line(config), backend=job.backend)
             if findings is not None:
                 with events.stage("page"):
-                    _try_page(stage.path, events, manifest.root)
+                    _try_page(stage.path, events, manifest, parts)
     if findings is None:
         raise nothing_readable(manifest, stage)
     return replace(result, folder=stage.folder, earlier_run=stage.earlier_run)
@@ -115,7 +122,9 @@ def _tell_who_gave_k(config: RunConfig, events: Recorder) -> None:
     events.notice(f"k is {k}, as {giver} says; the range {tried} is tried and shown too")
 
 
-def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine, scratch: Path) -> tuple[Manifest, Findings | None]:
+def _find(
+    job: Job[RunConfig, tuple[Engine, Path]], engine: Engine, parts: Parts, scratch: Path
+) -> tuple[Manifest, Findings | None]:
     """Run the stages from embed to tsne; return the manifest with its bad files, and None if no file can be decoded."""
     config, backend, events = job.config, job.backend, job.events
     with events.stage("embed"):
@@ -148,24 +157,54 @@ def _find(job: Job[RunConfig, tuple[Engine, Path]], engine: Engine, scratch: Pat
         with events.stage("near_duplicates"):
             near_duplicates = find_near_duplicates(embeddings.x, backend=backend, observer=events, originals=originals)
         with events.stage("tsne"):
-            tsne = lay_out(
-                found.projection.x,
-                found.projection.pcs,
-                config.report,
-                seed=config.seed,
-                backend=backend,
-                observer=events,
-                originals=originals,
-            )
+            contents = [manifest.files[row].content_hash for row in embeddings.rows]
+            tsne = _laid_out(job, found, [engine.extractor.key, contents], originals, parts)
     return manifest, Findings(
         embeddings, found.projection, found.sweep, found.clustering, found.scores, near_duplicates, tsne
     )
 
 
-def _try_page(folder: Path, events: Recorder, pictures: Path) -> None:
+def _laid_out(
+    job: Job[RunConfig, tuple[Engine, Path]], found: Clusters, of: object, originals: IntArray | None, parts: Parts
+) -> FloatArray:
+    """Return the t-SNE; the store has it if an earlier run clustered the same embeddings in the same space.
+
+    `of` is what the embeddings were made from.
+    """
+    config, backend = job.config, job.backend
+    key = {
+        "part": "t-SNE",
+        "of": of,
+        "options": [config.reduce.model_dump(), config.seed, config.report.layout_sample],
+        "device": backend.describe(),
+        "space": [
+            fingerprint(one) for one in (backend.to_host(found.projection.pcs), checksums(found.projection.x, backend))
+        ],
+    }
+    kept = parts.find(key)
+    if kept is not None:
+        head, _, numbers = kept.partition(b"\n")
+        for notice in json.loads(head):
+            job.events.notice(notice)
+        return np.frombuffer(numbers, np.float32).reshape(-1, 2)
+    heard = Recorder(job.events)
+    tsne = lay_out(
+        found.projection.x,
+        found.projection.pcs,
+        config.report,
+        seed=config.seed,
+        backend=backend,
+        observer=heard,
+        originals=originals,
+    )
+    parts.keep(key, json.dumps(heard.notices).encode() + b"\n" + tsne.astype(np.float32).tobytes())
+    return tsne
+
+
+def _try_page(folder: Path, events: Recorder, manifest: Manifest, parts: Parts) -> None:
     """Write the page; if that fails for whatever reason, report it and keep the results, which may be hours of work."""
     try:
-        write_page(run_folder.FinishedRun(folder), events, found=pictures)
+        write_page(run_folder.FinishedRun(folder), events, found=manifest, parts=parts)
     except Exception as error:
         if events.stopping():
             raise

@@ -24,13 +24,15 @@ from gpu_cluster.files import printable, write_explained
 from gpu_cluster.images.source import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.inventory import replace_file
-from gpu_cluster.manifest import sum_in_words
+from gpu_cluster.manifest import Manifest, sum_in_words
 from gpu_cluster.report.groups import cards, crosstab
 from gpu_cluster.report.html import Links, render, visible
+from gpu_cluster.report.kept import KeptCopies, kept_sheets
 from gpu_cluster.report.map import map_data
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown, check_inside
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
+from gpu_cluster.store.parts import Parts
 from gpu_cluster.verdict import Verdict, beside_verdict, judge
 from gpu_cluster.words import count
 
@@ -41,7 +43,13 @@ _MOST_SHOWN = 500
 
 
 def write_page(
-    run: FinishedRun, observer: Observer, *, root: Path | None = None, found: Path | None = None, portable: bool = False
+    run: FinishedRun,
+    observer: Observer,
+    *,
+    root: Path | None = None,
+    found: Manifest | None = None,
+    portable: bool = False,
+    parts: Parts | None = None,
 ) -> Path:
     """Write `report.html` into a finished run folder; it replaces an earlier page. Return its path.
 
@@ -53,12 +61,14 @@ def write_page(
     root
         Where the pictures are now; all of them are read again from there, and the links point there.
     found
-        Where the run, which has just written the folder, has found the pictures; the record of a portable run does not
-        say it. Without it, somebody else may have written the folder: then no path in it may lead out of the folder of
-        the pictures, and only files with the contents that the run found are shown.
+        The files of the run, which has just written the folder; the record of a portable run does not say where they
+        are. Without it, somebody else may have written the folder: then no path in it may lead out of the folder of the
+        pictures, and only files with the contents that the run found are shown.
     portable
         Whether the page has no links to the pictures, and the small copies do not say where the pictures are. This is
         also so if nobody has said it: the record of a portable run does not, unless an earlier `root` did.
+    parts
+        Keeps small copies for the next run with the same pictures; used only with `found`.
 
     Raises
     ------
@@ -71,9 +81,12 @@ def write_page(
     with explained(run.folder):
         place, kept = run.thumbnails
         linked = None if portable else root or place
-        place = root or place or found
+        place = root or place or (None if found is None else found.root)
         if found is None:
             check_inside(run)
+        chosen = Chosen(run)
+        copies_kept = None if found is None or parts is None else KeptCopies(parts, run, chosen, found)
+        kept = kept if copies_kept is None else copies_kept.by_path()
         thumbnails = Thumbnails(
             None if place is None else open_source(place),
             run.pictures["path"],
@@ -81,11 +94,12 @@ def write_page(
             hashes=run.pictures["content_hash"] if found is None else None,
             again=root is not None,
         )
-        chosen = Chosen(run)
         thumbnails.make(chosen.alone, ALONE)
         thumbnails.make(chosen.on_sheets, chosen.side_on_sheet)
+        if copies_kept is not None and thumbnails.n_looked_for:
+            copies_kept.keep(thumbnails.copies())
         _tell_what_is_gone(run, thumbnails, place, observer, asked=root is not None)
-        content = _render(run, chosen, thumbnails, linked).encode()
+        content = _render(run, chosen, thumbnails, linked, parts or Parts(None)).encode()
         copies = thumbnails.copies()
     with write_explained(run.folder / THUMBNAILS):
         replace_file(run.folder, THUMBNAILS, run.thumbnails_file(linked, copies))
@@ -146,12 +160,12 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path | None) -> str:
+def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path | None, parts: Parts) -> str:
     import markupsafe
 
     links = None if root is None else Links(root, run.folder)
     shown = Shown(run, thumbnails, links)
-    sheets = thumbnails.sheets(chosen.on_sheets.tolist(), chosen.side_on_sheet)
+    sheets = kept_sheets(parts, thumbnails, chosen)
     values = {
         "data_json": markupsafe.Markup(map_data(run, chosen, sheets, links)),
         "sheets": sheets.uris,

@@ -6,9 +6,10 @@ everyone sees all colours. This module must not know where the files go beyond t
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +19,11 @@ import numpy as np
 
 from gpu_cluster.backend import Backend, FloatArray, IntArray
 from gpu_cluster.images.source import Source, reading_threads
-from gpu_cluster.images.thumbnails import GREY, small
+from gpu_cluster.images.thumbnails import GREY, is_unchanged, small
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Clustering, Comparison, Findings, KChoice, Projection, Scores, Sweep
 from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.store.parts import Parts, fingerprint
 from gpu_cluster.verdict import CLEAR_AGREEMENT, WEAK_AGREEMENT
 from gpu_cluster.words import count
 
@@ -49,36 +51,82 @@ _HEAD = 34
 
 
 def draw_all(
-    folder: Path, manifest: Manifest, source: Source, findings: Findings, *, backend: Backend, most_thumbnails: int
+    folder: Path,
+    manifest: Manifest,
+    source: Source,
+    findings: Findings,
+    *,
+    backend: Backend,
+    most_thumbnails: int,
+    parts: Parts,
 ) -> None:
-    """Draw every plot of a run as PNG into `folder`."""
+    """Draw every plot of a run as PNG into `folder`; one that `parts` keeps is not drawn again."""
     folder.mkdir()
-    labels = backend.to_host(findings.clustering.labels)
-    pcs = backend.to_host(findings.projection.pcs)
-    rows = findings.embeddings.rows
-    _save(elbow(findings.sweep), folder / "elbow.png")
-    names = [f"{cluster}" for cluster in range(findings.clustering.k)]
-    _save(scatter(pcs, labels, names, "Clusters", findings.projection), folder / "scatter.png")
-    if findings.scores.contingency is not None and manifest.labels is not None:
-        classes = findings.scores.contingency.classes
-        code_of = {name: code for code, name in enumerate(classes)}
-        codes = np.array([code_of.get(manifest.labels[row] or "", -1) for row in rows])
-        _save(scatter(pcs, codes, classes, "Labels", findings.projection), folder / "scatter_labels.png")
-    _save(silhouette(labels, findings.clustering, findings.scores), folder / "silhouette.png")
+    _draw_figures(folder, manifest, findings, backend, parts)
+    labels, rows = backend.to_host(findings.clustering.labels), findings.embeddings.rows
     distances = backend.to_host(findings.clustering.distances)
     digits = max(2, len(str(findings.clustering.k - 1)))
 
     def draw_sheet(cluster: int) -> None:
         members = np.flatnonzero(labels == cluster)
         nearest_first = members[np.argsort(distances[members], kind="stable")]
-        shown = [manifest.paths[rows[member]] for member in nearest_first[:most_thumbnails]]
+        shown = [int(rows[member]) for member in nearest_first[:most_thumbnails]]
         title = _sheet_title(cluster, len(members), len(shown), findings.scores)
-        # Photos hardly compress: this level takes half the time of Pillow's default one for a twentieth more bytes.
-        contact_sheet(source, shown, title).save(folder / f"cluster_{cluster:0{digits}d}.png", compress_level=2)
+        content = _sheet(source, manifest, shown, title, parts)
+        (folder / f"cluster_{cluster:0{digits}d}.png").write_bytes(content)
 
     # Threads help here: Pillow releases Python's global lock while it decodes and encodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(draw_sheet, range(findings.clustering.k)))
+
+
+def _draw_figures(folder: Path, manifest: Manifest, findings: Findings, backend: Backend, parts: Parts) -> None:
+    clustering, scores, projection, sweep = findings.clustering, findings.scores, findings.projection, findings.sweep
+    labels, pcs = backend.to_host(clustering.labels), backend.to_host(projection.pcs)
+
+    def draw(name: str, of: object, figure: Callable[[], Figure]) -> None:
+        content = parts.made({"part": "plots", "name": name, "of": of}, lambda: _png(figure))
+        (folder / f"{name}.png").write_bytes(content)
+
+    tried = [(point.k, point.inertia, point.silhouette, point.agreement) for point in sweep.points]
+    draw("elbow", [tried, sweep.best_k, sweep.chosen_by], lambda: elbow(sweep))
+    place = [fingerprint(pcs), *map(float, projection.pcs_variance_ratio)]
+    names = [f"{cluster}" for cluster in range(clustering.k)]
+    draw(
+        "scatter",
+        [place, fingerprint(labels), clustering.k],
+        lambda: scatter(pcs, labels, names, "Clusters", projection),
+    )
+    if scores.contingency is not None and manifest.labels is not None:
+        classes, given = scores.contingency.classes, manifest.labels
+        code_of = {name: code for code, name in enumerate(classes)}
+        codes = np.array([code_of.get(given[row] or "", -1) for row in findings.embeddings.rows])
+        draw(
+            "scatter_labels",
+            [place, fingerprint(codes), list(classes)],
+            lambda: scatter(pcs, codes, classes, "Labels", projection),
+        )
+    fits = [fingerprint(labels), fingerprint(scores.silhouettes), scores.internal["silhouette"], clustering.k]
+    draw("silhouette", fits, lambda: silhouette(labels, clustering, scores))
+
+
+def _sheet(source: Source, manifest: Manifest, rows: Sequence[int], title: str, parts: Parts) -> bytes:
+    """Return the contact sheet of these rows as PNG."""
+    names = [manifest.paths[row] for row in rows]
+    # How a picture is decoded depends on its content and, for some formats, on the suffix of its name.
+    shown = [(manifest.files[row].content_hash, os.path.splitext(manifest.paths[row])[1]) for row in rows]
+    key = {"part": "contact sheets", "title": title, "shown": shown}
+    content = parts.find(key)
+    if content is None:
+        sheet, n_missing = contact_sheet(source, names, title)
+        stream = io.BytesIO()
+        # Photos hardly compress: this level takes half the time of Pillow's default for a twentieth more bytes.
+        sheet.save(stream, "png", compress_level=2)
+        content = stream.getvalue()
+        # A picture that has changed since the scan is not the one that the key names.
+        if not n_missing and all(is_unchanged(source, manifest.paths[row], manifest.files[row]) for row in rows):
+            parts.keep(key, content)
+    return content
 
 
 def elbow(sweep: Sweep) -> Figure:
@@ -185,6 +233,10 @@ def draw_comparison(file: Path, found: Comparison) -> None:
 
     Without labels, the silhouette takes the place of the second plot.
     """
+    file.write_bytes(_png(lambda: _compared(found)))
+
+
+def _compared(found: Comparison) -> Figure:
     features = list(dict.fromkeys(row.features for row in found.rows))
     algorithms = list(dict.fromkeys(row.algorithm for row in found.rows))
     panels = {"adjusted_rand": "ARI with the labels", "stability": "Stability (ARI of subsamples)"}
@@ -203,11 +255,14 @@ def draw_comparison(file: Path, found: Comparison) -> None:
         axes.set_yticks(range(len(features)), features if axes is every[0] else [])
         axes.tick_params(length=0)
         axes.set_title(title, loc="left", fontsize=11)
-    _save(figure, file)
+    return figure
 
 
-def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image:
-    """Return an image with a title and below it the thumbnails of pictures, line by line in their order."""
+def contact_sheet(source: Source, locations: Sequence[str], title: str) -> tuple[Image, int]:
+    """Return an image with a title and below it the thumbnails of pictures, line by line in their order.
+
+    Pictures that can no longer be read are grey; the number of these is returned too.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     columns = min(_COLUMNS, max(len(locations), 4))
@@ -219,13 +274,15 @@ def contact_sheet(source: Source, locations: Sequence[str], title: str) -> Image
     with suppress(Image.DecompressionBombError):
         ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
     with reading_threads() as pool:
-        tiles = list(pool.map(lambda location: small(source, location, _TILE - 6), locations))
+        found = list(pool.map(lambda location: small(source, location, _TILE - 6), locations))
+    grey = Image.new("RGB", (_TILE - 6, _TILE - 6), GREY)
+    tiles = [grey if tile is None else tile for tile in found]
     for position, tile in enumerate(tiles):
         line, column = divmod(position, columns)
         left = column * _TILE + (_TILE - tile.width) // 2
         top = _HEAD + line * _TILE + (_TILE - tile.height) // 2
         sheet.paste(tile, (left, top))
-    return sheet
+    return sheet, found.count(None)
 
 
 def _short(label: str) -> str:
@@ -252,11 +309,17 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, list(every)
 
 
-def _save(figure: Figure, file: Path) -> None:
-    with warnings.catch_warnings():
+def _png(draw: Callable[[], Figure]) -> bytes:
+    """Return a figure as PNG; it is drawn with matplotlib's own settings, whatever settings the user has."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    with warnings.catch_warnings(), matplotlib.rc_context({**settings, "font.family": "DejaVu Sans"}):
         # The font lacks the letters of some scripts; the user needs no warning that boxes are drawn instead.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(file)
+        draw().savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def _style(group: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from gpu_cluster.portable import portable_record
 from gpu_cluster.report import plots
 from gpu_cluster.report.pictures import least_certain
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
+from gpu_cluster.store.parts import Parts
 from gpu_cluster.words import for_spreadsheet
 
 if TYPE_CHECKING:
@@ -35,9 +36,16 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    stage: Path, manifest: Manifest, source: Source, findings: Findings, config: ReportConfig, *, backend: Backend
+    stage: Path,
+    manifest: Manifest,
+    source: Source,
+    findings: Findings,
+    config: ReportConfig,
+    *,
+    backend: Backend,
+    parts: Parts,
 ) -> None:
-    """Write the tables, the scores and the plots of a run into the folder `stage`."""
+    """Write the tables, the scores and the plots of a run into the folder `stage`; `parts` keeps the plots."""
     safe = config.safe_csv
     write_bad_files(stage / run_folder.BAD_FILES, manifest, safe=safe)
     assignments = _assignments(manifest, findings, backend)
@@ -48,7 +56,13 @@ def write_report(
     _write_csv(stage / run_folder.NEAR_DUPLICATES, _near_duplicates_table(manifest, findings), safe=safe)
     write_whole(stage / run_folder.METRICS, run_folder.as_json(_metrics(manifest, findings, backend)))
     plots.draw_all(
-        stage / run_folder.PLOTS, manifest, source, findings, backend=backend, most_thumbnails=config.thumbnails
+        stage / run_folder.PLOTS,
+        manifest,
+        source,
+        findings,
+        backend=backend,
+        most_thumbnails=config.thumbnails,
+        parts=parts,
     )
 
 
@@ -215,21 +229,21 @@ def _manifest_table(manifest: Manifest) -> pd.DataFrame:
     import pandas as pd
 
     statuses = [manifest.status(row) for row in range(len(manifest))]
-    files = manifest.files
+    facts = manifest.facts
     text = {
         "path": [escaped(path) for path in manifest.paths],
         "status": [status for status, _ in statuses],
         "reason": [reason for _, reason in statuses],
-        "format": [file.format for file in files],
-        "mode": [file.mode for file in files],
-        "content_hash": [file.content_hash for file in files],
+        "format": facts.column("format"),
+        "mode": facts.column("mode"),
+        "content_hash": facts.column("content_hash"),
         "label": list(manifest.labels or [None] * len(manifest)),
     }
     numbers = ("size", "mtime_ns", "width", "height", "orientation")
     # Made as columns of integers: a list in which a number is missing would become floats, which round nanoseconds.
     return pd.DataFrame(
         {name: pd.Series(values, dtype="str") for name, values in text.items()}
-        | {name: pd.Series([getattr(file, name) for file in files], dtype="Int64") for name in numbers}
+        | {name: pd.Series(facts.column(name), dtype="Int64") for name in numbers}
     )
 
 

@@ -18,6 +18,7 @@ from gpu_cluster.config import StoreConfig
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
+from gpu_cluster.store import parts
 from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folder_name, folders, is_shard, read_key
 from gpu_cluster.store.store import default_root, scan_schema
@@ -135,9 +136,9 @@ def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
 def prune(root: Path, *, unused_days: float | None, now: float | None = None) -> int:
     """Remove what no job can use: shards set aside, half-written files of killed jobs, scans of folders that are gone.
 
-    With `unused_days`, also remove every recipe that no job has used for so many days. Half-written files are removed
-    when they are older than a day. Only files of the store are removed: with the names that it gives, in a folder whose
-    name is the digest of the key in it. Returns the number of bytes that were freed.
+    With `unused_days`, also remove every recipe and part that no job has used for so many days. Half-written files are
+    removed when they are older than a day. Only files of the store are removed: with the names that it gives, and
+    shards only in a folder whose name is the digest of the key in it. Returns the number of bytes that were freed.
     """
     now = time.time() if now is None else now
     freed = 0
@@ -157,7 +158,8 @@ def prune(root: Path, *, unused_days: float | None, now: float | None = None) ->
                     folder.rmdir()
         freed += _remove(recipe.folder, _is_partial, unchanged_since=now - _DAY_S)
         freed += _remove(recipe.folder / DAMAGED, is_shard)
-    return freed
+    unused_since = None if unused_days is None else now - unused_days * _DAY_S
+    return freed + parts.trim(root / parts.FOLDER, unused_since=unused_since)
 
 
 # Half-written files of killed jobs (see `files.write_whole`).

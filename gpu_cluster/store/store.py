@@ -6,7 +6,7 @@ docs/store.md describes the files. This module must not know pictures, networks 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ class ScanShards(Shards):
         super().__init__(folder, key, scan_schema(key), observer)
         self._related = related
 
-    def known(self, paths: Sequence[Path]) -> KnownFiles:
+    def known(self, paths: Sequence[str]) -> KnownFiles:
         """Return the facts that are known about these files, which are given by their absolute paths."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -137,7 +137,7 @@ class ScanShards(Shards):
         at = pc.index_in(wanted, value_set=table["path"].combine_chunks())
         return KnownFiles(table, at.fill_null(-1).to_numpy(zero_copy_only=False))
 
-    def keep(self, paths: Sequence[Path], facts: Sequence[FileFacts]) -> None:
+    def keep(self, paths: Sequence[str], facts: Sequence[FileFacts]) -> None:
         """Write one shard with the facts about these files."""
         columns: dict[str, Any] = {"path": [os.fsencode(path) for path in paths]}
         for name in scan_schema(self._key).names[1:]:

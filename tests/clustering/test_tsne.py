@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 import gpu_cluster
 from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
-from gpu_cluster.clustering.tsne import lay_out
+from gpu_cluster.clustering.tsne import checksums, lay_out
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
 from tests.helpers import picture, write_pictures
@@ -121,3 +121,12 @@ def test_above_a_number_none_are_looked_for_and_that_is_said(tmp_path, monkeypat
     result = gpu_cluster.run(tmp_path / "in", **TINY, out=tmp_path / "run")
     assert similar_in(result.folder) == set()
     assert "Near duplicates were not searched: there are 5 pictures, more than 3" in result.notices
+
+
+def test_the_checksums_of_rows_change_with_the_last_bit_of_any_number():
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    before = checksums(x, CpuBackend())
+    for row, column in ((0, 0), (17, 3), (49, 7)):
+        changed = x.copy()
+        changed[row, column] = np.nextafter(changed[row, column], np.float32(np.inf))
+        assert np.flatnonzero(checksums(changed, CpuBackend()) != before).tolist() == [row]

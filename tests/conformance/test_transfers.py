@@ -20,6 +20,7 @@ from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.report.tables import write_report
 from gpu_cluster.results import Embeddings, Findings, encode_labels
+from gpu_cluster.store.parts import Parts
 
 from .strict import LeakError, StrictBackend, side_doors_closed
 
@@ -84,7 +85,7 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
         findings = Findings(
             found, clusters.projection, clusters.sweep, clusters.clustering, clusters.scores, pairs, tsne
         )
-        write_report(folder, manifest, open_source(folder), findings, config.report, backend=backend)
+        write_report(folder, manifest, open_source(folder), findings, config.report, backend=backend, parts=Parts(None))
     return backend
 
 

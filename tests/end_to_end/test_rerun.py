@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +22,12 @@ from tests.helpers import (
     COMMAND,
     TINY,
     TINY_OPTIONS,
+    age,
     assignments,
     gpu_cluster,
     kept,
     n_computed,
+    picture,
     write_pictures,
 )
 
@@ -238,3 +242,112 @@ def test_two_processes_at_once_share_a_store_and_both_are_right(tmp_path, cache,
         expected = np.stack([right[file] for file in named])
         # TensorFlow's result for an image changes by up to 4e-8 of its size with the batch it is in.
         np.testing.assert_allclose(kept, expected, atol=1e-6 * float(np.abs(expected).max()))
+
+
+# What is taken from an earlier run
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Return the files of a run folder but those that hold times, and the plots and tables in them."""
+    timed = {"run.json", "events.jsonl", "sweep.csv", "report.html", "inventory.json"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in timed
+    }
+
+
+def page_without_times(folder: Path) -> str:
+    """Return the page of a run without its times, its notices and the name of its folder."""
+    page = (folder / "report.html").read_text().replace(str(folder), "")
+    page = re.sub(r"\d+\.\d s\b|<ul>(<li><bdi>The store holds[^<]*</bdi></li>)+</ul>", "", page)
+    return "\n".join(line for line in page.splitlines() if line)
+
+
+def taken(folder: Path) -> list[str]:
+    """Return the kinds of what a run has taken from the store, of results of an earlier run."""
+    begin = "The store holds of an earlier run what is the same: "
+    notices = json.loads((folder / "run.json").read_text())["notices"]
+    return [kind for one in notices if one.startswith(begin) for kind in one.removeprefix(begin).split(", ")]
+
+
+EVERYTHING = ["t-SNE", "plots", "contact sheets"]
+LABELLED: dict[str, Any] = {**TINY, "labels_from_folders": True}
+
+
+@pytest.fixture
+def two_folders(tmp_path: Path) -> Path:
+    """Pictures in two folders, which are old enough for the scan to trust their times."""
+    for folder in ("daisy", "rose"):
+        age(write_pictures(tmp_path / "in" / folder, 6))
+    for number, file in enumerate(sorted((tmp_path / "in" / "rose").iterdir())):
+        picture(100 + number).save(file)
+    age(sorted((tmp_path / "in" / "rose").iterdir()))
+    return tmp_path / "in"
+
+
+def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(tmp_path, two_folders):
+    first = run(two_folders, **LABELLED, out=tmp_path / "first").folder
+    code = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1])); print(sorted(sys.modules))"
+    options = {**LABELLED, "images": str(two_folders), "out": str(tmp_path / "second")}
+    done = subprocess.run([sys.executable, "-c", code, repr(options)], capture_output=True, text=True, check=True)
+    second = tmp_path / "second"
+    assert (taken(first), taken(second)) == ([], EVERYTHING)
+    assert outputs(first) == outputs(second)
+    assert page_without_times(first) == page_without_times(second)
+    modules = ast.literal_eval(done.stdout)
+    loaded = {name.partition(".")[0] for name in modules}
+    assert not {"matplotlib", "tensorflow", "keras", "ncnn", "skimage"} & loaded
+    assert "sklearn.manifold" not in modules
+
+
+def test_nothing_is_taken_without_the_store_or_with_force(tmp_path, two_folders):
+    run(two_folders, **LABELLED, out=tmp_path / "first")
+    for option in ("no_cache", "force"):
+        assert taken(run(two_folders, **LABELLED, **{option: True}, out=tmp_path / option).folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "has_tsne"),
+    [
+        ({"seed": 1}, False),
+        ({"whitening": 0.1}, False),
+        ({"layout_sample": 6}, False),
+        ({"thumbnails": 3}, True),
+        ({"labels_from_folders": False}, True),
+        ({"k": 3}, True),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
+)
+def test_what_an_option_changes_is_made_again(tmp_path, cache, two_folders, change, has_tsne):
+    run(two_folders, **LABELLED, out=tmp_path / "first")
+    options = {**LABELLED, **change}
+    changed = run(two_folders, **options, out=tmp_path / "second").folder
+    assert ("t-SNE" in taken(changed)) == has_tsne
+    # The same embeddings, and nothing else that is kept.
+    shutil.copytree(cache / "embeddings", tmp_path / "other" / "embeddings")
+    fresh = run(two_folders, **{**options, "cache": tmp_path / "other"}, out=tmp_path / "third").folder
+    assert taken(fresh) == []
+    assert outputs(changed) == outputs(fresh)
+
+
+def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache, two_folders):
+    run(two_folders, **LABELLED, out=tmp_path / "first")
+    picture(7777).save(two_folders / "rose" / "000.png")
+    changed = run(two_folders, **LABELLED, out=tmp_path / "second").folder
+    assert taken(changed) == []
+    shutil.copytree(cache / "embeddings", tmp_path / "other" / "embeddings")
+    fresh = run(two_folders, **LABELLED, cache=tmp_path / "other", out=tmp_path / "third").folder
+    assert outputs(changed) == outputs(fresh)
+
+
+def test_labels_that_change_are_drawn_as_they_are_now(tmp_path, two_folders):
+    table = tmp_path / "labels.csv"
+    names = sorted(path.relative_to(two_folders).as_posix() for path in two_folders.rglob("*.png"))
+    drawn = []
+    for number, label in enumerate(("tulip", "lily", "tulip")):
+        table.write_text("file,label\n" + "".join(f"{name},{label}{i % 2}\n" for i, name in enumerate(names)))
+        found = run(two_folders, **TINY, labels=table, out=tmp_path / f"{number}").folder
+        drawn.append((found / "plots" / "scatter_labels.png").read_bytes())
+    assert drawn[0] == drawn[2] != drawn[1]

@@ -44,6 +44,7 @@ def test_copies_hold_only_pixels(tmp_path):
         assert {key for key in found.info if not str(key).startswith("jfif")} == set()
         # The colour profile is not applied: the numbers are those that the network sees, but for JPEG's rounding.
         there = small(open_source(tmp_path), name, 40)
+        assert there is not None
         assert np.abs(np.asarray(found, int) - np.asarray(there, int)).mean() < 4
     assert all("SECRET" not in uri for uri in thumbnails.sheets([0, 1, 2], 40).uris)
 

@@ -101,7 +101,7 @@ def test_contact_sheet_shows_the_files_in_their_order(tmp_path):
     for number, colour in enumerate(("red", "lime", "blue")):
         files.append(tmp_path / f"{number}.png")
         Image.new("RGB", (60, 30), colour).save(files[-1])
-    sheet = plots.contact_sheet(open_source(tmp_path), list(map(str, files)), "title")
+    sheet, _ = plots.contact_sheet(open_source(tmp_path), list(map(str, files)), "title")
     centres = [
         sheet.getpixel((plots._TILE * column + plots._TILE // 2, plots._HEAD + plots._TILE // 2))
         for column in (0, 1, 2)
@@ -111,7 +111,7 @@ def test_contact_sheet_shows_the_files_in_their_order(tmp_path):
 
 def test_contact_sheet_of_a_file_that_is_gone_has_a_grey_tile(tmp_path):
     files = [*write_pictures(tmp_path, 1), tmp_path / "gone.png"]
-    sheet = plots.contact_sheet(open_source(tmp_path), list(map(str, files)), "title")
+    sheet, _ = plots.contact_sheet(open_source(tmp_path), list(map(str, files)), "title")
     middle = sheet.getpixel((plots._TILE + plots._TILE // 2, plots._HEAD + plots._TILE // 2))
     assert middle == (187, 187, 187)
 
@@ -134,4 +134,6 @@ def test_a_scatter_plot_of_more_points_than_it_draws_says_so():
 def test_a_small_contact_sheet_is_as_wide_as_its_title(tmp_path):
     shown = (open_source(tmp_path), [file.name for file in write_pictures(tmp_path, 2)])
     title = "Cluster 13: 2 images, nearest to the centre first; 2 are black-eyed susan"
-    assert plots.contact_sheet(*shown, title).width > plots.contact_sheet(*shown, "short").width == 4 * plots._TILE
+    assert (
+        plots.contact_sheet(*shown, title)[0].width > plots.contact_sheet(*shown, "short")[0].width == 4 * plots._TILE
+    )

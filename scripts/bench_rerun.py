@@ -3,7 +3,7 @@
 Prints the seconds of the first run and of each rerun, their ratio, and the rerun's time by stage. Asserts that the
 rerun did not load TensorFlow.
 
-    .venv/bin/python scripts/bench_resume.py [--reruns N] [FOLDER] [-- OPTION...]
+    .venv/bin/python -m scripts.bench_rerun [--reruns N] [FOLDER] [-- OPTION...]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_cluster.config import shipped_data
+from scripts.bench_table import Row, of_times
 
 PROGRAM = """
 import sys
@@ -38,6 +39,20 @@ def timed(folder: Path, place: Path, name: str, options: Sequence[str]) -> tuple
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return time.perf_counter() - start, done.stdout.splitlines()[-1] == "loaded"
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return one row: a rerun of the sample set, and the first run beside it."""
+    options = ["--quiet", "--k-range", "2:15", *(["--image-size", "64"] if quick else [])]
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        first, _ = timed(shipped_data() / "flowers", place, "first", options)
+        again = [timed(shipped_data() / "flowers", place, f"again{n}", options) for n in range(2 if quick else 5)]
+        assert not any(loaded for _, loaded in again), "the rerun loaded TensorFlow"
+        record = json.loads((place / "again0" / "run.json").read_text(encoding="utf-8"))
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in record["stages_s"].items())
+    seconds = [rerun for rerun, _ in again]
+    return [of_times("rerun of the sample set / first run", seconds, [first] * len(seconds), note=stages)]
 
 
 def main() -> None:
