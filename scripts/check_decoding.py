@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.clustering.cluster import cluster
 from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding.engines import choose_engine
@@ -114,7 +114,7 @@ def compare(title: str, config: RunConfig, photos: Photos, seeds: Sequence[int])
     both = embed_both(config, photos.contents(pictures))
     labels = np.array([manifest.labels[row] for row in rows])
     given: dict[str, Any] = {"rows": rows, "bad": {}, "n_computed": len(rows), "images_per_s": None}
-    before, now = (Labelled("", Embeddings(x=x, precision="float32", batch_size=None, **given), labels) for x in both)
+    before, now = (Labelled("", Embeddings(x=HeldRows(x, CpuBackend()), precision="float32", batch_size=None, **given), labels) for x in both)
     same = [adjusted_rand_score(*(labels_of(part, config, seed) for part in (before, now))) for seed in seeds]
     cells = [f"{cosines(*both).min():.5f}", f"{np.median(cosines(*both)):.5f}", spread(same)]
     for part in (before, now):

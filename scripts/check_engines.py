@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_cluster.backend import CpuBackend
+from gpu_cluster.backend import CpuBackend, HeldRows
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.config import RunConfig, shipped_data
 from gpu_cluster.embedding import extractors, vgg16
@@ -57,7 +57,7 @@ def main() -> None:
         batches = list(embedded(pictures_of(folder.absolute()), engines))
         ours, theirs = (np.concatenate([batch[number] for batch in batches]) for number in range(2))
         error = np.max(np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1))
-        clusterings = [find_clusters(x, config, backend=backend, events=Recorder()).clustering for x in (ours, theirs)]
+        clusterings = [find_clusters(HeldRows(x, backend), config, backend=backend, events=Recorder()).clustering for x in (ours, theirs)]
         ari = backend.label_scores(clusterings[1].labels, clusterings[0].labels)["adjusted_rand"]
         agree = agree and ari == 1
         print(
