@@ -78,8 +78,8 @@ class _Job:
         self.engine = engine
         # At 96 pixels a side half of the job is embedding; at 32 little of it.
         given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD), "--k", "8", "--k-range", "8:8")
-        given += ("--engine", engine, "--cache", os.fspath(store), "--out", os.fspath(out), "--overwrite")
-        self._command = ("run", FLOWERS, *given)
+        where = ("--engine", engine, "--cache", store, "--out", out, "--overwrite")
+        self._command = ("run", FLOWERS, *given, *where)
 
     def run(self, *, kill_after_s: float | None) -> Kill | End:
         """Run it to its end, or kill it before."""
