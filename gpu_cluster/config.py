@@ -321,7 +321,8 @@ class SweepConfig(_Section):
         ge=2,
         le=_MOST_SAMPLED,
         description="For more images than this, run the restarts of k-means on a random sample of this size (same "
-        "seed, same sample), and go on with all images from the best restart.",
+        "seed, same sample), and go on with all images from the best restart. Restarts on fewer than 20,000 images are "
+        "compared after a few iterations with 20,000.",
     )
 
 

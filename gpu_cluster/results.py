@@ -135,7 +135,8 @@ class Sweep(Record):
     ----------
     doubts : the reasons to doubt the chosen k, in words
     fit : the centres (k, m) found for the chosen k, device; None if this k was not tried
-    n_restarted : number of images on which the restarts ran, and their agreement was computed
+    n_restarted : number of images on which the restarts ran
+    n_agreement : number of images on which the agreement of the restarts was computed
     n_silhouette : number of images that the silhouettes were computed on
     """
 
@@ -145,6 +146,7 @@ class Sweep(Record):
     doubts: tuple[str, ...] = ()
     fit: KMeansFit | None = None
     n_restarted: int = 0
+    n_agreement: int = 0
     n_silhouette: int = 0
 
     @property

@@ -26,7 +26,7 @@ Iteration: TypeAlias = Callable[[Array], tuple[Array, Array]]
 
 
 def blocks(n: int, width: int, most: int | None = None) -> Iterator[slice]:
-    """Yield slices that cover n rows, so short that `width` values for each row are at most `most` (by default 2^24)."""
+    """Yield slices that cover n rows, so short that `width` values for each row are at most `most`, else 2^24."""
     size = max(1, (most or _BLOCK_SIZE) // max(1, width))
     for first in range(0, n, size):
         yield slice(first, min(first + size, n))

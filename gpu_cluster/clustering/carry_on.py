@@ -6,14 +6,15 @@ centres, and their inertia over all rows. This module must not know how the samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, KMeansFit
 from gpu_cluster.backend.blockwise import blocks
-from gpu_cluster.clustering.kmeans import means
+from gpu_cluster.clustering.kmeans import agreement, is_better, means, nearest
+from gpu_cluster.config import ClusterConfig
 
 # Most iterations over all rows. The sample's centres are the means of some hundred rows or more of each cluster, so
 # that the first iteration gains nearly all that can be gained; a clustering that is used goes on until it ends.
@@ -32,6 +33,38 @@ class Carried:
     centres: Array
     inertia: float
     n_iter: int
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of some restarts: its centres and iterations, its inertia, and the agreement of the others with it."""
+
+    fit: KMeansFit
+    inertia: float
+    agreement: float | None
+
+
+def best_on_more_rows(
+    sample: Array, more: Array, starts: Iterable[Array], config: ClusterConfig, *, backend: Backend
+) -> Best:
+    """Restart k-means on a sample (m, d), carry all restarts on with more rows (n, d), and compare them there.
+
+    What restarts find depends on the sample where it is small, so that they agree less than on more rows; some
+    iterations with these make up for it.
+    """
+    ended = [backend.fit_kmeans(sample, start, max_iter=config.max_iter, tol=config.tol) for start in starts]
+    found = carry_on(more, [fit.centres for fit in ended], max_iter=config.max_iter, backend=backend)
+    best = 0
+    for number, carried in enumerate(found):
+        if is_better(carried.inertia, found[best].inertia):
+            best = number
+    labels = [backend.to_host(nearest(more, carried.centres, backend)) for carried in found]
+    centres = found[best].centres
+    return Best(
+        KMeansFit(centres, ended[best].n_iter + found[best].n_iter),
+        found[best].inertia,
+        agreement(labels, best, centres.shape[0]),
+    )
 
 
 def carry_on(x: Array, starts: Sequence[Array], *, max_iter: int, backend: Backend) -> list[Carried]:

@@ -9,7 +9,7 @@ module must not know what the rows are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,16 +78,23 @@ def best_restart(x: Array, starts: Iterable[Array], config: ClusterConfig, *, se
     best_number = 0
     for start in starts:
         found = _partition(x, backend.fit_kmeans(x, start, max_iter=config.max_iter, tol=config.tol), backend)
-        if best is None or found.inertia < best.inertia * _BETTER:
+        if best is None or is_better(found.inertia, best.inertia):
             best, best_number = found, len(found_labels)
         found_labels.append(backend.to_host(backend.xp.take(found.labels, sample)))
     assert best is not None  # n_init is at least 1
-    others = [labels for number, labels in enumerate(found_labels) if number != best_number]
-    if not others:
-        return best
-    k = best.centres.shape[0]
-    agreed = [adjusted_rand(contingency(found_labels[best_number], labels, k, k)) for labels in others]
-    return replace(best, agreement=float(np.mean(agreed)))
+    return replace(best, agreement=agreement(found_labels, best_number, best.centres.shape[0]))
+
+
+def agreement(labels: Sequence[HostArray], best: int, k: int) -> float | None:
+    """Return the mean adjusted Rand index of the labels of the best restart with those of each other; host."""
+    others = [other for number, other in enumerate(labels) if number != best]
+    agreed = [adjusted_rand(contingency(labels[best], other, k, k)) for other in others]
+    return float(np.mean(agreed)) if agreed else None
+
+
+def is_better(inertia: float, best: float) -> bool:
+    """Return whether an inertia is below the best so far by more than rounding."""
+    return inertia < best * _BETTER
 
 
 def finish(x: Array, found: KMeansFit, config: ClusterConfig, *, sample: int, backend: Backend) -> Partition:

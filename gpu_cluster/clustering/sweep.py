@@ -17,7 +17,7 @@ import numpy as np
 from gpu_cluster.backend import Array, Backend, KMeansFit
 from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans, metrics
-from gpu_cluster.clustering.carry_on import carry_on
+from gpu_cluster.clustering.carry_on import best_on_more_rows, carry_on
 from gpu_cluster.config import ClusterConfig, ScoreConfig, SweepConfig, parse_k_range
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.events import Observer
@@ -75,8 +75,8 @@ def sweep_k(
     ks = _ks_to_try(config, n, observer)
     if config.sweep_sample < n:
         observer.notice(
-            f"Restarts of k-means, and their agreement, on a random sample of {config.sweep_sample:,} of {n:,} images; "
-            "the best restart is carried on with all images"
+            f"Restarts of k-means on a random sample of {config.sweep_sample:,} of {n:,} images, and their agreement "
+            f"on {min(kmeans.START_ROWS, n):,}; the best restart is carried on with all images"
         )
     trial = _Trial(x, ks, config.sweep_sample, clustering, scoring, seed=seed, backend=backend)
     points: list[SweepPoint] = []
@@ -96,6 +96,7 @@ def sweep_k(
         chosen_by=chosen_by,
         fit=trial.fits.get(best_k),
         n_restarted=min(config.sweep_sample, n),
+        n_agreement=min(kmeans.START_ROWS, n),
         n_silhouette=len(trial.scored_rows),
     )
     doubts = tuple(_doubts(sweep, config, n))
@@ -138,6 +139,9 @@ class _Trial:
         self._x, self._ks, self._clustering, self._seed, self._backend = x, ks, clustering, seed, backend
         self._starts = kmeans.Starts(x, sample=sample, seed=seed, backend=backend, most_k=max(ks))
         self._restarted = kmeans.sampled(x, sample, seed=seed, backend=backend)
+        # Restarts on fewer rows than this are carried on before they are compared.
+        few = sample < min(kmeans.START_ROWS, x.shape[0])
+        self._more = kmeans.sampled(x, kmeans.START_ROWS, seed=seed, backend=backend) if few else None
         self.scored_rows = metrics.silhouette_rows(x.shape[0], scoring.silhouette_sample, seed)
         self._scored = self._take(x)
         self.fits: dict[int, KMeansFit] = {}
@@ -163,6 +167,9 @@ class _Trial:
         """Return the best restart for k clusters."""
         start = time.perf_counter()
         starts, given = self._starts.draw(k, self._clustering.n_init), self._clustering
+        if self._more is not None:
+            found = best_on_more_rows(self._restarted, self._more, starts, given, backend=self._backend)
+            return _Restarts(found.fit, found.inertia, found.agreement, None, time.perf_counter() - start)
         best = kmeans.best_restart(self._restarted, starts, given, seed=self._seed, backend=self._backend)
         # Of restarts on a sample, the labels are those of other rows.
         labels = self._take(best.labels) if self._restarted is self._x else None

@@ -322,11 +322,11 @@ def _k_words(run: FinishedRun) -> str:
 def _samples_in_words(run: FinishedRun) -> Iterator[str]:
     """Yield what was computed on a sample of the pictures when k was chosen; older runs used no sample of restarts."""
     n = run.metrics["n_images"]
-    restarted, scored = (run.metrics.get(f"sweep_{name}", n) for name in ("n_restarted", "n_silhouette"))
+    restarted, agreed, scored = (run.metrics.get(f"sweep_n_{of}", n) for of in ("restarted", "agreement", "silhouette"))
     if restarted < n:
         yield (
-            f"The restarts, and so their agreement, are those of a random sample of {restarted:,} of the {n:,} "
-            "pictures; the best restart was carried on with all pictures, and the inertia is that of all"
+            f"The restarts ran on a random sample of {restarted:,} of the {n:,} pictures, and their agreement was "
+            f"computed on {agreed:,}; the best restart was carried on with all pictures, and the inertia is that of all"
         )
     if scored < n:
         yield f"The silhouettes are those of a random sample of {scored:,} pictures"

@@ -298,6 +298,7 @@ def _sweep_table(findings: Findings) -> pd.DataFrame:
             "elapsed_s": [round(point.elapsed_s, 4) for point in points],
             "chosen": [point.k == best_k for point in points],
             "n_restarted": [sweep.n_restarted] * len(points),
+            "n_agreement": [sweep.n_agreement] * len(points),
             "n_silhouette": [sweep.n_silhouette] * len(points),
         }
     )
@@ -312,6 +313,7 @@ def _metrics(manifest: Manifest, findings: Findings, backend: Backend) -> dict[s
         "k_agreement": sweep.agreement,
         "k_doubts": sweep.doubts,
         "sweep_n_restarted": sweep.n_restarted,
+        "sweep_n_agreement": sweep.n_agreement,
         "sweep_n_silhouette": sweep.n_silhouette,
         "space": findings.projection.space,
         "sweep_space": findings.projection.sweep_space,

@@ -89,7 +89,7 @@ completed() {
     echo "${COMPREPLY[*]}"
 }
 completed gpu-cluster pre
-completed gpu-cluster run --sweep
+completed gpu-cluster run --sweep-sp
 completed gpu-cluster run --select ""
 """
 

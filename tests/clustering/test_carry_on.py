@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering import carry_on as module
-from gpu_cluster.clustering.carry_on import carry_on
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.carry_on import best_on_more_rows, carry_on
+from gpu_cluster.config import ClusterConfig
 
 BACKEND = CpuBackend()
 
@@ -59,3 +62,18 @@ def test_a_centre_without_rows_stays_where_it_is():
     far = np.full((1, 5), -1e4, np.float32)
     (found,) = carry_on(x, [np.concatenate([x[:2], far])], max_iter=2, backend=BACKEND)
     np.testing.assert_array_equal(found.centres[2:], far)
+
+
+def test_restarts_on_a_sample_are_compared_on_more_rows():
+    x = rows()
+    config = ClusterConfig()
+    starts = list(kmeans.Starts(x, sample=len(x), seed=0, backend=BACKEND).draw(6, 5))
+    found = best_on_more_rows(x[:300], x, starts, config, backend=BACKEND)
+    sampled = [BACKEND.fit_kmeans(x[:300], start, max_iter=config.max_iter, tol=config.tol) for start in starts]
+    all_rows = carry_on(x, [fit.centres for fit in sampled], max_iter=config.max_iter, backend=BACKEND)
+    assert found.inertia == pytest.approx(min(carried.inertia for carried in all_rows), rel=1e-6)
+    best = next(number for number, one in enumerate(all_rows) if one.inertia == found.inertia)
+    labels = [kmeans.nearest(x, one.centres, BACKEND) for one in all_rows]
+    agreed = [adjusted_rand_score(labels[best], other) for number, other in enumerate(labels) if number != best]
+    assert found.agreement == pytest.approx(np.mean(agreed), abs=1e-12)
+    assert found.fit.n_iter == sampled[best].n_iter + all_rows[best].n_iter

@@ -88,7 +88,7 @@ def test_above_the_sample_restarts_are_those_of_the_sample_and_the_inertia_that_
     for ours, whole in zip(found.points, full.points, strict=True):
         assert ours.inertia == pytest.approx(whole.inertia, rel=0.1)
     assert events.notices[0] == (
-        "Restarts of k-means, and their agreement, on a random sample of 120 of 240 images; the best restart is "
+        "Restarts of k-means on a random sample of 120 of 240 images, and their agreement on 240; the best restart is "
         "carried on with all images"
     )
 

@@ -197,9 +197,10 @@ def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_pa
     assert json.loads((folder / "metrics.json").read_text())["sweep_n_restarted"] == 24
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["sweep"]["sweep_sample"] == 24
-    assert any("on a random sample of 24 of 40 images" in notice for notice in record["notices"])
+    said = "on a random sample of 24 of 40 images, and their agreement on 40"
+    assert any(said in notice for notice in record["notices"])
     page = (folder / "report.html").read_text()
-    assert "their agreement, are those of a random sample of 24 of the 40 pictures" in page
+    assert "ran on a random sample of 24 of the 40 pictures, and their agreement was computed on 40" in page
     assert "The silhouettes are those of" not in page
 
 
