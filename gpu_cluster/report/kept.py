@@ -50,7 +50,9 @@ class KeptCopies:
         if len(copies) != len(self._paths) or not self._are_unchanged():
             return
         lengths = [len(copies[path]) for path in self._paths]
-        self._parts.keep(self._key, json.dumps(lengths).encode() + b"\n" + b"".join(map(copies.get, self._paths)))
+        self._parts.keep(
+            self._key, json.dumps(lengths).encode() + b"\n" + b"".join(copies[path] for path in self._paths)
+        )
 
     def _are_unchanged(self) -> bool:
         manifest, source = self._manifest, open_source(self._manifest.root)

@@ -300,7 +300,8 @@ def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(tmp_path, two_folders
 def test_nothing_is_taken_without_the_store_or_with_force(tmp_path, two_folders):
     run(two_folders, **LABELLED, out=tmp_path / "first")
     for option in ("no_cache", "force"):
-        assert taken(run(two_folders, **LABELLED, **{option: True}, out=tmp_path / option).folder) == []
+        options: dict[str, Any] = {**LABELLED, option: True}
+        assert taken(run(two_folders, **options, out=tmp_path / option).folder) == []
 
 
 @pytest.mark.slow
