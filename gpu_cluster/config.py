@@ -259,7 +259,7 @@ class StoreConfig(_Section):
     )
     # run.json does not record the next two options: a repeated run should use the store instead of computing again.
     force: bool = Field(
-        False, exclude=True, description="Embed every picture again, even if the store holds its embedding."
+        False, exclude=True, description="Make everything again, even if the store holds it: embeddings, t-SNE, plots."
     )
     rehash: bool = Field(
         False,

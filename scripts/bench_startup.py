@@ -20,7 +20,7 @@ COMMANDS = (["--help"], ["--version"], ["run", "--help"], ["config", "show"], ["
 LEAST = [sys.executable, "-c", "import typer, rich"]
 
 
-def processor_s(command: Sequence[str | Path], folder: Path) -> float:
+def processor_s(command: Sequence[str], folder: Path) -> float:
     """Return the seconds of processor time of a command and of what it starts."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
@@ -31,16 +31,14 @@ def processor_s(command: Sequence[str | Path], folder: Path) -> float:
 
 def measure(quick: bool) -> list[Row]:
     """Return a row for each command; the ratio says how many times it is faster than `import typer, rich`."""
-    program = Path(sys.executable).with_name("gpu-cluster")
+    program = str(Path(sys.executable).with_name("gpu-cluster"))
+    commands = [LEAST, *([program, *given] for given in COMMANDS)]
     rounds = 3 if quick else 11
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "gpu-cluster").mkdir()
         # The first round reads the files from the disk and is not counted.
-        times = [
-            [processor_s(command, folder) for command in (LEAST, *([program, *given] for given in COMMANDS))]
-            for _ in range(rounds + 1)
-        ][1:]
+        times = [[processor_s(command, folder) for command in commands] for _ in range(rounds + 1)][1:]
     least = [round_s[0] for round_s in times]
     return [
         of_times(

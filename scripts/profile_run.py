@@ -16,13 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from gpu_cluster.config import shipped_data
 
-PROGRAM = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1]))"
+# What is written while TensorFlow is imported is held back elsewhere, and with it the times of these imports.
+PROGRAM = """
+import sys
+from contextlib import nullcontext
+from gpu_cluster import run
+from gpu_cluster.backend import tensorflow_devices
+tensorflow_devices._native_stderr_kept = nullcontext
+run(**eval(sys.argv[1]))
+"""
 # Libraries that take less than this are not named.
 _LEAST_S = 0.02
 
@@ -35,7 +43,7 @@ def profiled(options: dict[str, Any], place: Path, name: str) -> tuple[float, di
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True)
     process_s = time.perf_counter() - start
-    stages = json.loads((out / "run.json").read_text(encoding="utf-8"))["stages_s"]
+    stages: dict[str, float] = json.loads((out / "run.json").read_text(encoding="utf-8"))["stages_s"]
     # The page is written after the record, so its time is in the log only.
     for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
@@ -46,7 +54,7 @@ def profiled(options: dict[str, Any], place: Path, name: str) -> tuple[float, di
 
 def _imports(text: str) -> dict[str, float]:
     """Return the seconds by library that `-X importtime` tells of: `import time: self [us] | cumulative | name`."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for line in text.splitlines():
         if line.startswith("import time:") and "[us]" not in line:
             own, _, module = line.removeprefix("import time:").split("|")

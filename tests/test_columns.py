@@ -89,7 +89,7 @@ def test_a_manifest_takes_at_most_120_bytes_a_file():
     manifest = Manifest(
         Path("/pictures"),
         [f"folder {number % 100}/picture {number:08d}.jpg" for number in range(n)],
-        (FileFacts(9, 10**18 + i, 10**18 + i, f"{i:032x}", "JPEG", "RGB", 640, 480, 1, 1) for i in range(n)),
+        [FileFacts(9, 10**18 + i, 10**18 + i, f"{i:032x}", "JPEG", "RGB", 640, 480, 1, 1) for i in range(n)],
         labels=[f"label {number % 100}" for number in range(n)],
     )
     taken = tracemalloc.get_traced_memory()[0] - before

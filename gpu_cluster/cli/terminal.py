@@ -138,6 +138,10 @@ def print_cache(root: Path, recipes: Sequence[Recipe]) -> None:
         damaged = f", {recipe.n_damaged} damaged set aside" if recipe.n_damaged else ""
         rows = f"{count(recipe.n_rows, 'row')} in {count(recipe.n_shards, 'shard')}"
         size = f"{rows}, {recipe.n_bytes / 1e6:,.1f} MB{damaged}"
+        if recipe.kind == "parts":
+            parts = f"{count(recipe.n_rows, 'part')} of results, {recipe.n_bytes / 1e6:,.1f} MB"
+            console.print(f"parts: {parts}, last used {used}", markup=False)
+            continue
         console.print(f"{recipe.kind} {recipe.folder.name}: {size}, last used {used}", markup=False)
         console.print(
             f"    {', '.join(f'{name} {value}' for name, value in recipe.as_json()['key'].items())}", markup=False

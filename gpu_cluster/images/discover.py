@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gpu_cluster.columns import Texts
 from gpu_cluster.config import PicturesConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
@@ -75,11 +76,11 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
         folders = [str(path if path.is_dir() else path.parent) for path in named]
         root = os.path.commonpath([*folders, *(os.path.dirname(file) for file in files)])
     # Sorted by bytes and not by locale or surrogates, so that the order is the same on every machine.
-    file_of = {os.path.relpath(file, root): file for file in files}
-    paths = sorted(file_of, key=os.fsencode)
+    paths = Texts(map(os.fsdecode, sorted({os.fsencode(os.path.relpath(file, root)) for file in files})))
     others = tuple(sorted((os.path.relpath(file, root) for file in passed_over), key=os.fsencode))
-    bad = {row: bad_files[file_of[path]] for row, path in enumerate(paths) if file_of[path] in bad_files}
-    return Manifest(root=Path(root), paths=tuple(paths), bad=bad, passed_over=others)
+    why = {os.path.relpath(file, root): reason for file, reason in bad_files.items()}
+    bad = {row: why[path] for row, path in enumerate(paths) if path in why} if why else {}
+    return Manifest(root=Path(root), paths=paths, bad=bad, passed_over=others)
 
 
 def _read_list(input_list: Path) -> Iterator[str]:

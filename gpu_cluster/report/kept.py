@@ -49,8 +49,8 @@ class KeptCopies:
         """Keep the copies, if there is one of every picture and no picture has changed since it was scanned."""
         if len(copies) != len(self._paths) or not self._are_unchanged():
             return
-        lengths = [len(copies[path]) for path in self._paths]
-        self._parts.keep(self._key, json.dumps(lengths).encode() + b"\n" + b"".join(map(copies.get, self._paths)))
+        shown = [copies[path] for path in self._paths]
+        self._parts.keep(self._key, json.dumps(list(map(len, shown))).encode() + b"\n" + b"".join(shown))
 
     def _are_unchanged(self) -> bool:
         manifest, source = self._manifest, open_source(self._manifest.root)

@@ -32,7 +32,7 @@ class Recipe:
 
     Attributes
     ----------
-    kind : embeddings or scans
+    kind : embeddings, scans, or parts, whose files are counted as shards and as rows
     key : the settings with which all its rows were made
     n_damaged : number of shards that were set aside
     last_used : seconds since 1970
@@ -89,6 +89,10 @@ def inspect(root: Path) -> list[Recipe]:
                     last_used=folder.stat().st_mtime,
                 )
             )
+    kept = parts.listed(root / parts.FOLDER)
+    if kept:
+        n_bytes, last_used = sum(size for _, size, _ in kept), kept[-1][0]
+        found.append(Recipe(root / parts.FOLDER, "parts", {}, len(kept), len(kept), n_bytes, 0, last_used))
     return found
 
 

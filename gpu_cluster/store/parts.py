@@ -105,17 +105,10 @@ def trim(folder: Path, *, most_bytes: int = _MOST_BYTES, unused_since: float | N
 
     Half-written files of killed jobs are removed too when they are older than a day. Returns the number of bytes freed.
     """
-    found = []
     freed, yesterday = 0, time.time() - 24 * 3600
-    with suppress(OSError), os.scandir(folder) as entries:
-        found = [(entry.stat(follow_symlinks=False), Path(entry.path)) for entry in entries]
-    parts = sorted((status.st_mtime, status.st_size, path) for status, path in found if _NAME.fullmatch(path.name))
+    parts = listed(folder)
     size = sum(n_bytes for _, n_bytes, _ in parts)
-    removed = [
-        (status.st_size, path)
-        for status, path in found
-        if _PARTIAL.fullmatch(path.name) and status.st_mtime < yesterday
-    ]
+    removed = [(n_bytes, path) for written, n_bytes, path in listed(folder, _PARTIAL) if written < yesterday]
     for used, n_bytes, path in parts:
         if size > most_bytes or (unused_since is not None and used < unused_since):
             removed.append((n_bytes, path))
@@ -125,6 +118,19 @@ def trim(folder: Path, *, most_bytes: int = _MOST_BYTES, unused_since: float | N
             path.unlink()
             freed += n_bytes
     return freed
+
+
+def listed(folder: Path, names: re.Pattern[str] = _NAME) -> list[tuple[float, int, Path]]:
+    """Return when each part was last used (seconds since 1970), its bytes and its path; the oldest comes first."""
+    found = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if names.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                # Another job may remove it at this moment.
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((status.st_mtime, status.st_size, Path(entry.path)))
+    return sorted(found)
 
 
 def _name(key: Mapping[str, Any]) -> str:

@@ -203,7 +203,7 @@ def _shards(case: Case, template: Path, folder: Path) -> str | None:
     files = sorted((template / "pictures").glob("*"))
     opened = Store(store, Observer())
     inspect(store)
-    known = opened.scans(template / "pictures", {"pillow": "any"}).known([str(file) for file in files])
+    known = opened.scans(template / "pictures", {"pillow": "any"}).known(list(map(str, files)))
     known.slice(0, len(files))
     right = _stored(template / "store")
     found = opened.embeddings(key).find(list(right))

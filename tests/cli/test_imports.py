@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,10 @@ def test_a_run_that_is_refused_loads_no_engine_and_no_table(tmp_path):
 def test_only_a_job_starts_the_process_that_waits_for_last_words(tmp_path):
     assert loaded(tmp_path, "config", "show")["started"] == []
     assert loaded(tmp_path, "run", "absent")["started"] == [sys.executable]
+
+
+def test_the_report_of_a_finished_run_loads_no_engine_and_draws_no_plot(tmp_path, sample_run):
+    shutil.copytree(sample_run.folder, tmp_path / "run")
+    found = loaded(tmp_path, "report", "run")
+    assert found["code"] == 0
+    assert not {"tensorflow", "keras", "ncnn", "sklearn", "scipy", "matplotlib", "skimage", "h5py"} & found["heavy"]

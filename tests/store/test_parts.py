@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from gpu_cluster.store.maintenance import prune
+from gpu_cluster.store.maintenance import inspect, prune
 from gpu_cluster.store.parts import FOLDER, Parts, fingerprint, trim
 
 KEY = {"part": "plots", "of": [1, 2.5, "name"]}
@@ -67,6 +67,8 @@ def test_the_oldest_parts_go_when_there_is_no_room_and_other_files_stay(tmp_path
     for age, file in enumerate(files):
         os.utime(file, (age, age))
     (tmp_path / FOLDER / "notes.txt").write_text("mine")
+    (found,) = inspect(tmp_path)
+    assert (found.kind, found.n_rows, found.n_bytes, found.last_used) == ("parts", 3, 348, 2)
     assert trim(tmp_path / FOLDER, most_bytes=250) == 116
     assert [file for file in files if file.exists()] == files[1:]
     assert prune(tmp_path, unused_days=30) == 232
