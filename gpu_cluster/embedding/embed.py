@@ -273,7 +273,7 @@ class _Work:
                 break
         if engine.batch_size < limit:
             self.observer.notice(
-                f"Out of memory on the {self._backend.name}: going on with batches of {engine.batch_size}"
+                f"Out of memory on the {engine.backend.name}: going on with batches of {engine.batch_size}"
             )
 
     def _write(self) -> None:
