@@ -172,8 +172,11 @@ class Backend(ABC):
         """Return whether a matrix of embeddings of this size is held on this device; a larger one is read in blocks."""
 
     @abstractmethod
-    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
-        """Return the m largest eigenvalues (m,) of a symmetric matrix, ascending, and their eigenvectors as columns."""
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:
+        """Return the m largest eigenvalues (m,) of a symmetric matrix, their eigenvectors, and the sum of all values.
+
+        The values are ascending, and the vectors are columns.
+        """
 
     @abstractmethod
     def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:

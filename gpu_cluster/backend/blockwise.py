@@ -74,12 +74,13 @@ def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
         rest = xp.astype(xp.mean(centred, axis=0), xp.float64)
         within = within + xp.astype(xp.matrix_transpose(centred) @ centred, xp.float64)
         root = (rows.stop - rows.start) ** 0.5
-        means.append((xp.astype(about, xp.float64) + rest) * root)
-        rests.append(rest * root)
+        means.append(((xp.astype(about, xp.float64) + rest) * root)[None, :])
+        rests.append((rest * root)[None, :])
         roots.append(root)
     weights = backend.from_host(np.array(roots))[:, None]
-    mean = xp.sum(xp.stack(means) * weights, axis=0) / n
-    between, off = xp.stack(means) - weights * mean[None, :], xp.stack(rests)
+    weighted, off = xp.concat(means), xp.concat(rests)
+    mean = xp.sum(weighted * weights, axis=0) / n
+    between = weighted - weights * mean[None, :]
     scatter = within + xp.matrix_transpose(between) @ between - xp.matrix_transpose(off) @ off
     values, vectors, total = _strongest(scatter, m, backend)
     return _fit(xp.matrix_transpose(vectors), values, total, mean, n, "covariance by blocks", backend)
@@ -112,20 +113,20 @@ def _centred(x: Array, rows: slice, mean: Array, scale: Scaling, backend: Backen
     return backend.xp.astype(scale(x[rows, :]), backend.xp.float64) - mean
 
 
-def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array, Array]:
+def _strongest(symmetric: Array, m: int, backend: Backend) -> tuple[Array, Array, float]:
     """Return the m largest eigenvalues (m,), largest first, their eigenvectors as columns, and the sum of all."""
     xp = backend.xp
-    values, vectors = backend.strongest(symmetric, m)
-    return xp.flip(values, axis=0), xp.flip(vectors, axis=1), xp.sum(xp.linalg.diagonal(symmetric))
+    values, vectors, total = backend.strongest(symmetric, m)
+    return xp.flip(values, axis=0), xp.flip(vectors, axis=1), total
 
 
-def _fit(components: Array, values: Array, total: Array, mean: Array, n: int, solver: str, backend: Backend) -> PCAFit:
+def _fit(components: Array, values: Array, total: float, mean: Array, n: int, solver: str, backend: Backend) -> PCAFit:
     xp, freedom = backend.xp, n - 1
     return PCAFit(
         mean=xp.astype(mean, xp.float32),
         components=xp.astype(components, xp.float32),
         explained_variance=np.maximum(backend.to_host(values), 0) / freedom,
-        total_variance=float(backend.to_host(total)) / freedom,
+        total_variance=total / freedom,
         solver=solver,
     )
 

@@ -117,13 +117,13 @@ class CpuBackend(Backend):
         # A stream that reads a larger one in blocks takes as much memory.
         return matrix_bytes <= WINDOW_BYTES
 
-    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:
         # NumPy's computes all eigenvectors, which takes several times as long.
         from scipy.linalg import eigh
 
         d = symmetric.shape[0]
         values, vectors = eigh(symmetric, subset_by_index=(d - m, d - 1))
-        return values, vectors
+        return values, vectors, float(np.trace(symmetric))
 
     def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
         return fit_pca(x, n_components, scale=scale, backend=self)

@@ -164,11 +164,11 @@ class GpuBackend(Backend):
         # The network needs the rest.
         return matrix_bytes <= _POOL_SHARE * (self.free_bytes() + _free_in_pool())
 
-    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:
         import cupy
 
         values, vectors = cupy.linalg.eigh(symmetric)
-        return values[-m:], vectors[:, -m:]
+        return values[-m:], vectors[:, -m:], float(cupy.sum(values))
 
     def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
         import cupy

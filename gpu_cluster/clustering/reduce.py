@@ -158,9 +158,9 @@ def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None,
 def _column_range(x: Rows, backend: Backend) -> tuple[Array, Array]:
     """Return the smallest value (d,) and the range (d,) of each column; the range is 1 for a constant column."""
     xp = backend.xp
-    ends = [(xp.min(block, axis=0), xp.max(block, axis=0)) for _rows, block in x.blocks()]
-    low = xp.min(xp.stack([low for low, _ in ends]), axis=0)
-    high = xp.max(xp.stack([high for _, high in ends]), axis=0)
+    ends = [(xp.min(block, axis=0)[None, :], xp.max(block, axis=0)[None, :]) for _rows, block in x.blocks()]
+    low = xp.min(xp.concat([low for low, _ in ends]), axis=0)
+    high = xp.max(xp.concat([high for _, high in ends]), axis=0)
     return low, xp.where(high > low, high - low, xp.ones_like(high))
 
 

@@ -125,7 +125,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
         engine = job.tools
         with ExitStack() as until_assigned:
             scratch = None
-            if job.store is None:
+            if job.store is None and not job.backend.holds(4 * len(job.manifest) * engine.extractor.n_features):
                 scratch = until_assigned.enter_context(temporary(out)) / SCRATCH
             with events.stage("embed"):
                 embeddings = embed(

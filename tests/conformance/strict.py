@@ -82,9 +82,9 @@ class StrictBackend(CpuBackend):
     def empty(self, shape: tuple[int, int]) -> Array:
         return self.from_host(super().empty(shape))
 
-    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array]:
+    def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:
         values, vectors = array_api_strict.linalg.eigh(symmetric)
-        return values[-m:], vectors[:, -m:]
+        return values[-m:], vectors[:, -m:], float(np.sum(_inside(values)))
 
     def fit_pca(self, x: Rows, n_components: int, *, scale: Scaling) -> PCAFit:
         return fit_pca(x, n_components, scale=scale, backend=self)

@@ -196,7 +196,10 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     given = ["run", *arguments, "--no-cache", "--image-size", "32", "--k", "2", "--k-range", "2:3", "--device", "cpu"]
     assert COMMAND.exists()
     return subprocess.run(
-        [sys.executable, "-c", STREAMED + RUN, *map(os.fspath, given)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", STREAMED + RUN, *(str(one) for one in given)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -216,4 +219,4 @@ def test_a_run_without_a_store_on_a_full_disk_ends_with_an_error_and_leaves_noth
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: cannot write embeddings to ")
     assert "Traceback" not in done.stderr
-    assert listing(full) == ["filling"]
+    assert list(listing(full)) == ["filling"]
