@@ -55,7 +55,7 @@ class GpuBackend(Backend):
 
     name = "gpu"
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
-    engines = ("tensorflow",)
+    engines: tuple[str, ...] = ("tensorflow",)
     shard_size = 4096
     tensorflow_device = tensorflow_devices.CARD
     pads_batches = True
