@@ -83,12 +83,12 @@ def print_ratios(rounds: Mapping[str, list[Took]]) -> None:
     """Print how many times as fast each way is as each one before it."""
     names = list(rounds)
     for slow, fast in ((slow, fast) for at, fast in enumerate(names) for slow in names[:at]):
-        pairs = list(zip(rounds[slow], rounds[fast], strict=True))
         shown = []
-        for words, seconds in (("clock", lambda one: one.clock_s), ("processor time", lambda one: one.processor_s)):
-            ratios = [seconds(one) / seconds(other) for one, other in pairs]
-            best = min(map(seconds, rounds[slow])) / min(map(seconds, rounds[fast]))
+        for words, field in (("clock", "clock_s"), ("processor time", "processor_s")):
+            theirs, ours = ([float(getattr(took, field)) for took in rounds[name]] for name in (slow, fast))
+            ratios = [one / other for one, other in zip(theirs, ours, strict=True)]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            best = min(theirs) / min(ours)
             shown.append(f"{words}: median {statistics.median(ratios):.2f} ({spread}), best rounds {best:.2f}")
         print(f"{fast} / {slow}, by {'; by '.join(shown)}")
 

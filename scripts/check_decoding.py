@@ -114,7 +114,10 @@ def compare(title: str, config: RunConfig, photos: Photos, seeds: Sequence[int])
     both = embed_both(config, photos.contents(pictures))
     labels = np.array([manifest.labels[row] for row in rows])
     given: dict[str, Any] = {"rows": rows, "bad": {}, "n_computed": len(rows), "images_per_s": None}
-    before, now = (Labelled("", Embeddings(x=HeldRows(x, CpuBackend()), precision="float32", batch_size=None, **given), labels) for x in both)
+    before, now = (
+        Labelled("", Embeddings(x=HeldRows(x, CpuBackend()), precision="float32", batch_size=None, **given), labels)
+        for x in both
+    )
     same = [adjusted_rand_score(*(labels_of(part, config, seed) for part in (before, now))) for seed in seeds]
     cells = [f"{cosines(*both).min():.5f}", f"{np.median(cosines(*both)):.5f}", spread(same)]
     for part in (before, now):

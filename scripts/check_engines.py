@@ -57,7 +57,10 @@ def main() -> None:
         batches = list(embedded(pictures_of(folder.absolute()), engines))
         ours, theirs = (np.concatenate([batch[number] for batch in batches]) for number in range(2))
         error = np.max(np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1))
-        clusterings = [find_clusters(HeldRows(x, backend), config, backend=backend, events=Recorder()).clustering for x in (ours, theirs)]
+        clusterings = [
+            find_clusters(HeldRows(x, backend), config, backend=backend, events=Recorder()).clustering
+            for x in (ours, theirs)
+        ]
         ari = backend.label_scores(clusterings[1].labels, clusterings[0].labels)["adjusted_rand"]
         agree = agree and ari == 1
         print(

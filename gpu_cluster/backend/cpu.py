@@ -38,7 +38,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     precisions: tuple[Precision, ...] = ("float32",)
-    engines = ("ncnn", "tensorflow")
+    engines: tuple[str, ...] = ("ncnn", "tensorflow")
     shard_size = 256
     tensorflow_device = tensorflow_devices.CPU
     computes_on_host = True

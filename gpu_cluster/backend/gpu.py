@@ -56,7 +56,7 @@ class GpuBackend(Backend):
 
     name = "gpu"
     precisions: tuple[Precision, ...] = ("tf32", "float32", "float16")
-    engines = ("tensorflow",)
+    engines: tuple[str, ...] = ("tensorflow",)
     shard_size = 4096
     tensorflow_device = tensorflow_devices.CARD
     computes_on_host = False

@@ -75,11 +75,10 @@ class _Job:
     def __init__(self, out: Path, store: Path, engine: EngineName) -> None:
         self.out = out
         self.store = store
-        self.engine = engine
         # At 96 pixels a side half of the job is embedding; at 32 little of it.
         given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD), "--k", "8", "--k-range", "8:8")
-        where = ("--engine", engine, "--cache", store, "--out", out, "--overwrite")
-        self._command = ("run", FLOWERS, *given, *where)
+        where = ("--cache", store, "--out", out, "--overwrite")
+        self._command: tuple[str | Path, ...] = ("run", FLOWERS, *given, "--engine", engine, *where)
 
     def run(self, *, kill_after_s: float | None) -> Kill | End:
         """Run it to its end, or kill it before."""

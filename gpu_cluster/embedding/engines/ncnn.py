@@ -207,9 +207,9 @@ def _check(code: int) -> None:
 def _pool(block4: _Maps | None, block5: _Maps, pooling: Pooling) -> npt.NDArray[np.float32]:
     """Pool the feature maps (channels, height, width) of one picture, whose values are all 0 or above."""
     if pooling == "average":
-        return np.mean(block5, axis=(1, 2))
+        return np.asarray(block5.mean(axis=(1, 2)))
     if pooling == "max":
-        return np.max(block5, axis=(1, 2))
+        return np.asarray(block5.max(axis=(1, 2)))
     if pooling == "flatten":
         # Channels last, as everywhere in TensorFlow.
         return block5.transpose(1, 2, 0).reshape(-1)
