@@ -82,6 +82,7 @@ class EmbedOptions(_JobOptions, total=False):
     image_size: int
     resize: str
     fit: str
+    decoding: int
     pooling: Pooling
 
 
@@ -94,6 +95,7 @@ class _ClusteringOptions(_PicturesOptions, total=False):
     image_size: int
     resize: str
     fit: str
+    decoding: int
     seed: int
     scaling: str
     pca: int | str

@@ -130,8 +130,9 @@ Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 
 
-# What ran the network where a record, a file of options or a model names no engine: there was no other one then.
+# What ran the network, and the version of decoding, where a record or a model names none: there was no other one then.
 EARLIER_ENGINE: EngineName = "tensorflow"
+EARLIER_DECODING = 2
 
 _DEFAULT_RANGE = "2:15"
 
@@ -232,6 +233,14 @@ class PixelsConfig(NetworkConfig):
     )
     fit: Literal["stretch", "crop"] = Field(
         "crop", description="crop cuts out the square in the picture's middle; stretch makes the whole picture square."
+    )
+    # Part of the key of every embedding that the store keeps: there is a new version when decoded pixels change.
+    decoding: int = Field(
+        3,
+        ge=EARLIER_DECODING,
+        le=3,
+        description="Version of decoding: 3 decodes a large JPEG at a reduced size, with bilinear resizing; 2 decodes "
+        "every pixel, as earlier versions did.",
     )
 
 

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from gpu_cluster.bounded import MIB, UnfitError, is_too_long, parse_json, parse_toml, read
-from gpu_cluster.config import COMMANDS, EARLIER_ENGINE, JobConfig, RunConfig
+from gpu_cluster.config import COMMANDS, EARLIER_DECODING, EARLIER_ENGINE, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
 
@@ -33,7 +33,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The settings of the published notebook, MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means.
     "notebook": {
         "seed": 42,
-        "embed": {"engine": "tensorflow", "pooling": "average", "resize": "nearest", "fit": "stretch"},
+        "embed": {
+            "engine": "tensorflow",
+            "decoding": 2,
+            "pooling": "average",
+            "resize": "nearest",
+            "fit": "stretch",
+        },
         "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
         "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled", "sweep_sample": 10_000_000},
         "score": {"holdout": 0.2},
@@ -111,13 +117,6 @@ def _build(model: type[C], file: str | os.PathLike[str] | None, options: Mapping
     told = {name for name, value in options.items() if _is_given(value)}
     if file is not None and _is_record(file):
         _warn_of_missing(content, file, config, told)
-    elif (engine := options_of(model).get("engine")) is not None and _source(engine, layers) == _EARLIER:
-        log.warning(
-            "%r names no engine, so it is taken for one of an earlier version, whose engine was %s; "
-            'engine = "auto" in its table [embed] is the default of this version',
-            os.fspath(file or ""),
-            EARLIER_ENGINE,
-        )
     return config, layers
 
 
@@ -156,8 +155,8 @@ def _is_given(value: Any) -> bool:
 
 _Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
 
-# The layer below all others, where the file names no engine.
-_EARLIER = "earlier version"
+# What holds where the record of a run lacks it: so was the version before there was a choice.
+_EARLIER = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING}
 
 
 def _source(option: Option, layers: _Layers) -> str:
@@ -201,15 +200,9 @@ def _layers(
                 f"of its preset {from_file.get('preset')!r}; leave out --preset or --config"
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
-    if _names_no_engine(content, file):
-        layers.insert(0, (_EARLIER, {known["engine"].section or "": {"engine": EARLIER_ENGINE}}))
+    if _is_record(file):
+        layers.insert(0, ("earlier version", {"embed": {name: _EARLIER[name] for name in _EARLIER.keys() & known}}))
     return layers, content
-
-
-def _names_no_engine(content: Mapping[str, Any], file: str | os.PathLike[str] | None) -> bool:
-    """Tell whether a file of options was written before there was a choice of engines."""
-    table = content.get("embed", {})
-    return file is not None and isinstance(table, Mapping) and "engine" not in table
 
 
 # Options of which only one can hold, by their section: the one that is given replaces the other one of a file.

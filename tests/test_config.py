@@ -78,19 +78,18 @@ def test_the_preset_of_the_flags_goes_over_that_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("model", [RunConfig, CompareConfig])
-@pytest.mark.parametrize(
-    ("name", "text"), [("a.toml", "[sweep]\nk = 5\n"), ("run.json", '{"config": {"preset": "default", "compare": {}}}')]
-)
-def test_a_file_that_names_no_engine_was_made_with_tensorflow_and_this_is_said(tmp_path, caplog, model, name, text):
-    file = written(tmp_path, text, name)
-    assert build_config(model, file).embed.engine == "tensorflow"
-    assert "engine" in caplog.text
+def test_a_record_that_names_no_engine_and_decoding_has_the_earlier_ones_and_this_is_said(tmp_path, caplog, model):
+    file = written(tmp_path, '{"config": {"preset": "default", "compare": {}}}', "run.json")
+    embed = build_config(model, file).embed
+    assert (embed.engine, embed.decoding) == ("tensorflow", 2)
+    assert "no --engine; tensorflow is used" in caplog.text
+    assert "no --decoding; 2 is used" in caplog.text
     assert build_config(model, file, engine="auto").embed.engine == "auto"
 
 
-def test_a_file_that_names_its_engine_keeps_it_and_nothing_is_said(tmp_path, caplog):
-    file = written(tmp_path, '[embed]\nengine = "auto"\n')
-    assert build_config(RunConfig, file).embed.engine == "auto"
+def test_options_in_a_file_have_the_defaults_of_this_version_and_nothing_is_said(tmp_path, caplog):
+    file = written(tmp_path, "[sweep]\nk = 5\n")
+    assert build_config(RunConfig, file).embed == RunConfig().embed
     assert build_config(RunConfig, written(tmp_path, "", "b.toml"), preset="notebook").embed.engine == "tensorflow"
     assert caplog.text == ""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray
 from gpu_cluster.bounded import MIB, UnfitError, parse_json, read
-from gpu_cluster.config import EARLIER_ENGINE, EmbedConfig, ReduceConfig
+from gpu_cluster.config import EARLIER_DECODING, EARLIER_ENGINE, EmbedConfig, ReduceConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.results import Reduction
@@ -28,7 +28,7 @@ from gpu_cluster.results import Reduction
 SCHEMA = 2
 
 # The options of embedding that change the numbers.
-_EMBED_OPTIONS = ("engine", "pooling", "image_size", "resize", "fit")
+_EMBED_OPTIONS = ("engine", "pooling", "image_size", "resize", "fit", "decoding")
 
 # The largest files that are read, the header that NumPy writes before an array, and the characters that an error shows.
 _MOST_JSON_BYTES, _MOST_ARRAY_BYTES = 64 * MIB, 4_096 * MIB
@@ -45,7 +45,6 @@ class Model:
     Attributes
     ----------
     embed : how pictures became embeddings; only the options that change the numbers. `engine` is the one that ran
-    decode : version of the decoding of pictures; None in a model of an earlier version, which names no engine either
     features : what computed the embeddings: network, sha256 of its weights, pooling
     reduction : how embeddings become the space
     centres : (k, m) float32, device
@@ -54,7 +53,6 @@ class Model:
     """
 
     embed: EmbedConfig
-    decode: int | None
     features: Mapping[str, Any]
     reduction: Reduction
     centres: Array
@@ -74,7 +72,6 @@ def save_model(folder: Path, model: Model, backend: Backend) -> None:
     content = {
         "schema": SCHEMA,
         "embed": {name: getattr(model.embed, name) for name in _EMBED_OPTIONS},
-        "decode": model.decode,
         "features": dict(model.features),
         "reduction": {"scaling": reduction.scaling, "kept": reduction.kept, "normalize": reduction.normalize},
         "cluster_labels": None if model.cluster_labels is None else list(model.cluster_labels),
@@ -138,7 +135,6 @@ def load_model(folder: Path, backend: Backend) -> Model:
     names = content["cluster_labels"]
     return Model(
         embed,
-        content.get("decode"),
         content["features"],
         reduction,
         on_device["centres"],
@@ -237,11 +233,15 @@ def _check(
     Exception
         Whatever the checks stumble over; `load_model` turns it into a DataError.
     """
-    decode, options = content.get("decode"), content["embed"]
-    if decode is None:
-        options = {**options, "engine": EARLIER_ENGINE}
-    elif type(decode) is not int or options["engine"] == "auto":
-        raise ValueError(f"decode {decode!r}, engine {options['engine']!r}")
+    options = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING, **content["embed"]}
+    if options["engine"] == "auto":
+        raise ValueError("engine 'auto'")
+    known, found = EmbedConfig().decoding, options["decoding"]
+    if type(found) is int and found > known:
+        raise DataError(
+            f"the model has its pictures by version {found} of decoding, and this gpu-cluster knows version "
+            f"{EARLIER_DECODING} to {known}: use the gpu-cluster that made it, or run the clustering again"
+        )
     embed = EmbedConfig.model_validate({name: options[name] for name in _EMBED_OPTIONS})
     scaling = ReduceConfig(scaling=content["reduction"]["scaling"]).scaling
     for name, array in arrays.items():

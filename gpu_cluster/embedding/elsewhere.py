@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpu_cluster.config import EARLIER_DECODING, EmbedConfig
 from gpu_cluster.embedding.engines import ENGINES, Engine
 from gpu_cluster.events import Observer
 from gpu_cluster.store.store import Store
@@ -44,11 +45,13 @@ def tell_of_others(
 
 
 def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine) -> str | None:
-    """Return the option with which the job would use the embeddings of another key; None if there is none."""
-    for name in engine.backend.engines:
-        other = ENGINES[name]
-        if name == engine.name or theirs["decode"] != key["decode"] or other.installation().remedy:
-            continue
-        if other(engine.backend, engine.extractor, engine.config).identity == theirs["engine"]:
-            return f"--engine {name}"
-    return None
+    """Return the options with which the job would use the embeddings of another key; None if there are none."""
+    usable = (ENGINES[name] for name in engine.backend.engines if not ENGINES[name].installation().remedy)
+    identities = {one.name: one(engine.backend, engine.extractor, engine.config).identity for one in usable}
+    names = [name for name, identity in identities.items() if identity == theirs["engine"]]
+    if not names or theirs["decode"] not in range(EARLIER_DECODING, EmbedConfig().decoding + 1):
+        return None
+    options = [] if names[0] == engine.name else [f"--engine {names[0]}"]
+    if theirs["decode"] != key["decode"]:
+        options.append(f"--decoding {theirs['decode']}")
+    return " ".join(options)

@@ -28,7 +28,6 @@ from gpu_cluster.embedding.kept import InShards, Kept, OnDevice
 from gpu_cluster.embedding.shards import EmbeddedBatch, embed_shard, plan_shards
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
-from gpu_cluster.images import decode
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
@@ -172,7 +171,7 @@ def key_of(engine: Engine) -> dict[str, Any]:
         "image_size": engine.config.image_size,
         "fit": engine.config.fit,
         "resize": engine.config.resize,
-        "decode": decode.VERSION,
+        "decode": engine.config.decoding,
         "engine": engine.identity,
         "precision": engine.precision,
     }

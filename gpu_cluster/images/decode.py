@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
-# Part of the key of every embedding that the store keeps: increase it when the decoded pixels of any file change.
-VERSION = 3
-# The version of models that name none.
-EARLIER_VERSION = 2
-
 # Formats that Pillow opens and this package does not: for EPS Pillow runs Ghostscript on the file, the others it can
 # only recognise.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.config import PixelsConfig
+from gpu_cluster.config import EARLIER_DECODING, PixelsConfig
 from gpu_cluster.images.decode import Pixels
 
 Square: TypeAlias = npt.NDArray[np.float32]
@@ -27,7 +27,7 @@ def at_least(config: PixelsConfig) -> int | None:
 
     Nearest-neighbour resizing takes single pixels of the picture, so it needs it as it is stored.
     """
-    return None if config.resize == "nearest" else config.image_size
+    return None if config.resize == "nearest" or config.decoding == EARLIER_DECODING else config.image_size
 
 
 def to_square(decoded: Pixels, config: PixelsConfig) -> Square:

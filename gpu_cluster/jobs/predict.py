@@ -18,14 +18,13 @@ from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.clustering.model import Model, load_model
 from gpu_cluster.clustering.reduce import apply
-from gpu_cluster.config import PredictConfig
+from gpu_cluster.config import EmbedConfig, PredictConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import ENGINES, Engine, choose_engine
 from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
-from gpu_cluster.images import decode
 from gpu_cluster.images.discover import discover
 from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of
 from gpu_cluster.manifest import Manifest
@@ -234,11 +233,6 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             f"--engine {asked}: the run {shown!r} was made with the engine {engine}, and embeddings of two engines do "
             f"not mix; leave out --engine, or run the clustering again with --engine {asked}"
         )
-    if (found := model.decode or decode.EARLIER_VERSION) != decode.VERSION:
-        raise DataError(
-            f"the run {shown!r} has its pictures by version {found} of decoding, and this gpu-cluster decodes by "
-            f"version {decode.VERSION}, which gives other pixels: run the clustering again"
-        )
     if engine not in backend.engines and config.device == "auto":
         config = config.model_copy(update={"device": "cpu"})
         backend = select("cpu").backend
@@ -254,8 +248,12 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             f"the run {shown!r} was made with the engine {engine}, found here: {here.found}; {here.remedy}, or run the "
             "clustering again with the engine that is here"
         )
-    if model.decode is None:
-        events.notice(f"The run names no engine: it was made with {engine}, which embeds these pictures too")
+    decoding = model.embed.decoding
+    if engine != backend.engines[0] or decoding != EmbedConfig().decoding:
+        events.notice(
+            f"The run was made with the engine {engine} and version {decoding} of decoding: these pictures are "
+            "embedded so too"
+        )
     return model, config.model_copy(update={"embed": config.embed.model_copy(update={"engine": engine})})
 
 

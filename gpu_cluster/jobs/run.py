@@ -25,7 +25,6 @@ from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import JobError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images import decode
 from gpu_cluster.jobs.prepare import (
     Job,
     as_written,
@@ -229,7 +228,6 @@ def _model(findings: Findings, engine: Engine, config: EmbedConfig, backend: Bac
         names = [labels_there[0][0] if labels_there else None for labels_there in frequent]
     return Model(
         config.model_copy(update={"engine": engine.name}),
-        decode.VERSION,
         engine.extractor.key,
         findings.projection.reduction,
         clustering.centres,

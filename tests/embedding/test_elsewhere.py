@@ -32,14 +32,12 @@ def test_embeddings_of_the_other_engine_are_named_with_the_option_that_uses_them
     assert told(files, force=True) == []
 
 
-def test_embeddings_of_another_version_of_decoding_are_named_with_both_versions(tmp_path, monkeypatch):
+def test_embeddings_of_another_version_of_decoding_are_named_with_both_versions_and_the_option(tmp_path):
     files = age(write_pictures(tmp_path, 1))
-    monkeypatch.setattr(decode, "VERSION", 1_000)
-    embed(files, image_size=32)
-    monkeypatch.setattr(decode, "VERSION", 1_001)
+    embed(files, image_size=32, decoding=2)
     assert told(files) == [
-        "The store holds the embedding of 1 picture of this job by version of decoding 1000; this job has version of "
-        "decoding 1001, and the two do not mix: they are computed again"
+        "The store holds the embedding of 1 picture of this job by version of decoding 2; this job has version of "
+        "decoding 3, and the two do not mix: use --decoding 2 to use them, or they are computed again"
     ]
 
 

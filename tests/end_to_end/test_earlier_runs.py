@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gpu_cluster.images import decode
+from gpu_cluster.clustering.model import checksum
 from tests.helpers import FLOWERS, called
 
 EARLIER = Path(__file__).parents[1] / "earlier" / "first"
@@ -21,9 +21,8 @@ PICTURES = [FLOWERS / f"{number:04d}.png" for number in range(1, 184, 26)]
 
 
 @pytest.fixture
-def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run and the store, at the version of decoding that they were made with."""
-    monkeypatch.setattr(decode, "VERSION", 2)
+def before(tmp_path: Path) -> Path:
+    """A copy of the run and the store."""
     return Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
 
 
@@ -42,6 +41,7 @@ def test_its_run_json_repeats_it_with_its_engine_and_its_embeddings(before, tmp_
     assert (record["engine"], record["n_computed"]) == ("tensorflow", 0)
     assert assigned(tmp_path / "again" / "assignments.csv") == assigned(before / "run" / "assignments.csv")
     assert "written by an earlier version, has no --engine; tensorflow is used" in done.err
+    assert "written by an earlier version, has no --decoding; 2 is used" in done.err
 
 
 def test_predict_takes_it_with_its_engine_and_its_embeddings_and_says_so(before, tmp_path):
@@ -49,7 +49,7 @@ def test_predict_takes_it_with_its_engine_and_its_embeddings_and_says_so(before,
         *("predict", before / "run", *PICTURES, "--cache", before / "store", "--out", tmp_path / "new.csv"),
     )
     assert done.code == 0, done.err
-    assert "The run names no engine: it was made with tensorflow" in done.out + done.err
+    assert "The run was made with the engine tensorflow and version 2 of decoding" in done.out + done.err
     assert "The store holds the embeddings of all these pictures already" in done.out + done.err
     assert assigned(tmp_path / "new.csv") == assigned(before / "run" / "assignments.csv")
 
@@ -62,11 +62,15 @@ def test_predict_with_another_engine_is_refused_with_both(before, tmp_path):
     assert not (tmp_path / "new.csv").exists()
 
 
-def test_predict_with_another_version_of_decoding_is_refused_with_both(before, tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "VERSION", 3)
+def test_predict_with_a_later_version_of_decoding_is_refused_with_both(before, tmp_path):
+    model = before / "run" / "model" / "model.json"
+    content = json.loads(model.read_text())
+    content["embed"]["decoding"] = 4
+    content["sha256"] = checksum(content, (model.parent / "arrays.npz").read_bytes())
+    model.write_text(json.dumps(content))
     done = called("predict", before / "run", *PICTURES, "--out", tmp_path / "new.csv")
     assert done.code != 0
-    assert "has its pictures by version 2 of decoding, and this gpu-cluster decodes by version 3" in done.err
+    assert "by version 4 of decoding, and this gpu-cluster knows version 2 to 3" in done.err
     assert not (tmp_path / "new.csv").exists()
 
 
