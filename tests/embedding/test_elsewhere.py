@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from gpu_cluster import embed
-from gpu_cluster.images import decode
 from tests.helpers import Noticing, age, write_pictures
 
 pytest.importorskip("ncnn", reason="there is no wheel of ncnn here")
