@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -151,21 +150,3 @@ def test_a_job_with_ncnn_loads_no_tensorflow_whatever_the_pictures_are(tmp_path)
     names = [files[0], files[1].with_suffix(".jpg"), files[2].with_suffix(".tif")]
     done = subprocess.run([sys.executable, "-c", _LOADED, *names], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["['ncnn']"], done.stderr
-
-
-def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(tmp_path):
-    files = write_pictures(tmp_path / "in", 2)
-    (tmp_path / "tmp").mkdir()
-    code = (
-        "import os, signal, sys, gpu_cluster, ncnn\n"
-        "load = ncnn.Net.load_model\n"
-        "def killed(net, path):\n"
-        "    load(net, path)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "ncnn.Net.load_model = killed\n"
-        "gpu_cluster.embed(sys.argv[1:], image_size=32, no_cache=True)"
-    )
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run([sys.executable, "-c", code, *files], env=environment, check=False, capture_output=True)
-    assert done.returncode == -9, done.stderr.decode()
-    assert list((tmp_path / "tmp").iterdir()) == []
