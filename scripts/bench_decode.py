@@ -40,6 +40,7 @@ from gpu_cluster.images import decode, decoders, square
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Picture, open_source
+from scripts.bench_table import Row, of_times
 from scripts.enlarged import QUALITIES, Enlarger, as_jpeg, size_of
 from scripts.labelled_sets import of_vgg16
 
@@ -126,26 +127,50 @@ def _photos(folder: Path, sizes: Mapping[str, Any]) -> Iterator[tuple[str, int, 
 
 def _speed() -> None:
     """Print the time of each way on one core; this process is used for nothing else."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    _on_one_core()
     config = EmbedConfig()
     print("| picture | quality | kB | before, ms | tf.data, ms | of before | Pillow, ms | of before | most |")
     print(f"|{'---|' * 9}", flush=True)
     with tempfile.TemporaryDirectory() as place:
         for title, quality, file in _photos(Path(place), _SIZES):
-            pictures = _scanned(file) * (32 if title == "12 MP" else 256)
-            ways = [partial(way, pictures, config) for way in (_before, _by_tf_data, _by_pillow)]
-            rounds = np.array([[_milliseconds(way) / len(pictures) for way in ways] for _ in range(_ROUNDS + 1)])
-            # The first round also loads and traces.
-            least, most = rounds[1:].min(axis=0), (rounds[1:].max(axis=0) / rounds[1:].min(axis=0)).max()
+            rounds = _rounds(file, config, 32 if title == "12 MP" else 256, _ROUNDS)
+            least, most = rounds.min(axis=0), (rounds.max(axis=0) / rounds.min(axis=0)).max()
             ratios = [f"{least[way]:.2f} | {least[way] / least[0]:.2f}" for way in (1, 2)]
             size = file.stat().st_size / 1e3
             print(
                 f"| {title} | {quality} | {size:.0f} | {least[0]:.2f} | {' | '.join(ratios)} | {most:.2f} |", flush=True
             )
+
+
+def _rounds(file: Path, config: EmbedConfig, n: int, n_rounds: int) -> np.ndarray:
+    """Return the milliseconds (rounds, 3) that a picture takes: before, with tf.data, with Pillow."""
+    pictures = _scanned(file) * n
+    ways = [partial(way, pictures, config) for way in (_before, _by_tf_data, _by_pillow)]
+    # The first round also loads and traces.
+    return np.array([[_milliseconds(way) / n for way in ways] for _ in range(n_rounds + 1)])[1:]
+
+
+def _on_one_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return two rows for each size of picture: processor time on one core, beside that of whole decoding."""
+    _on_one_core()
+    config, rows = EmbedConfig(), []
+    with tempfile.TemporaryDirectory() as place:
+        for title, quality, file in _photos(Path(place), _SIZES):
+            if quality != QUALITIES[0]:
+                continue
+            rounds = _rounds(file, config, 8 if quick or title == "12 MP" else 64, 2 if quick else _ROUNDS) / 1e3
+            for column, way in ((1, "tf.data"), (2, "Pillow")):
+                name = f"decode and resize {title}, quality {quality}, by {way} / as before, a picture on one core"
+                rows.append(of_times(name, rounds[:, column].tolist(), rounds[:, 0].tolist(), note="processor time"))
+    return rows
 
 
 def _milliseconds(way: Callable[[], object]) -> float:

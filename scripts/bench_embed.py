@@ -7,7 +7,7 @@ alternate, so that a machine that slows down slows all. Prints the images per se
 the rounds, by the clock and by the processor time that all threads took, with their spread. Where other programs use
 the machine, the ratios by processor time are the steadier ones.
 
-    .venv/bin/python scripts/bench_embed.py [--images N] [--rounds N] [FOLDER]
+    .venv/bin/python -m scripts.bench_embed [--images N] [--rounds N] [FOLDER]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
+from scripts.bench_table import Row, of_times
 
 
 def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
@@ -93,6 +94,38 @@ def print_ratios(rounds: Mapping[str, list[Took]]) -> None:
         print(f"{fast} / {slow}, by {'; by '.join(shown)}")
 
 
+def rounds_of(files: list[Path], n_rounds: int) -> Iterator[tuple[str, Took]]:
+    """Yield how long each way took, in turn."""
+    CpuBackend().share_device_with("tensorflow")
+    ways = {
+        "notebook's loop": notebook_loop(files),
+        "TensorFlow's graph": job_with("tensorflow", files),
+        "ncnn": job_with("ncnn", files),
+    }
+    for _ in range(n_rounds):
+        for name, work in ways.items():
+            yield name, timed(work)
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return a row for each engine beside each slower way, on the sample set, by the clock."""
+    files = sorted((shipped_data() / "flowers").glob("*.png"))[: 32 if quick else 64]
+    seconds: dict[str, list[float]] = {}
+    for name, took in rounds_of(files, 2 if quick else 5):
+        seconds.setdefault(name, []).append(took.clock_s)
+    names = list(seconds)
+    return [
+        of_times(
+            f"embed {len(files)} pictures: {fast} / {slow}",
+            seconds[fast],
+            seconds[slow],
+            note=f"{len(files) / min(seconds[fast]):.1f} pictures a second",
+        )
+        for at, fast in enumerate(names)
+        for slow in names[:at]
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=shipped_data() / "flowers", help="folder of images")
@@ -102,18 +135,11 @@ def main() -> None:
     suffixes = {".jpg", ".jpeg", ".png"}
     found = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in suffixes)
     files = list(itertools.islice(itertools.cycle(found), arguments.images))
-    CpuBackend().share_device_with("tensorflow")
-    ways = {
-        "notebook's loop": notebook_loop(files),
-        "TensorFlow's graph": job_with("tensorflow", files),
-        "ncnn": job_with("ncnn", files),
-    }
-    rounds: dict[str, list[Took]] = {name: [] for name in ways}
-    for number in range(1, arguments.rounds + 1):
-        for name, work in ways.items():
-            rounds[name].append(timed(work))
-        speeds = ", ".join(f"{name} {len(files) / rounds[name][-1].clock_s:.1f}" for name in ways)
-        print(f"round {number}: {speeds} images/s", flush=True)
+    rounds: dict[str, list[Took]] = {}
+    for name, took in rounds_of(files, arguments.rounds):
+        rounds.setdefault(name, []).append(took)
+        number, speed = len(rounds[name]), len(files) / took.clock_s
+        print(f"round {number}: {name} {speed:.1f} images/s", flush=True)
     print_ratios(rounds)
 
 

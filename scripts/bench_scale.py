@@ -5,7 +5,7 @@ on a manifest that is made in memory: no picture is drawn and no network is run.
 what the system says when it has ended (`ru_maxrss`, as in `/usr/bin/time -v`), and --limit-gib is RLIMIT_AS: it counts
 all addresses of the process, also those of the libraries and the stacks of threads that are never touched.
 
-    .venv/bin/python scripts/bench_scale.py [--n N ...] [--limit-gib G] [--until reduce|score] [--folder DIR] [--json]
+    .venv/bin/python -m scripts.bench_scale [--n N ...] [--limit-gib G] [--until reduce|score] [--folder DIR] [--json]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from scripts.bench_table import Row
 
 N_FEATURES, N_GROUPS, SHARD = 1024, 12, 256
 GIB = 1 << 30
@@ -91,7 +94,7 @@ def run_stages(root: Path, n: int, until: str) -> dict[str, Any]:
 
 def measured(root: Path, n: int, until: str, limit: float | None) -> dict[str, Any]:
     """Run the stages in a process of their own; return their seconds, its peak and its whole time."""
-    command = [sys.executable, __file__, "--stages-of", str(root), "--n", str(n), "--until", until]
+    command = [sys.executable, "-m", "scripts.bench_scale", "--stages-of", str(root), "--n", str(n), "--until", until]
 
     def limited() -> None:
         if limit is not None:
@@ -123,6 +126,21 @@ def shown(row: dict[str, Any]) -> str:
         return f"{row['n']:,}{limit}: ended with code {row['exit_code']}"
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row["stages_s"].items())
     return f"{row['n']:,}{limit}: {stages}; {row['cpu_s']:.0f} s of CPU time; peak {row['peak_gib']:.2f} GiB"
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return a row for each number of embeddings, with the peak memory of its process."""
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        for n in (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000):
+            root = Path(name) / str(n)
+            write_store(root, n)
+            row = measured(root, n, "score", None)
+            stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["stages_s"].items())
+            note = f"peak {row['peak_gib']:.2f} GiB; {stages}"
+            found.append(Row(f"{n:,} embeddings of {N_FEATURES:,} numbers in the store", row["whole_s"], note=note))
+            shutil.rmtree(root)
+    return found
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from gpu_cluster.clustering.sweep import sweep_k
 from gpu_cluster.config import ClusterConfig, RunConfig, ScoreConfig, SweepConfig, parse_k_range
 from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
+from scripts.bench_table import Row, of_times
 from scripts.labelled_sets import embedded
 
 _COLUMNS = 32
@@ -154,6 +155,23 @@ def alone(x: np.ndarray, rounds: int) -> dict[str, Any]:
             ours(x)
     wall, cpu = zip(*seconds, strict=True)
     return {"n": len(x), "sweep_s": min(wall), "sweep_cpu_s": min(cpu), "spread": max(wall) / min(wall) - 1}
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return a row for blobs beside scikit-learn's loop, by the clock, and unless it is quick one for a million."""
+    n = 40_000 if quick else 100_000
+    x = blobs(n)
+    seconds: dict[str, list[tuple[float, float]]] = {"sweep": [], "loop": []}
+    for _ in range(1 if quick else 2):
+        for name, run in (("sweep", ours), ("loop", the_loop)):
+            with timed(seconds[name]):
+                run(x)
+    sweep_s, loop_s = ([wall for wall, _ in seconds[name]] for name in ("sweep", "loop"))
+    rows = [of_times(f"sweep 2:15 of {n:,} x {_COLUMNS} / scikit-learn's loop", sweep_s, loop_s)]
+    if not quick:
+        large = alone(blobs(1_000_000), 2)
+        rows.append(Row(f"sweep 2:15 of 1,000,000 x {_COLUMNS}", large["sweep_s"], spread=large["spread"]))
+    return rows
 
 
 def in_words(rows: list[dict[str, Any]]) -> str:
