@@ -40,7 +40,7 @@ def test_the_run_folder_holds_what_the_documentation_lists(sample_run):
 
 def test_the_record_says_what_computed_the_components_and_what_repeats(sample_run):
     record = sample_run.json("run.json")
-    assert record["pca_solver"] == "scikit-learn's PCA, full"
+    assert record["pca_solver"] == "Gram matrix by blocks"
     assert record["repeats"] == {"to_the_byte": "all results, on the same machine with the same versions"}
 
 
