@@ -33,28 +33,58 @@ def open_folder(folder: str | Path, within: int | None = None) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder for the block; wait for a process that holds the lock. Without locks, the block runs all the same.
+    """Lock the folder of this name for the block; wait for a process that holds the lock.
+
+    Who renames a folder that is complete must hold its lock. Another process may have renamed it during the wait, so
+    the folder that has the name after it is locked in its place. Without locks, the block runs all the same.
+
+    Raises
+    ------
+    OSError
+        When the folder cannot be opened, or other processes hold the lock for more than 10 seconds.
+    """
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        with opened(folder) as descriptor:
+            _wait_for_lock(descriptor, deadline)
+            # A link to a folder stands for that folder here.
+            if os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+                yield
+                return
+
+
+def lock(folder: Path) -> int | None:
+    """Lock a folder until the returned descriptor is closed; wait for a process that holds the lock. None without locks.
 
     Raises
     ------
     OSError
         When the folder cannot be opened, or another process holds the lock for more than 10 seconds.
     """
-    with opened(folder) as descriptor:
-        deadline = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-            # Not every file system has locks.
-            except OSError:
-                break
-            else:
-                break
-        yield
+    descriptor = open_folder(folder)
+    try:
+        if _wait_for_lock(descriptor, time.monotonic() + _WAIT_S):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _wait_for_lock(descriptor: int, deadline: float) -> bool:
+    """Lock an open folder; return whether it could be, because not every file system has locks."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        except OSError:
+            return False
+        else:
+            return True
 
 
 def try_lock(folder: Path) -> int | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gpu_cluster import inventory
 from gpu_cluster.errors import JobError
-from gpu_cluster.folders import is_same, locked, try_lock
+from gpu_cluster.folders import is_same, lock, locked, try_lock
 from gpu_cluster.output import numbered, others, shown
 from gpu_cluster.run_folder import INVENTORY
 
@@ -64,7 +64,7 @@ def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
     """
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        path, lock = _claim(folder)
+        path, held = _claim(folder)
     except OSError as error:
         raise JobError(f"cannot make a folder beside {shown(folder)}: {error.strerror or error}") from error
     try:
@@ -80,8 +80,8 @@ def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
         with suppress(OSError):
             inventory.remove(path)
         _remove_empty(made)
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def temporary(beside: Path) -> Iterator[Path]:
         When the folder cannot be made.
     """
     try:
-        path, lock = _claim(beside)
+        path, held = _claim(beside)
     except OSError as error:
         raise JobError(f"cannot make a folder beside {shown(beside)}: {error.strerror or error}") from error
     try:
@@ -105,8 +105,8 @@ def temporary(beside: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             inventory.remove(path)
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
 def _claim(folder: Path) -> tuple[Path, int | None]:
@@ -125,7 +125,8 @@ def _claim(folder: Path) -> tuple[Path, int | None]:
                 raise
             continue
         break
-    lock = try_lock(path)
+    # A job that clears away what killed jobs left may look into it just now. It leaves a folder that is not marked.
+    held = lock(path)
     try:
         inventory.mark(path, folder.name)
     except BaseException:
@@ -134,7 +135,7 @@ def _claim(folder: Path) -> tuple[Path, int | None]:
             (path / INVENTORY).unlink(missing_ok=True)
             path.rmdir()
         raise
-    return path, lock
+    return path, held
 
 
 def _earlier(folder: Path) -> inventory.Inventory | None:
@@ -161,13 +162,13 @@ def _clear_dead(folder: Path) -> None:
 
 
 def _clear(path: Path, folder: Path, *, moved_aside: bool) -> None:
-    lock = try_lock(path)
-    if lock is None:
+    held = try_lock(path)
+    if held is None:
         return
     try:
         found = inventory.read(path)
         # If the user gave a folder of ours such a name, its inventory has another one.
-        if found is None or (found.name, found.temporary) != (folder.name, path.name) or not is_same(path, lock):
+        if found is None or (found.name, found.temporary) != (folder.name, path.name) or not is_same(path, held):
             return
         # The job was killed after it moved this earlier run aside and before it took the name.
         if moved_aside and not os.path.lexists(folder) and inventory.is_whole(path, found):
@@ -175,7 +176,7 @@ def _clear(path: Path, folder: Path, *, moved_aside: bool) -> None:
         else:
             inventory.remove(path)
     finally:
-        os.close(lock)
+        os.close(held)
 
 
 def _take_name(stage: Staged, *, overwrite: bool) -> None:
@@ -224,7 +225,8 @@ def _move_earlier(stage: Staged) -> None:
     A kill between the two renames leaves the earlier run, whole, under the numbered name.
     """
     # If it is no earlier run any more, or cannot be moved, the new run gets another name, because it must not be lost.
-    with suppress(OSError):
+    # Without the lock, a job that replaces this run could have written into it that it is to be deleted.
+    with suppress(OSError), locked(stage.folder):
         if inventory.find_earlier_run(stage.folder) is not None:
             stage.earlier_run = _move(stage.folder, numbered(stage.folder))
     with _name_given_back(stage.folder, stage.earlier_run):

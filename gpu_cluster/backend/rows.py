@@ -29,6 +29,9 @@ class Rows(ABC):
 
     shape: tuple[int, int]
 
+    def __repr__(self) -> str:
+        return f"<float32 rows of shape {self.shape}>"
+
     @abstractmethod
     def take(self, rows: IntArray) -> Array:
         """Return some rows, given by their numbers (r,), host, as one array (r, d) on the device."""
