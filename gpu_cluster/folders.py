@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lock(folder: Path) -> int | None:
-    """Lock a folder until the returned descriptor is closed; wait for a process that holds the lock. None without locks.
+    """Lock a folder until the returned descriptor is closed; wait for who holds the lock. None if there are no locks.
 
     Raises
     ------
