@@ -64,24 +64,16 @@ def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
     """
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        path, held = _claim(folder)
-    except OSError as error:
-        raise JobError(f"cannot make a folder beside {shown(folder)}: {error.strerror or error}") from error
-    try:
-        _clear_dead(folder)
-        stage = Staged(path, folder, _earlier(folder))
-        yield stage
-        inventory.complete(path)
-        _take_name(stage, overwrite=overwrite)
+        with temporary(folder) as path:
+            stage = Staged(path, folder, _earlier(folder))
+            yield stage
+            inventory.complete(path)
+            _take_name(stage, overwrite=overwrite)
     except OSError as error:
         where = error.filename or folder
         raise JobError(f"the job stopped at {str(where)!r}: {error.strerror or error}; nothing was left") from error
     finally:
-        with suppress(OSError):
-            inventory.remove(path)
         _remove_empty(made)
-        if held is not None:
-            os.close(held)
 
 
 @contextmanager
