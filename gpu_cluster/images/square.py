@@ -1,7 +1,7 @@
 """Turns a decoded picture into the square of pixels that a network reads.
 
 Input: a picture (h, w, 3) uint8. Output: (side, side, 3) float32, 0 to 255. Engines without TensorFlow use `to_square`;
-TensorFlow's engine resizes in its own pipeline, to the same pixels but for rounding. This module must not know a
+TensorFlow's engine resizes in its own pipeline, to the same pixels but for the last digits. This module must not know a
 network, nor how a picture was decoded.
 """
 
@@ -17,9 +17,9 @@ from gpu_cluster.images.decode import Pixels
 
 Square: TypeAlias = npt.NDArray[np.float32]
 
-# A picture of more than twice this ratio is averaged over whole blocks of pixels first, as far as that leaves it at
-# least this ratio larger than the square. JPEGs are reduced by the same rule while they are decoded.
-_LEFT_TO_RESIZE = 2.0
+# A picture of at least twice this ratio is averaged over whole blocks of pixels first, as far as that leaves it this
+# many times as large as the square: the filter then averages so many pixels that whole grey levels do no harm.
+_LEFT_TO_RESIZE = 4
 
 
 def at_least(config: PixelsConfig) -> int | None:
@@ -33,8 +33,9 @@ def at_least(config: PixelsConfig) -> int | None:
 def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
     """Fit a picture (h, w, 3) uint8 into a square and resize it to (side, side, 3) float32, 0 to 255.
 
-    Bilinear resizing has an antialiasing filter, and whole grey levels as its result. Pillow releases Python's global
-    lock while it resizes, so several threads can do it at once.
+    Bilinear resizing has an antialiasing filter, and numbers between the grey levels as its result: rounded, they would
+    change the embedding of a smooth picture. Pillow releases Python's global lock while it resizes, so several threads
+    can do it at once.
     """
     from PIL import Image
 
@@ -45,8 +46,13 @@ def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
         rows, columns = (nearest_indices(length, side) for length in decoded.shape[:2])
         return decoded[rows][:, columns].astype(np.float32)
     image = Image.fromarray(np.ascontiguousarray(decoded))
-    resized = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=_LEFT_TO_RESIZE)
-    return np.asarray(resized, dtype=np.float32)
+    factor = max(1, min(image.size) // (_LEFT_TO_RESIZE * side))
+    # The last block may not be full, so the picture ends within it.
+    box = (0.0, 0.0, image.width / factor, image.height / factor)
+    reduced = image.reduce(factor) if factor > 1 else image
+    # Pillow resizes floats one colour at a time.
+    bands = [band.convert("F").resize((side, side), Image.Resampling.BILINEAR, box) for band in reduced.split()]
+    return np.stack([np.asarray(band) for band in bands], axis=-1)
 
 
 def _middle(decoded: Pixels) -> Pixels:

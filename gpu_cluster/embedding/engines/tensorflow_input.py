@@ -146,7 +146,8 @@ def _upright(decoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
     """Resize a picture (h, w, 3) uint8 to (side, side, 3) float32, as the config says.
 
-    The result is that of `images.square` but for rounding: that one rounds to whole grey levels, this one does not.
+    The result is that of `images.square` but for the last digits; that one averages over whole blocks of pixels first
+    where the picture is at least eight times as large as the square.
     TensorFlow's resizing takes as much time as Pillow's, and tf.data need not wait for Python's global lock.
     """
     import tensorflow as tf
