@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=JobConfig)
 
+# The largest sample that the sweep may have: more pictures than its restarts ever run with.
+_ALL = 10_000_000
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     # The settings of the published notebook, MJParviz/Flower_Image_Clustering_with_Transfer_Learning_and_K-Means.
@@ -41,7 +44,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "fit": "stretch",
         },
         "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
-        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled", "sweep_sample": 10_000_000},
+        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled", "sweep_sample": _ALL},
         "score": {"holdout": 0.2},
     },
 }
@@ -156,7 +159,11 @@ def _is_given(value: Any) -> bool:
 _Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
 
 # What holds where the record of a run lacks it: so was the version before there was a choice.
-_EARLIER = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING}
+_EARLIER: Mapping[str, Mapping[str, Any]] = {
+    "embed": {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING},
+    # All restarts were run with all pictures.
+    "sweep": {"sweep_sample": _ALL},
+}
 
 
 def _source(option: Option, layers: _Layers) -> str:
@@ -201,7 +208,8 @@ def _layers(
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
     if _is_record(file):
-        layers.insert(0, ("earlier version", {"embed": {name: _EARLIER[name] for name in _EARLIER.keys() & known}}))
+        held = {section: {name: table[name] for name in table.keys() & known} for section, table in _EARLIER.items()}
+        layers.insert(0, ("earlier version", {section: table for section, table in held.items() if table}))
     return layers, content
 
 

@@ -17,7 +17,13 @@ from gpu_cluster.words import count
 
 
 def tell_of_others(
-    store: Store, key: Mapping[str, Any], hashes: Sequence[str], engine: Engine, observer: Observer
+    store: Store,
+    key: Mapping[str, Any],
+    hashes: Sequence[str],
+    engine: Engine,
+    observer: Observer,
+    *,
+    may_choose: bool,
 ) -> None:
     """Report the embeddings of these contents that the store holds under a key with another engine or decoding.
 
@@ -27,7 +33,10 @@ def tell_of_others(
         When the store cannot be read.
     """
     others = store.embeddings_but_for(key, ("engine", "decode"))
-    held = [(_option(theirs, key, engine), shards.count(hashes), theirs) for theirs, shards in others]
+    held = [
+        (_option(theirs, key, engine) if may_choose else None, shards.count(hashes), theirs)
+        for theirs, shards in others
+    ]
     # Those that an option lets the job use come first, then those of the most pictures.
     option, n, theirs = max(held, key=lambda one: (one[1] > 0 and one[0] is not None, one[1]), default=(None, 0, key))
     if not n:

@@ -52,12 +52,14 @@ def embed(
     store_config: StoreConfig,
     observer: Observer,
     scratch: Path | None = None,
+    may_choose: bool = True,
 ) -> Embeddings:
     """Embed every file of a scanned manifest that is not bad; files with the same content are embedded once.
 
     A matrix that the device holds (see `Backend.holds`) is made there. A larger one stays in the shards of the store.
     If `store` is None, every embedding is computed; a matrix that the device does not hold then lies in shards in the
-    folder `scratch`, which the caller removes. If `scratch` is None too, the device holds it whatever its size.
+    folder `scratch`, which the caller removes. If `scratch` is None too, the device holds it whatever its size. Only if
+    the user may choose the engine and the decoding, options are named that would use what the store holds of others.
 
     Memory: the (n, d) float32 matrix that the device holds (a second one if a file whose header was good turns out
     bad), or 8 bytes for each file; a shard while it is read or written, and a few batches of pixels.
@@ -83,7 +85,9 @@ def embed(
         images_per_s = None
         if n_missing:
             if store is not None and not store_config.force:
-                tell_of_others(store, key_of(engine), work.hashes(np.flatnonzero(missing)), engine, observer)
+                tell_of_others(
+                    store, key_of(engine), work.hashes(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
+                )
             engine.build()
             shard_size = store_config.shard_size or backend.shard_size
             log.info(

@@ -135,6 +135,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
                     store_config=config.store,
                     observer=events,
                     scratch=scratch,
+                    may_choose=False,
                 )
             with events.stage("predict"):
                 found = _assign(model, embeddings, job, out)
@@ -234,6 +235,7 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             f"not mix; leave out --engine, or run the clustering again with --engine {asked}"
         )
     if engine not in backend.engines and config.device == "auto":
+        events.notice(f"The run was made with the engine {engine}, which computes on the CPU only: the CPU is used")
         config = config.model_copy(update={"device": "cpu"})
         backend = select("cpu").backend
         model = load_model(folder, backend)

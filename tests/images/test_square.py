@@ -1,4 +1,4 @@
-"""The square that the network sees: cropped or stretched, resized, and the same by every engine but for the last digits."""
+"""The square that the network sees: cropped or stretched, resized, and the same by every engine."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,7 +50,7 @@ _WEIGHTS_BYTES, _BYTES_A_PIXEL, _SHARE = 300 << 20, 2_000, 1 / 2
 
 @dataclass(frozen=True)
 class _Network:
-    """ncnn's network, and the weights that it was given: it copies only some of them."""
+    """ncnn's network, and the weights that it was given: it may refer to them."""
 
     net: Any
     weights: bytes
@@ -77,7 +78,8 @@ class NcnnEngine(Engine):
 
     @property
     def identity(self) -> str:
-        return f"ncnn {_version()} {self.backend.name}"
+        # Pillow makes the pixels.
+        return f"ncnn {_version()} pillow {version('pillow')} {self.backend.name}"
 
     def versions(self) -> Mapping[str, str]:
         return {"ncnn": _version()}
