@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 _MOST_KS = 100_000
 # The largest size of a random sample.
-_MOST_SAMPLED = 10_000_000
+MOST_SAMPLED = 10_000_000
 
 
 def shipped_data() -> Path:
@@ -328,7 +328,7 @@ class SweepConfig(_Section):
     sweep_sample: int = Field(
         20_000,
         ge=2,
-        le=_MOST_SAMPLED,
+        le=MOST_SAMPLED,
         description="For more images than this, run the restarts of k-means on a random sample of this size (same "
         "seed, same sample), and go on with all images from the best restart. Restarts on fewer than 20,000 images are "
         "compared after a few iterations with 20,000.",
@@ -361,7 +361,7 @@ class ScoreConfig(_Section):
     silhouette_sample: int = Field(
         20_000,
         ge=2,
-        le=_MOST_SAMPLED,
+        le=MOST_SAMPLED,
         description="For more images than this, compute the silhouette on a random sample of this size (same seed, "
         "same sample).",
     )

@@ -98,11 +98,12 @@ class FileTable(Column[FileFacts]):
             return self._odd[row]
         return FileFacts(*map(self._value, _NAMES, self._rows[row].item()))
 
-    def column(self, name: str) -> list[Any]:
-        """Return one fact of every file."""
-        values = [self._value(name, value) for value in self._rows[name].tolist()]
-        for row, facts in self._odd.items():
-            values[row] = getattr(facts, name)
+    def column(self, name: str, rows: npt.NDArray[np.integer[Any]] | None = None) -> list[Any]:
+        """Return one fact of every file, or of the files `rows`; this is much quicker than to ask for each file."""
+        wanted = np.arange(len(self)) if rows is None else rows
+        values = [self._value(name, value) for value in self._rows[name][wanted].tolist()]
+        for at in np.flatnonzero(np.isin(wanted, list(self._odd))):
+            values[at] = getattr(self._odd[int(wanted[at])], name)
         return values
 
     def hashes(self) -> npt.NDArray[np.uint64]:

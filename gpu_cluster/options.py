@@ -20,16 +20,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from gpu_cluster.bounded import MIB, UnfitError, is_too_long, parse_json, parse_toml, read
-from gpu_cluster.config import COMMANDS, EARLIER_DECODING, EARLIER_ENGINE, JobConfig, RunConfig
+from gpu_cluster.config import COMMANDS, EARLIER_DECODING, EARLIER_ENGINE, MOST_SAMPLED, JobConfig, RunConfig
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=JobConfig)
-
-# The largest sample that the sweep may have: more pictures than its restarts ever run with.
-_ALL = 10_000_000
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -44,7 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "fit": "stretch",
         },
         "reduce": {"scaling": "minmax", "pca": 2, "whitening": 0, "normalize": False},
-        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled", "sweep_sample": _ALL},
+        "sweep": {"k": 8, "default_range": "1:10", "sweep_space": "scaled", "sweep_sample": MOST_SAMPLED},
         "score": {"holdout": 0.2},
     },
 }
@@ -162,7 +159,7 @@ _Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
 _EARLIER: Mapping[str, Mapping[str, Any]] = {
     "embed": {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING},
     # All restarts were run with all pictures.
-    "sweep": {"sweep_sample": _ALL},
+    "sweep": {"sweep_sample": MOST_SAMPLED},
 }
 
 

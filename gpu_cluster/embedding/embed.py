@@ -290,16 +290,18 @@ class _Work:
         for index in [index for index in self._unwritten if self._picture(index).changed()]:
             self._bad[index] = "it changed while the job ran"
             self._unwritten[index] = False
+        # With such numbers, as float16 may give, no later step could do anything. A row with a reason has any.
+        good = np.array(sorted(self._unwritten.keys() - self._bad.keys()), dtype=np.int64)
+        if len(good):
+            for index in good[~self.kept.finite(good)].tolist():
+                self._bad[index] = "the network gave numbers that are not finite"
+                self._unwritten[index] = False
         lasting = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
         self._unwritten.clear()
         shard = None
         if self.shards is not None and len(lasting):
-            x = self.kept.to_write(lasting)
-            # With such numbers, as float16 may give, no later step could do anything. A row with a reason has any.
-            usable = np.isfinite(x).all(axis=1) | np.array([index in self._bad for index in lasting.tolist()])
-            self._bad |= dict.fromkeys(lasting[~usable].tolist(), "the network gave numbers that are not finite")
-            lasting, x = lasting[usable], x[usable]
-            shard = self.shards.keep(self.hashes(lasting), x, [self._bad.get(index) for index in lasting.tolist()])
+            x, reasons = self.kept.to_write(lasting), [self._bad.get(index) for index in lasting.tolist()]
+            shard = self.shards.keep(self.hashes(lasting), x, reasons)
         self.kept.written(lasting, shard)
 
     def finish(self) -> tuple[Rows, IntArray, dict[int, str]]:
@@ -325,8 +327,7 @@ class _Work:
 
     def hashes(self, indices: IntArray) -> list[str]:
         """Return the content hashes of these contents."""
-        files = (self._manifest.files[row] for row in self._first_rows[indices])
-        return [facts.content_hash or "" for facts in files]
+        return [found or "" for found in self._manifest.facts.column("content_hash", self._first_rows[indices])]
 
     def _interrupted(self) -> InterruptedJobError:
         kept = ""

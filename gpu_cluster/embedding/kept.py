@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, FloatArray, HeldRows, IntArray, Rows
 from gpu_cluster.store.embeddings import FoundShard
@@ -30,6 +31,10 @@ class Kept(ABC):
     @abstractmethod
     def to_write(self, indices: IntArray) -> FloatArray:
         """Return computed embeddings (s, d), host, that were not written yet."""
+
+    @abstractmethod
+    def finite(self, indices: IntArray) -> npt.NDArray[np.bool_]:
+        """Return for each of some computed embeddings (s,), host, that were not written yet, whether it is finite."""
 
     @abstractmethod
     def written(self, indices: IntArray, shard: Path | None) -> None:
@@ -58,6 +63,10 @@ class OnDevice(Kept):
 
     def to_write(self, indices: IntArray) -> FloatArray:
         return self._backend.to_host(self._take(self._at[indices]))
+
+    def finite(self, indices: IntArray) -> npt.NDArray[np.bool_]:
+        xp = self._backend.xp
+        return self._backend.to_host(xp.all(xp.isfinite(self._take(self._at[indices])), axis=1))
 
     def written(self, indices: IntArray, shard: Path | None) -> None:
         pass
@@ -100,6 +109,9 @@ class InShards(Kept):
 
     def to_write(self, indices: IntArray) -> FloatArray:
         return np.stack([self._unwritten[int(index)] for index in indices])
+
+    def finite(self, indices: IntArray) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.isfinite(self.to_write(indices)).all(axis=1))
 
     def written(self, indices: IntArray, shard: Path | None) -> None:
         self._unwritten.clear()

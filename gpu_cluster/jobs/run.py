@@ -156,7 +156,7 @@ def _find(
         with events.stage("near_duplicates"):
             near_duplicates = find_near_duplicates(embeddings.x, backend=backend, observer=events, originals=originals)
         with events.stage("tsne"):
-            contents = [manifest.files[row].content_hash for row in embeddings.rows]
+            contents = manifest.facts.column("content_hash", embeddings.rows)
             tsne = _laid_out(job, found, [engine.extractor.key, contents], originals, parts)
     return manifest, Findings(
         embeddings, found.projection, found.sweep, found.clustering, found.scores, near_duplicates, tsne

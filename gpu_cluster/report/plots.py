@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_cluster.backend import Backend, FloatArray, IntArray
+from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.images.source import Source, reading_threads
 from gpu_cluster.images.thumbnails import GREY, is_unchanged, small
 from gpu_cluster.manifest import Manifest
@@ -76,7 +77,7 @@ def draw_all(
         (folder / f"cluster_{cluster:0{digits}d}.png").write_bytes(content)
 
     # Threads help here: Pillow releases Python's global lock while it decodes and encodes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(draw_sheet, range(findings.clustering.k)))
 
 

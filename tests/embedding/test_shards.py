@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig, EngineName, StoreConfig
@@ -23,6 +24,7 @@ from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Recorder
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, UnreadableError
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.store.store import Store
 from tests.embedding.mean_colours import MeanColours, decoded, mean_colours
 from tests.helpers import scanned_pictures, write_pictures
 
@@ -112,6 +114,32 @@ def test_out_of_memory_halves_the_batch_goes_on_and_says_so(tmp_path, most):
     np.testing.assert_allclose(found.x.whole(), expected, rtol=1e-5)
     assert engine.batch_size <= most
     assert events.notices == [f"Out of memory on the cpu: going on with batches of {engine.batch_size}"]
+
+
+class Overflowing(MeanColours):
+    """Gives numbers as float16 does that does not reach so far, for white pictures."""
+
+    def features(self, pixels: Any) -> Any:
+        found = super().features(pixels)
+        return np.where(found > 254, np.inf, found)
+
+
+@pytest.mark.parametrize("where", ["held", "in a store", "streamed", "streamed from a store"])
+def test_a_picture_whose_embedding_is_not_finite_is_bad_wherever_embeddings_are(tmp_path, monkeypatch, where):
+    files = write_pictures(tmp_path / "in", 5)
+    Image.new("RGB", (8, 8), "white").save(files[2])
+    monkeypatch.setattr(CpuBackend, "holds", lambda _backend, _bytes: "streamed" not in where)
+    engine, pictures = Overflowing(CpuBackend(), mean_colours().extractor, EmbedConfig()), scanned_pictures(files)
+    manifest = Manifest(Path("/"), tuple(map(str, files)), tuple(picture.facts for picture in pictures))
+    store = Store(tmp_path / "store", Recorder()) if "store" in where else None
+    given: dict[str, Any] = {"store_config": StoreConfig(), "observer": Recorder(), "scratch": tmp_path / "scratch"}
+    # The second time, a store has the others.
+    for n_computed in (4, 4 if store is None else 0):
+        found = embed(manifest, pictures[0].source, engine, store=store, **given)
+        assert found.bad == {2: "the network gave numbers that are not finite"}
+        assert found.rows.tolist() == [0, 1, 3, 4]
+        assert np.isfinite(found.x.whole()).all()
+        assert found.n_computed == n_computed
 
 
 def test_out_of_memory_for_a_single_picture_is_an_error_that_says_what_helps(tmp_path):
