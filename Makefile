@@ -19,11 +19,11 @@ COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-ha
 
 # The run sets hold hatchling and editables too, which the scripts need to install the checkout itself.
 lock:
-	$(COMPILE) pyproject.toml --extra cpu --extra build --output-file scripts/locks/cpu.txt
-	$(COMPILE) pyproject.toml --extra cpu --extra build --extra test --constraint scripts/locks/cpu.txt \
+	$(COMPILE) pyproject.toml --extra cpu --extra dask --extra build --output-file scripts/locks/cpu.txt
+	$(COMPILE) pyproject.toml --extra cpu --extra dask --extra build --extra test --constraint scripts/locks/cpu.txt \
 		--output-file scripts/locks/cpu-test.txt
-	$(COMPILE) pyproject.toml --extra gpu --extra build --output-file scripts/locks/gpu.txt
-	$(COMPILE) pyproject.toml --extra gpu --extra build --extra test --constraint scripts/locks/gpu.txt \
+	$(COMPILE) pyproject.toml --extra gpu --extra dask --extra build --output-file scripts/locks/gpu.txt
+	$(COMPILE) pyproject.toml --extra gpu --extra dask --extra build --extra test --constraint scripts/locks/gpu.txt \
 		--output-file scripts/locks/gpu-test.txt
 
 wheel:
