@@ -91,6 +91,10 @@ class Backend(ABC):
     #: again for each size of batch.
     pads_batches: bool
 
+    def __reduce__(self) -> tuple[type[Backend], tuple[()]]:
+        # In another process it is that process's own device.
+        return type(self), ()
+
     @property
     @abstractmethod
     def xp(self) -> ModuleType:

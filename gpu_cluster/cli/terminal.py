@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gpu_cluster.jobs.selftest_verdict import SelftestVerdict
     from gpu_cluster.store.maintenance import Recipe
 
-_UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
+_UNITS = {"scan": "files", "embed": "images", "reduce": "images", "sweep": "k", "verify": "shards"}
 _PLAIN_EVERY_S = 5.0
 
 

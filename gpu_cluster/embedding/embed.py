@@ -135,7 +135,10 @@ def _choose_place(
     matrix_bytes = work.n_rows * d * np.dtype(np.float32).itemsize
     held = backend.holds(matrix_bytes) or (store is None and scratch is None)
     backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
-    work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
+    readers = None if elsewhere is None else elsewhere.executor
+    work.kept = (
+        OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend, readers, work.observer)
+    )
     if store is not None:
         work.shards, work.lasting = store.embeddings(engine.key), True
     elif scratch is not None and (not held or elsewhere is not None):

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
@@ -115,6 +115,11 @@ class Executor(ABC):
     @abstractmethod
     def shares(self) -> Mapping[str, Share]:
         """Return what each worker has done so far, by its address; nothing if there are no workers."""
+
+    @property
+    def client(self) -> Any:
+        """The client of the Dask cluster whose workers run the tasks; None without workers."""
+        return None
 
 
 class Serial(Executor):

@@ -56,6 +56,7 @@ class ClusterExecutor(Executor):
         self._shares: dict[str, Share] = {}
         self._tokens: list[Path] = []
         self._told: Callable[[int, int, float], None] = _to_nobody
+        self._ended: Callable[[Any, Any], None] = _to_nobody
         client.subscribe_topic(token, self._hear)
 
     def begin(self, n_wanted: int | None) -> None:
@@ -110,6 +111,10 @@ class ClusterExecutor(Executor):
     def shares(self) -> Mapping[str, Share]:
         return self._shares
 
+    @property
+    def client(self) -> Any:
+        return self._client
+
     def close(self) -> None:
         """Remove what this job left in shared folders, and forget its topic."""
         for token in self._tokens:
@@ -136,8 +141,17 @@ class ClusterExecutor(Executor):
         # A task is bound to those that were not refused, and loosely, because all of them may be gone later.
         bound = {"workers": sorted(self._usable()), "allow_other_workers": True} if self._refused else {}
         future = self._client.submit(worker.run_task, function, task, self._job, number, pure=False, **bound)
-        future.add_done_callback(lambda done: self._heard.put(lambda: None))
+        future.add_done_callback(self._fetch)
         return future
+
+    def _fetch(self, future: Any) -> None:
+        """Fetch the result of a task, in a thread of Dask, so that the job waits for no transfer."""
+        outcome: Any
+        try:
+            outcome = future.result()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the job's own thread looks at it
+            outcome = error
+        self._heard.put(lambda: self._ended(future, outcome))
 
     def hear(self) -> None:
         """Wait a moment for news of tasks, and take them."""
@@ -146,9 +160,12 @@ class ClusterExecutor(Executor):
             while True:
                 self._heard.get_nowait()()
 
-    def when_told(self, tell: Callable[[int, int, float], None]) -> None:
-        """Set who is told of the progress of a task: its number, items done, and the seconds since it told before."""
-        self._told = tell
+    def listen(self, told: Callable[[int, int, float], None], ended: Callable[[Any, Any], None]) -> None:
+        """Set who is told of a task's progress: its number, items done, seconds since it told before; and of its end.
+
+        At its end these are its future, and the result or the error.
+        """
+        self._told, self._ended = told, ended
 
     def refuse(self, error: RefusedWorkerError) -> None:
         """Give no more tasks to the worker that raised this."""
@@ -235,7 +252,7 @@ class ClusterExecutor(Executor):
         return f"; Dask's dashboard: {self._client.dashboard_link}" if find_spec("bokeh") is not None else ""
 
 
-def _to_nobody(_number: int, _done: int, _since_s: float) -> None:
+def _to_nobody(*_news: Any) -> None:
     """No task is in work."""
 
 
@@ -270,7 +287,7 @@ class _Run(Generic[T, R]):
         self._longest_s = 0.0
         self._slots = executor.slots()
         self._looked = self._seen = time.monotonic()
-        executor.when_told(self._told)
+        executor.listen(self._told, self._take)
 
     def results(self) -> Iterator[R | Lost]:
         """Yield the results, in the order of the tasks."""
@@ -288,8 +305,6 @@ class _Run(Generic[T, R]):
             self._executor.hear()
             self._executor.check_alive()
             self._look()
-            for future in [future for future in self.running if future.done()]:
-                self._take(future)
             while following in self._results:
                 yield self._results.pop(following)
                 following += 1
@@ -319,35 +334,31 @@ class _Run(Generic[T, R]):
                 "same command again"
             )
 
-    def _take(self, future: Any) -> None:
+    def _take(self, future: Any, outcome: Any) -> None:
+        """Take the end of a task: its result, or the error that ended it."""
         from distributed import KilledWorker
 
-        one = self.running[future]
-        if future.status == "finished":
-            try:
-                done: worker.Done = future.result(timeout=_HEARING_S)
-            except TimeoutError:
-                # It is on its way.
-                return
-            self._results[one.number] = done.result
-            self._told(one.number, done.n_items, 0.0)
-            self._executor.add(done, self._stage)
-        elif future.status == "error":
-            error = future.exception()
-            if isinstance(error, RefusedWorkerError):
-                self._executor.refuse(error)
-                self._slots = self._executor.slots()
-                self._retry(one)
-            elif isinstance(error, KilledWorker):
-                one.deaths += 1 + int(error.allowed_failures)
-                self._after_death(one, error)
-            else:
-                raise error
-        else:
-            self._executor.check_alive()
-            # The worker is gone, with the task or with its result.
+        one = self.running.pop(future, None)
+        if one is None:
+            # It belongs to an earlier call, which did not wait for it.
+            return
+        if isinstance(outcome, worker.Done):
+            self._results[one.number] = outcome.result
+            self._count(one, outcome.n_items)
+            self._executor.add(outcome, self._stage)
+        elif isinstance(outcome, RefusedWorkerError):
+            self._executor.refuse(outcome)
+            self._slots = self._executor.slots()
             self._retry(one)
-        del self.running[future]
+        elif isinstance(outcome, KilledWorker):
+            one.deaths += 1 + int(outcome.allowed_failures)
+            self._after_death(one, outcome)
+        elif future.status == "error":
+            raise outcome
+        else:
+            # The scheduler is gone, or the worker with the task or its result.
+            self._executor.check_alive()
+            self._retry(one)
 
     def _after_death(self, one: _Try, error: Any) -> None:
         address = getattr(error.last_worker, "address", "")
@@ -355,17 +366,20 @@ class _Run(Generic[T, R]):
         if one.deaths < _MOST_DEATHS:
             self._retry(one)
             return
-        self._told(one.number, 0, 0.0)
+        self._count(one, 0)
         self._results[one.number] = Lost(f"{one.deaths} workers died one after the other, the last one was {address}")
 
     def _retry(self, one: _Try) -> None:
-        self._told(one.number, 0, 0.0)
-        self._again.append(replace(one))
+        self._count(one, 0)
+        self._again.append(one)
 
     def _told(self, number: int, done: int, since_s: float) -> None:
         self._longest_s = max(self._longest_s, since_s)
         for one in self.running.values():
             if one.number == number:
-                self._done += done - one.done
-                one.done = done
-                self._stage.progress(self._done)
+                self._count(one, done)
+
+    def _count(self, one: _Try, done: int) -> None:
+        self._done += done - one.done
+        one.done = done
+        self._stage.progress(self._done)

@@ -137,6 +137,7 @@ def opened(
             source = open_source(manifest.root)
             until_the_end.enter_context(decoders.limited(config.input))
             executor = until_the_end.enter_context(executors.opened(workers, choice.backend.name, events))
+            choice.backend.join(executor.client)
             _share(executor, manifest, store)
             manifest = scan(
                 manifest, source, config.input, events, store=store, rehash=config.store.rehash, executor=executor
