@@ -53,7 +53,7 @@ class ClusterExecutor(Executor):
         self._job = worker.JobOfWorker(token, worker.versions())
         self._heard: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._refused: dict[str, str] = {}
-        self._shares: dict[str, Share] = {}
+        self._shares: dict[str, dict[str, Share]] = {}
         self._tokens: list[Path] = []
         self._told: Callable[[int, int, float], None] = _to_nobody
         self._ended: Callable[[Any, Any], None] = _to_nobody
@@ -108,7 +108,7 @@ class ClusterExecutor(Executor):
     def show(self, file: Path, what: str) -> None:
         self._add_sight(worker.Sight(what, str(file), os.stat(file).st_size))
 
-    def shares(self) -> Mapping[str, Share]:
+    def shares(self) -> Mapping[str, Mapping[str, Share]]:
         return self._shares
 
     @property
@@ -174,7 +174,7 @@ class ClusterExecutor(Executor):
 
     def add(self, done: worker.Done, stage: Stage) -> None:
         """Count a finished task for its worker, and report it."""
-        share = self._shares.setdefault(done.address, Share(done.host))
+        share = self._shares.setdefault(stage.name, {}).setdefault(done.address, Share(done.host))
         share.n_tasks, share.n_items = share.n_tasks + 1, share.n_items + done.n_items
         share.busy_s += done.elapsed_s
         stage.observer.task_finished(stage.name, f"{done.address} on {done.host}", done.n_items, done.elapsed_s)
