@@ -15,8 +15,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from gpu_cluster.backend import multi_gpu
 from gpu_cluster.config import ExecutorConfig
-from gpu_cluster.errors import DeviceError, InterruptedJobError, JobError
+from gpu_cluster.errors import DeviceError, GpuClusterError, InterruptedJobError, JobError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 
@@ -67,24 +68,21 @@ def local(n: int, device: str) -> Iterator[Any]:
     given = {name for name in ours if f"DASK_{name.replace('.', '__').replace('-', '_').upper()}" in os.environ}
     dashboard = "127.0.0.1:0" if find_spec("bokeh") is not None else None
     options: dict[str, Any] = {
-        "n_workers": n,
-        "threads_per_worker": 1,
         # Who can reach a scheduler can run programs through it, and other users of this machine can reach it. So the
         # processes of the cluster know each other by certificates that only they have.
         "security": True,
         "protocol": "tls://",
-        "memory_limit": None,
         "dashboard_address": dashboard,
         "silence_logs": logging.CRITICAL,
     }
     with dask.config.set({name: value for name, value in ours.items() if name not in given}):
         try:
             if device == "gpu":
-                from dask_cuda import LocalCUDACluster
-
-                cluster = LocalCUDACluster(**options)
+                cluster = multi_gpu.local_cluster(n, **options)
             else:
-                cluster = LocalCluster(processes=True, **options)
+                cluster = LocalCluster(n_workers=n, threads_per_worker=1, memory_limit=None, processes=True, **options)
+        except GpuClusterError:
+            raise
         except Exception as error:
             raise DeviceError(f"--workers {n}: a cluster cannot be started here: {_brief(error)}") from error
         try:

@@ -137,6 +137,7 @@ def test_one_card_is_shown_and_a_process_that_has_loaded_cuda_is_left_alone(
     monkeypatch.setattr(tensorflow_devices, "_loaded", lambda: loaded)
     assert tensorflow_devices.show_one_card() == in_time
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
+    assert tensorflow_devices.allowed_cards() == before
     # What the function set itself is not undone by monkeypatch.
     if before is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)

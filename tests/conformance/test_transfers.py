@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def run_stages(
     plant: Callable[[StrictBackend, Array], object],
     *,
     most_rows: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> StrictBackend:
     """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
     backend = StrictBackend(most_rows=most_rows)
