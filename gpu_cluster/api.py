@@ -63,12 +63,18 @@ class _JobOptions(TypedDict, total=False):
     shard_size: int | None
 
 
+class _ExecutorOptions(TypedDict, total=False):
+    workers: int | None
+    scheduler: str | None
+    scheduler_file: PathLike | None
+
+
 class _PicturesOptions(_JobOptions, total=False):
     input_list: PathLike | None
     max_bad_fraction: float
 
 
-class PredictOptions(_PicturesOptions, total=False):
+class PredictOptions(_PicturesOptions, _ExecutorOptions, total=False):
     """The options of `predict`."""
 
     report: bool
@@ -76,7 +82,7 @@ class PredictOptions(_PicturesOptions, total=False):
     safe_csv: bool
 
 
-class EmbedOptions(_JobOptions, total=False):
+class EmbedOptions(_JobOptions, _ExecutorOptions, total=False):
     """The options of `embed`."""
 
     image_size: int
@@ -123,7 +129,7 @@ class CompareOptions(_ClusteringOptions, total=False):
     algorithms: Iterable[str]
 
 
-class RunOptions(_ClusteringOptions, total=False):
+class RunOptions(_ClusteringOptions, _ExecutorOptions, total=False):
     """The options of `run`."""
 
     preset: str

@@ -288,6 +288,34 @@ class StoreConfig(_Section):
         return self
 
 
+class ExecutorConfig(_Section):
+    """Where the pictures are scanned, embedded and projected."""
+
+    # run.json does not record these options: they change no result, and a repeated run may be on other machines.
+    workers: Annotated[int, Field(ge=1, le=4_096)] | None = Field(
+        None,
+        exclude=True,
+        description="Work with so many processes on this machine (on GPUs, one a card), by Dask. With --scheduler: "
+        "wait until so many workers have joined.",
+    )
+    scheduler: str | None = Field(
+        None,
+        min_length=1,
+        exclude=True,
+        description="Work with the workers of the Dask cluster whose scheduler has this address, such as "
+        "tcp://node1:8786.",
+    )
+    scheduler_file: AbsolutePath | None = Field(
+        None, exclude=True, description="The same, with the file that `dask scheduler --scheduler-file` writes."
+    )
+
+    @model_validator(mode="after")
+    def _one_cluster(self) -> ExecutorConfig:
+        if self.scheduler is not None and self.scheduler_file is not None:
+            raise ValueError("a cluster is named by its address or by a file, not both; give only one of them")
+        return self
+
+
 class ReduceConfig(_Section):
     """How embeddings are reduced to the space that is clustered."""
 
@@ -492,6 +520,7 @@ class RunConfig(ClusteringConfig, TolerantConfig):
     sweep: RunSweepConfig = RunSweepConfig()
     score: RunScoreConfig = RunScoreConfig()
     report: ReportConfig = ReportConfig()
+    executor: ExecutorConfig = ExecutorConfig()
 
 
 class CompareConfig(ClusteringConfig, TolerantConfig):
@@ -511,12 +540,14 @@ class PredictConfig(TolerantConfig):
     """The config of the job `predict`; the options that change the embeddings are read from the finished run."""
 
     report: PredictionReportConfig = PredictionReportConfig()
+    executor: ExecutorConfig = ExecutorConfig()
 
 
 class EmbedJobConfig(JobConfig):
     """The config of the job `embed`, which is available from Python only."""
 
     embed: EmbedConfig = EmbedConfig()
+    executor: ExecutorConfig = ExecutorConfig()
 
 
 # The config class of each job that has one, by the name of the job's command.

@@ -34,6 +34,9 @@ class Observer:
     def progress(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` items of a stage are done."""
 
+    def task_finished(self, stage: str, worker: str, n_items: int, elapsed_s: float) -> None:
+        """A worker has done a task of a stage, with so many items; this is told only if there are workers."""
+
     def notice(self, message: str) -> None:
         """The job has decided or found something that the user should know."""
 
@@ -61,6 +64,9 @@ class EventLog(Observer):
 
     def progress(self, stage: str, done: int, total: int) -> None:
         self._write("progress", stage=stage, done=done, total=total)
+
+    def task_finished(self, stage: str, worker: str, n_items: int, elapsed_s: float) -> None:
+        self._write("task_finished", stage=stage, worker=worker, n_items=n_items, elapsed_s=round(elapsed_s, 6))
 
     def notice(self, message: str) -> None:
         self._write("notice", message=self._rewrite(message))
@@ -96,6 +102,10 @@ class Observers(Observer):
     def progress(self, stage: str, done: int, total: int) -> None:
         for other in self._others:
             other.progress(stage, done, total)
+
+    def task_finished(self, stage: str, worker: str, n_items: int, elapsed_s: float) -> None:
+        for other in self._others:
+            other.task_finished(stage, worker, n_items, elapsed_s)
 
     def notice(self, message: str) -> None:
         for other in self._others:

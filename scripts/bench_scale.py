@@ -49,13 +49,12 @@ def content_hashes(n: int) -> list[str]:
 
 def write_store(root: Path, n: int) -> None:
     """Write n seeded embeddings, none below 0: groups around centres of which few numbers are large, as VGG16's are."""
-    from gpu_cluster.embedding.embed import key_of
     from gpu_cluster.events import Observer
     from gpu_cluster.store.store import Store
 
     random = np.random.default_rng(0)
     centres = (random.uniform(size=(N_GROUPS, N_FEATURES)) ** 4).astype(np.float32)
-    shards = Store(root, Observer()).embeddings(key_of(engine()))
+    shards = Store(root, Observer()).embeddings(engine().key)
     hashes = content_hashes(n)
     for first in range(0, n, SHARD):
         names = hashes[first : first + SHARD]

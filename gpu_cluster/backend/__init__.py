@@ -3,7 +3,7 @@
 from gpu_cluster.backend.base import Array, Backend, FloatArray, IntArray, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
 from gpu_cluster.backend.gpu import GpuBackend, describe_gpus
-from gpu_cluster.backend.rows import HeldRows, Rows
+from gpu_cluster.backend.rows import HeldRows, HostRows, Rows, take
 from gpu_cluster.backend.select import Choice, Finding, installed, look_for_gpu, select
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "FloatArray",
     "GpuBackend",
     "HeldRows",
+    "HostRows",
     "IntArray",
     "KMeansFit",
     "PCAFit",
@@ -23,4 +24,5 @@ __all__ = [
     "installed",
     "look_for_gpu",
     "select",
+    "take",
 ]

@@ -167,6 +167,20 @@ class Backend(ABC):
     def empty(self, shape: tuple[int, int]) -> Array:
         """Return an array float32 on this device whose values are not set."""
 
+    def empty_space(self, shape: tuple[int, int]) -> Array:
+        """Return an array float32 (n, m) whose values are not set, for a space that is clustered.
+
+        A card that has no room for it returns `HostRows`, which are read and written in blocks of rows like an array.
+        """
+        return self.empty(shape)
+
+    def holds_space(self, shape: tuple[int, int]) -> bool:
+        """Return whether `empty_space` makes an array of this device."""
+        return True
+
+    def join(self, client: Any) -> None:  # noqa: B027 - only a card has work that it cannot do alone
+        """Let work that does not fit this device go to the workers of a Dask client too."""
+
     @abstractmethod
     def holds(self, matrix_bytes: int) -> bool:
         """Return whether a matrix of embeddings of this size is held on this device; a larger one is read in blocks."""
@@ -188,6 +202,8 @@ class Backend(ABC):
     @abstractmethod
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         """Run Lloyd's algorithm once on x (n, d) float32 from the centres `starts` (k, d).
+
+        x is an array, or what `empty_space` returned.
 
         `tol` is scikit-learn's on every device: it ends when the centres moved by at most `tol` times the mean variance
         of the columns (squares of the distances, summed over the centres), or when no label changed.

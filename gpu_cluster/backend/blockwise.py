@@ -138,7 +138,7 @@ def lloyd(x: Array, starts: Array, iterate: Iteration, *, max_iter: int, tol: fl
     most `tol` times the mean variance of the columns, or when no label changed.
     """
     xp = backend.xp
-    most = tol * _mean_variance(x, backend) if tol else 0.0
+    most = tol * mean_variance(x, backend) if tol else 0.0
     centres, before, n_iter = starts, None, 0
     while True:
         moved, labels = iterate(centres)
@@ -150,7 +150,7 @@ def lloyd(x: Array, starts: Array, iterate: Iteration, *, max_iter: int, tol: fl
             return KMeansFit(centres, n_iter)
 
 
-def _mean_variance(x: Array, backend: Backend) -> float:
+def mean_variance(x: Array, backend: Backend) -> float:
     """Return the mean over the columns of x (n, d) of their variances."""
     xp = backend.xp
     mean = column_means(x, backend, as_it_is)

@@ -6,13 +6,15 @@ call in this file against the signatures of the locked wheels.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from gpu_cluster.backend import tensorflow_devices
+from gpu_cluster.backend import multi_gpu, tensorflow_devices
 from gpu_cluster.backend.base import (
     N_NEIGHBOURS,
     Array,
@@ -24,13 +26,16 @@ from gpu_cluster.backend.base import (
     perplexity,
     smallest_group,
 )
-from gpu_cluster.backend.blockwise import fit_pca, lloyd
-from gpu_cluster.backend.rows import HeldRows, Rows
+from gpu_cluster.backend.blockwise import fit_pca, lloyd, mean_variance
+from gpu_cluster.backend.places import KMeansPlace, Where, choose_kmeans
+from gpu_cluster.backend.rows import HeldRows, HostRows, Rows
 from gpu_cluster.config import Algorithm, Precision
 from gpu_cluster.errors import DeviceError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 
@@ -49,6 +54,8 @@ _MOST_VALUES = 2**31 - 1
 
 # cuML requires a tolerance above 0; this one never ends an iteration.
 _NO_TOLERANCE = float(np.finfo(np.float32).tiny)
+# Bytes of a space that k-means copies to the card at a time when it is streamed from the host.
+_BUFFER_BYTES = 1 << 28
 
 
 class GpuBackend(Backend):
@@ -63,6 +70,10 @@ class GpuBackend(Backend):
     pads_batches = True
     # The size in bytes of the pool that this process has claimed.
     _claimed: ClassVar[int | None] = None
+
+    def __init__(self) -> None:
+        # The Dask client of a cluster whose cards may help.
+        self._client: Any = None
 
     @property
     def xp(self) -> ModuleType:
@@ -146,6 +157,10 @@ class GpuBackend(Backend):
         free, _total = cupy.cuda.runtime.memGetInfo()
         return int(free)
 
+    def available_bytes(self) -> int:
+        """Return the memory that is free on the card or, in the pool that this process has claimed, not given out."""
+        return self.free_bytes() + _free_in_pool()
+
     def peak_bytes(self) -> int:
         import rmm.statistics
 
@@ -160,9 +175,25 @@ class GpuBackend(Backend):
 
         return cupy.empty(shape, dtype=cupy.float32)
 
+    def empty_space(self, shape: tuple[int, int]) -> Array:
+        place = self._place(shape)
+        if place.where is Where.CARD:
+            return self.empty(shape)
+        log.info("the space is kept in the memory of the host, and read in blocks: %s", place.reason)
+        return HostRows(shape, self)
+
+    def holds_space(self, shape: tuple[int, int]) -> bool:
+        return self._place(shape).where is Where.CARD
+
+    def join(self, client: Any) -> None:
+        self._client = client
+
+    def _place(self, shape: tuple[int, int], cards: Sequence[int] = ()) -> KMeansPlace:
+        return choose_kmeans(*shape, self.available_bytes(), cards)
+
     def holds(self, matrix_bytes: int) -> bool:
         # The network needs the rest.
-        return matrix_bytes <= _POOL_SHARE * (self.free_bytes() + _free_in_pool())
+        return matrix_bytes <= _POOL_SHARE * self.available_bytes()
 
     def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:
         import cupy
@@ -193,21 +224,50 @@ class GpuBackend(Backend):
         needed = 4 * (2 * n * d + 5 * d * d)
         too_wide = d > max(n, _WIDE)
         # cuML refuses a single column.
-        return d > 1 and not too_wide and n * d <= _MOST_VALUES and needed <= self.free_bytes() + _free_in_pool()
+        return d > 1 and not too_wide and n * d <= _MOST_VALUES and needed <= self.available_bytes()
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         from cuml.cluster import KMeans
 
-        k = starts.shape[0]
+        k, rows, buffered = starts.shape[0], x, 0
+        if isinstance(x, HostRows):
+            cards = {} if self._client is None else multi_gpu.cards(self._client)
+            place = self._place(x.shape, list(cards.values()))
+            log.info("k-means on %s: %s", place.where, place.reason)
+            if place.where is Where.CARDS:
+                return self._fit_on_cards(x, starts, list(cards), max_iter=max_iter, tol=tol)
+            # The card may have room by now: the embeddings were in it when the space was made.
+            in_buffers = place.where is Where.STREAMED
+            rows = x.on_host if in_buffers else x.whole()
+            buffered = max(1, _BUFFER_BYTES // (4 * x.shape[1])) if in_buffers else 0
 
         # One iteration at a time: cuML would compare the tolerance with the relative change of the inertia too, from
         # its second iteration on, and stop long before scikit-learn does (cuvs/cluster/kmeans.hpp). In float32 even the
         # smallest tolerance stops it when rounding makes the inertia grow.
         def iterate(centres: Array) -> tuple[Array, Array]:
-            fit = KMeans(n_clusters=k, init=centres, n_init=1, max_iter=1, tol=_NO_TOLERANCE, output_type="cupy").fit(x)
+            fit = KMeans(
+                n_clusters=k,
+                init=centres,
+                n_init=1,
+                max_iter=1,
+                tol=_NO_TOLERANCE,
+                # Only an array of the host is read in buffers of this many rows.
+                device_buffer_samples=buffered,
+                output_type="cupy",
+            ).fit(rows)
             return fit.cluster_centers_, fit.labels_
 
         return lloyd(x, starts, iterate, max_iter=max_iter, tol=tol, backend=self)
+
+    def _fit_on_cards(
+        self, x: HostRows, starts: Array, workers: Sequence[str], *, max_iter: int, tol: float
+    ) -> KMeansFit:
+        least = multi_gpu.least_shift(tol, mean_variance(x, self))
+        given = self.to_host(starts)
+        fit = multi_gpu.fit_kmeans(
+            x.on_host, given, client=self._client, workers=workers, max_iter=max_iter, least_shift=least
+        )
+        return KMeansFit(self.from_host(fit.centres), fit.n_iter)
 
     def group(self, x: Array, algorithm: Algorithm, *, k: int, seed: int) -> Array:
         import cupy
@@ -215,6 +275,8 @@ class GpuBackend(Backend):
         from sklearn.cluster import AgglomerativeClustering
 
         n = x.shape[0]
+        if isinstance(x, HostRows):
+            x = x.whole()
         if algorithm == "ward":
             # cuML has only single linkage, so Ward runs on the host with scikit-learn.
             found = AgglomerativeClustering(n_clusters=k, linkage="ward").fit_predict(self.to_host(x))

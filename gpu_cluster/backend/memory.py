@@ -67,7 +67,9 @@ def needed_host_bytes(n: int, d: int, m: int, k: int, *, whole: bool, backend: B
     clustered = 2 * (4 * n * m + (matrix if whole else 0)) + 16 * k * m
     blocks = 4 * 4 * d * min(n, BLOCK_ROWS)
     covariance = 4 * 8 * min(n, d) ** 2
-    return _PROGRAM_BYTES + _PICTURE_BYTES * n + (0 if on_card else held + blocks + covariance + clustered)
+    # A space that does not fit the card is kept on the host.
+    space = 0 if backend.holds_space((n, m)) else 4 * n * m
+    return _PROGRAM_BYTES + _PICTURE_BYTES * n + (space if on_card else held + blocks + covariance + clustered)
 
 
 def fits_in_words(needed: int, free: int) -> str:

@@ -1,4 +1,4 @@
-"""Matrices that are read in blocks of rows: one that is held on the device, or any other kind that can be read again.
+"""Matrices that are read in blocks of rows: held on the device, held on the host, or any kind that can be read again.
 
 Every kind gives the same blocks, so what is computed from them does not depend on the kind. This module must not know
 what the rows are, or where another kind keeps them.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
-from gpu_cluster.backend.base import Array, Backend, IntArray
+import numpy as np
+
+from gpu_cluster.backend.base import Array, Backend, HostArray, IntArray
 
 # Rows in a block. A product of two blocks in float32 adds up this many terms, and there is one sum in float64 for each
 # block. With 1,024 columns a block of twice this size does not fit the cache any more, and scaling it takes twice as
@@ -54,7 +57,7 @@ class HeldRows(Rows):
         self._backend = backend
 
     def take(self, rows: IntArray) -> Array:
-        return self._backend.xp.take(self._x, self._backend.from_host(rows), axis=0)
+        return take(self._x, rows, self._backend)
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         for rows in block_slices(self.shape[0]):
@@ -64,6 +67,48 @@ class HeldRows(Rows):
         return self._x
 
 
+class HostRows(Rows):
+    """A matrix (n, m) float32 in the memory of the host, for which the device has no room; see `Backend.empty_space`.
+
+    Slices of rows are read and written as those of an array of the device: what is read is copied to the device, and
+    what is written is copied to the host. So everything that works in blocks of rows takes it like an array.
+
+    Attributes
+    ----------
+    on_host : (n, m) float32, NumPy
+    dtype : the device's float32
+    """
+
+    def __init__(self, shape: tuple[int, int], backend: Backend) -> None:
+        self.shape = shape
+        self.on_host: HostArray = np.empty(shape, np.float32)
+        self.dtype: Any = backend.xp.float32
+        self._backend = backend
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Array:
+        return self._backend.from_host(self.on_host[part])
+
+    def __setitem__(self, part: tuple[slice, slice], values: Array) -> None:
+        self.on_host[part] = self._backend.to_host(values)
+
+    def take(self, rows: IntArray) -> Array:
+        return self._backend.from_host(self.on_host[rows])
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        for rows in block_slices(self.shape[0]):
+            yield rows, self[rows, :]
+
+    def whole(self) -> Array:
+        return self[:, :]
+
+
+def take(x: Array | Rows, rows: IntArray, backend: Backend) -> Array:
+    """Return some rows of x, an array of the device or `Rows`, given by their numbers (r,), host, as an array."""
+    if isinstance(x, Rows):
+        return x.take(rows)
+    return backend.xp.take(x, backend.from_host(rows), axis=0)
+
+
 def block_slices(n: int) -> Iterator[slice]:
     """Yield the slices of n rows that are the blocks of every kind of `Rows`."""
     for first in range(0, n, BLOCK_ROWS):
@@ -71,8 +116,8 @@ def block_slices(n: int) -> Iterator[slice]:
 
 
 def filled(rows: Iterator[tuple[slice, Array]], shape: tuple[int, int], backend: Backend) -> Array:
-    """Return the blocks as one array of this shape on the device, without a second copy of it."""
-    x = backend.empty(shape)
+    """Return the blocks as one space of this shape (see `Backend.empty_space`), without a second copy of it."""
+    x = backend.empty_space(shape)
     for part, block in rows:
         x[part, :] = block
     return x

@@ -28,6 +28,7 @@ _PANELS = {
     "input": "Input",
     "embed": "Embedding",
     "store": "Kept between runs",
+    "executor": "Several processes, cards or machines",
     "reduce": _CLUSTERING,
     "sweep": _CLUSTERING,
     "cluster": _CLUSTERING,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, KMeansFit
+from gpu_cluster.backend import Array, Backend, KMeansFit, take
 from gpu_cluster.backend.base import HostArray
 from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering.contingency import adjusted_rand, contingency
@@ -67,7 +67,7 @@ def sampled(x: Array, sample: int, *, seed: int, backend: Backend) -> Array:
     n = x.shape[0]
     if n <= sample:
         return x
-    return backend.xp.take(x, backend.from_host(sorted_sample(n, sample, np.random.RandomState(seed))), axis=0)
+    return take(x, sorted_sample(n, sample, np.random.RandomState(seed)), backend)
 
 
 def best_restart(x: Array, starts: Iterable[Array], config: ClusterConfig, *, seed: int, backend: Backend) -> Partition:
@@ -140,9 +140,7 @@ class Starts:
         """Read the rows; `most_k` is the largest number of centres that will be drawn."""
         n, self._backend = x.shape[0], backend
         random = np.random.RandomState(seed)
-        if n > START_ROWS:
-            rows = sorted_sample(n, max(START_ROWS, most_k), random)
-            x = backend.xp.take(x, backend.from_host(rows), axis=0)
+        x = take(x, sorted_sample(n, max(START_ROWS, most_k), random), backend)
         self._rows, self._random = backend.to_host(x), random.get_state()
         self._dtype = self._rows.dtype
         if n > sample:
@@ -167,7 +165,7 @@ def nearest(x: Array, centres: Array, backend: Backend) -> Array:
     # This is |x - c|^2 without |x|^2, which is the same for every centre.
     offsets = xp.sum(centres * centres, axis=1)
     axes = xp.matrix_transpose(centres)
-    found = [xp.argmin(offsets - 2 * (x[rows, :] @ axes), axis=1) for rows in blocks(x.shape[0], centres.shape[0])]
+    found = [xp.argmin(offsets - 2 * (x[rows, :] @ axes), axis=1) for rows in blocks(x.shape[0], max(centres.shape))]
     return xp.concat(found)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.backend import Array, Backend
+from gpu_cluster.backend import Array, Backend, take
 from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.sampling import sorted_sample
@@ -95,12 +95,10 @@ def silhouettes(
     seed), whose silhouettes are computed within the sample. Both are empty if the silhouette is not defined: with fewer
     than 2 clusters, or as many clusters as rows.
     """
-    xp = backend.xp
     n = x.shape[0]
     rows = silhouette_rows(n, sample, seed)
     if len(rows) < n:
-        chosen = backend.from_host(rows)
-        x, labels = xp.take(x, chosen, axis=0), xp.take(labels, chosen, axis=0)
+        x, labels = take(x, rows, backend), take(labels, rows, backend)
         k = int(np.unique(backend.to_host(labels)).size)
     if not 2 <= k <= len(rows) - 1:
         return np.empty(0, np.float32), rows[:0]

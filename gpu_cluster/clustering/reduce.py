@@ -87,12 +87,13 @@ def apply(reduction: Reduction, x: Rows, backend: Backend) -> tuple[Array, Array
     Returns
     -------
     x
-        (n, m) float32, the rows in that space.
+        (n, m) float32, the rows in that space; `HostRows` if they do not fit the device.
     pcs
         (n, 2) float32, their first two principal components.
     """
     n, d = x.shape
-    space, pcs = backend.empty((n, d if reduction.kept is None else reduction.kept)), backend.empty((n, 2))
+    space = backend.empty_space((n, d if reduction.kept is None else reduction.kept))
+    pcs = backend.empty((n, 2))
     axes = backend.xp.matrix_transpose(reduction.components)
     for rows, block in x.blocks():
         scaled = scale(block, reduction.scaling, backend, low=reduction.low, span=reduction.span)

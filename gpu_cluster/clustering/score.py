@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend import Array, Backend, IntArray, take
 from gpu_cluster.clustering import kmeans, metrics
 from gpu_cluster.clustering.contingency import contingency
 from gpu_cluster.config import ScoreConfig
@@ -103,9 +103,7 @@ def _holdout(
     if share is None:
         return None
     rows = np.random.RandomState(seed).permutation(n)[: math.ceil(share * n)]
-    chosen = backend.from_host(rows)
-    x = backend.xp.take(x, chosen, axis=0)
-    labels = backend.xp.take(clustering.labels, chosen, axis=0)
+    x, labels = take(x, rows, backend), take(clustering.labels, rows, backend)
     n_found = int(np.unique(backend.to_host(labels)).size)
     values, _rows = metrics.silhouettes(x, labels, n_found, sample=config.silhouette_sample, seed=seed, backend=backend)
     homogeneity = None

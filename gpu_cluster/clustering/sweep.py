@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, KMeansFit
+from gpu_cluster.backend import Array, Backend, KMeansFit, take
 from gpu_cluster.backend.blockwise import blocks
 from gpu_cluster.clustering import kmeans, metrics
 from gpu_cluster.clustering.carry_on import best_on_more_rows, carry_on
@@ -150,7 +150,7 @@ class _Trial:
         """Return the values of the rows whose silhouettes are computed."""
         if len(self.scored_rows) == self._x.shape[0]:
             return values
-        return self._backend.xp.take(values, self._backend.from_host(self.scored_rows), axis=0)
+        return take(values, self.scored_rows, self._backend)
 
     def groups(self) -> Iterator[list[int]]:
         """Yield the numbers of clusters that are measured together: so few that their sums of distances fit a block."""

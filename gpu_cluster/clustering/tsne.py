@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu_cluster.backend import Array, Backend, FloatArray, IntArray
+from gpu_cluster.backend import Array, Backend, FloatArray, IntArray, take
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
@@ -63,7 +63,7 @@ def _lay_out(
     plain = np.asarray(backend.to_host(pcs), np.float32)
     random = np.random.RandomState(seed)
     rows = sorted_sample(n, config.layout_sample, random)
-    sampled = x if len(rows) == n else backend.xp.take(x, backend.from_host(rows), axis=0)
+    sampled = take(x, rows, backend)
     if not _spans(sampled, plain[rows], backend):
         return plain
     plane = np.asarray(backend.to_host(backend.tsne(sampled, seed=seed)), np.float32)

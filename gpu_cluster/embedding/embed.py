@@ -12,8 +12,8 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,16 @@ import numpy.typing as npt
 from gpu_cluster.backend import IntArray, Rows
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.backend.rows import WINDOW_BYTES
-from gpu_cluster.config import StoreConfig
+from gpu_cluster.config import DecodingConfig, StoreConfig
 from gpu_cluster.embedding.elsewhere import tell_of_others
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.kept import InShards, Kept, OnDevice
-from gpu_cluster.embedding.shards import EmbeddedBatch, embed_shard, plan_shards
+from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, EmbeddedBatch, embed_shard, plan_shards
+from gpu_cluster.embedding.tasks import Embedded, EmbedTask, EngineRecipe, embed_task
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.executor import Executor, Lost, Stage
+from gpu_cluster.facts import FileTable
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
@@ -53,6 +56,7 @@ def embed(
     observer: Observer,
     scratch: Path | None = None,
     may_choose: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> Embeddings:
     """Embed every file of a scanned manifest that is not bad; files with the same content are embedded once.
 
@@ -60,6 +64,9 @@ def embed(
     If `store` is None, every embedding is computed; a matrix that the device does not hold then lies in shards in the
     folder `scratch`, which the caller removes. If `scratch` is None too, the device holds it whatever its size. Only if
     the user may choose the engine and the decoding, options are named that would use what the store holds of others.
+
+    With `elsewhere`, the tasks of another executor compute what is missing, each with an engine of its own, and write
+    it to the store or to `scratch`, one of which must be given.
 
     Memory: the (n, d) float32 matrix that the device holds (a second one if a file whose header was good turns out
     bad), or 8 bytes for each file; a shard while it is read or written, and a few batches of pixels.
@@ -76,7 +83,7 @@ def embed(
     backend, d = engine.backend, engine.extractor.n_features
     work = _Work(manifest, source, observer, go_on=how_to_go_on(store_config))
     with memory_error_explained("embedding", work.n_rows, d, backend):
-        _choose_place(work, engine, store, scratch)
+        _choose_place(work, engine, store, scratch, elsewhere)
         if store is not None and not store_config.force:
             work.read_store()
         missing = work.missing()
@@ -86,20 +93,18 @@ def embed(
         if n_missing:
             if store is not None and not store_config.force:
                 tell_of_others(
-                    store, key_of(engine), work.hashes(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
+                    store, engine.key, work.hashes(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
                 )
-            engine.build()
             shard_size = store_config.shard_size or backend.shard_size
-            log.info(
-                "embedding with %s (%s) in %s, in batches of %d images and shards of %d",
-                engine.name,
-                engine.reason,
-                engine.precision,
-                engine.batch_size,
-                shard_size,
-            )
+            shards = plan_shards(missing, shard_size)
+            log.info("embedding with %s (%s) in %s", engine.name, engine.reason, engine.precision)
             start = time.perf_counter()
-            work.compute(plan_shards(missing, shard_size), engine, shard_size)
+            if elsewhere is None:
+                engine.build()
+                log.info("in batches of %d images and shards of %d", engine.batch_size, shard_size)
+                work.compute(shards, engine, shard_size)
+            else:
+                work.compute_elsewhere(shards, engine, shard_size, elsewhere)
             images_per_s = n_missing / (time.perf_counter() - start)
         x, rows, bad = work.finish()
         return Embeddings(
@@ -113,7 +118,18 @@ def embed(
         )
 
 
-def _choose_place(work: _Work, engine: Engine, store: Store | None, scratch: Path | None) -> None:
+@dataclass(frozen=True)
+class Elsewhere:
+    """What computes embeddings in other processes: their executor, how they make the engine, and their limits."""
+
+    executor: Executor
+    recipe: EngineRecipe
+    limits: DecodingConfig
+
+
+def _choose_place(
+    work: _Work, engine: Engine, store: Store | None, scratch: Path | None, elsewhere: Elsewhere | None
+) -> None:
     """Choose where the embeddings of a job are: on the device, or in shards; and where shards are written."""
     backend, d = engine.backend, engine.extractor.n_features
     matrix_bytes = work.n_rows * d * np.dtype(np.float32).itemsize
@@ -121,9 +137,9 @@ def _choose_place(work: _Work, engine: Engine, store: Store | None, scratch: Pat
     backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
     work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
     if store is not None:
-        work.shards, work.lasting = store.embeddings(key_of(engine)), True
-    elif scratch is not None and not held:
-        work.shards = ScratchShards(scratch, key_of(engine), work.observer)
+        work.shards, work.lasting = store.embeddings(engine.key), True
+    elif scratch is not None and (not held or elsewhere is not None):
+        work.shards = ScratchShards(scratch, engine.key, work.observer)
 
 
 def _tell_known(n_known: int, n_missing: int, observer: Observer) -> None:
@@ -167,18 +183,17 @@ def _computed_beside(
         pool.shutdown(wait=False)
 
 
-def key_of(engine: Engine) -> dict[str, Any]:
-    """Return everything that an embedding depends on, except the content of its file."""
-    return {
-        **engine.extractor.key,
-        "n_features": engine.extractor.n_features,
-        "image_size": engine.config.image_size,
-        "fit": engine.config.fit,
-        "resize": engine.config.resize,
-        "decode": engine.config.decoding,
-        "engine": engine.identity,
-        "precision": engine.precision,
-    }
+def _together(shards: Sequence[IntArray], shard_size: int) -> list[list[IntArray]]:
+    """Join shards of which little is missing, which are then written together: otherwise there would be many files."""
+    joined: list[list[IntArray]] = []
+    n = 0
+    for shard in shards:
+        if not joined or n + len(shard) > shard_size:
+            joined.append([])
+            n = 0
+        joined[-1].append(shard)
+        n += len(shard)
+    return joined
 
 
 class _Work:
@@ -284,17 +299,70 @@ class _Work:
                 f"Out of memory on the {engine.backend.name}: going on with batches of {engine.batch_size}"
             )
 
+    def compute_elsewhere(
+        self, shards: Sequence[IntArray], engine: Engine, shard_size: int, elsewhere: Elsewhere
+    ) -> None:
+        """Embed the contents of all shards by an executor; a task that ends its workers is split until it is found."""
+        assert self.shards is not None, "the results of tasks come through shards"
+        waiting = _together(shards, shard_size)
+        while waiting:
+            lost: list[list[IntArray]] = []
+            stage = Stage("embed", self.observer, self.n_contents, self._n_done)
+            tasks = (self._task(parts, engine, elsewhere) for parts in waiting)
+            for parts, found in zip(waiting, elsewhere.executor.map_in_order(embed_task, tasks, stage), strict=False):
+                if isinstance(found, Lost):
+                    lost += self._halves(np.concatenate(parts), found)
+                else:
+                    self._take(np.concatenate(parts), found, engine)
+            if self.observer.stopping():
+                raise self._interrupted()
+            waiting = lost
+
+    def _task(self, parts: Sequence[IntArray], engine: Engine, elsewhere: Elsewhere) -> EmbedTask:
+        assert self.shards is not None, "see compute_elsewhere"
+        rows = self._first_rows[np.concatenate(parts)]
+        return EmbedTask(
+            recipe=elsewhere.recipe,
+            key=engine.key,
+            folder=self.shards.folder,
+            lasting=self.lasting,
+            limits=elsewhere.limits,
+            source=self._source,
+            locations=[self._manifest.paths[row] for row in rows.tolist()],
+            facts=FileTable(self._manifest.files[row] for row in rows.tolist()),
+            borders=np.cumsum([len(part) for part in parts]).tolist(),
+        )
+
+    def _halves(self, contents: IntArray, lost: Lost) -> list[list[IntArray]]:
+        """Return two tasks in place of one that was lost; a single picture is what ended the workers."""
+        if len(contents) > 1:
+            return [[half] for half in np.array_split(contents, 2)]
+        self._bad[int(contents[0])] = f"it ends the process that embeds it: {lost.reason}"
+        self._done[contents] = True
+        self._progress(1)
+        return []
+
+    def _take(self, contents: IntArray, found: Embedded, engine: Engine) -> None:
+        """Take the result of a task."""
+        assert self.shards is not None, "see compute_elsewhere"
+        self._bad |= {int(contents[at]): why for at, why in found.reasons.items()}
+        if found.shard is not None:
+            self.kept.elsewhere(contents[found.rows], found.shard, self.shards)
+        engine.batch_size = max(engine.batch_size, found.batch_size)
+        self._done[contents[found.done]] = True
+        self._progress(len(found.done))
+
     def _write(self) -> None:
         """Keep in the store, as one shard, what was embedded since the last call."""
         # The embedding of a file that changed after the scan does not match the recorded hash.
         for index in [index for index in self._unwritten if self._picture(index).changed()]:
-            self._bad[index] = "it changed while the job ran"
+            self._bad[index] = CHANGED
             self._unwritten[index] = False
-        # With such numbers, as float16 may give, no later step could do anything. A row with a reason has any.
+        # A row with a reason has any numbers.
         good = np.array(sorted(self._unwritten.keys() - self._bad.keys()), dtype=np.int64)
         if len(good):
             for index in good[~self.kept.finite(good)].tolist():
-                self._bad[index] = "the network gave numbers that are not finite"
+                self._bad[index] = NOT_FINITE
                 self._unwritten[index] = False
         lasting = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
         self._unwritten.clear()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, FloatArray, HeldRows, IntArray, Rows
-from gpu_cluster.store.embeddings import FoundShard
+from gpu_cluster.store.embeddings import EmbeddingShards, FoundShard
 from gpu_cluster.store.stored import StoredRows
 
 
@@ -27,6 +27,16 @@ class Kept(ABC):
     @abstractmethod
     def computed(self, indices: IntArray, x: Array) -> None:
         """Take embeddings (b, d) of some contents, on the device."""
+
+    @abstractmethod
+    def elsewhere(self, indices: IntArray, shard: Path, shards: EmbeddingShards) -> None:
+        """Take the rows of a shard, in their order, which another process has written for some contents.
+
+        Raises
+        ------
+        StoreError
+            When it cannot be read here.
+        """
 
     @abstractmethod
     def to_write(self, indices: IntArray) -> FloatArray:
@@ -60,6 +70,9 @@ class OnDevice(Kept):
 
     def computed(self, indices: IntArray, x: Array) -> None:
         self._x[self._backend.from_host(self._at[indices])] = x
+
+    def elsewhere(self, indices: IntArray, shard: Path, shards: EmbeddingShards) -> None:
+        self.computed(indices, self._backend.from_host(shards.written(shard)))
 
     def to_write(self, indices: IntArray) -> FloatArray:
         return self._backend.to_host(self._take(self._at[indices]))
@@ -106,6 +119,9 @@ class InShards(Kept):
         on_host = self._backend.to_host(x)
         # Copies, because the engine may use this memory again.
         self._unwritten |= {int(index): row.copy() for index, row in zip(indices, on_host, strict=True)}
+
+    def elsewhere(self, indices: IntArray, shard: Path, shards: EmbeddingShards) -> None:
+        self._add(shard, indices, np.arange(len(indices)))
 
     def to_write(self, indices: IntArray) -> FloatArray:
         return np.stack([self._unwritten[int(index)] for index in indices])

@@ -25,6 +25,11 @@ from gpu_cluster.images.source import Picture, UnreadableError
 
 log = logging.getLogger(__name__)
 
+# Reasons that a picture gets after its batch: its content is no longer the one that was scanned, or no later step could
+# do anything with its numbers, as float16 may give them.
+CHANGED = "it changed while the job ran"
+NOT_FINITE = "the network gave numbers that are not finite"
+
 
 def plan_shards(missing: npt.NDArray[np.bool_], shard_size: int) -> list[IntArray]:
     """Split all contents (n,), in their order, into shards of one size; return what is missing of each shard.

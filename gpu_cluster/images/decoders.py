@@ -93,9 +93,11 @@ class Decoders:
     Attributes
     ----------
     n_at_once : the number of pictures that are worth reading at once
+    limits : pixels of a picture, and seconds that decoding it may take
     """
 
     def __init__(self, config: DecodingConfig) -> None:
+        self.limits = _limits(config)
         self._config = config
         free = free_host_bytes()
         self._budget = _Budget(int(free * _SHARE))
@@ -293,6 +295,20 @@ def limited(config: DecodingConfig) -> Iterator[Decoders]:
     finally:
         _current.close()
         _current = earlier
+
+
+@contextmanager
+def within(config: DecodingConfig) -> Iterator[Decoders]:
+    """Read pictures within the limits of `config`, by the decoders of the block that has the same limits, if any."""
+    if _current is not None and _current.limits == _limits(config):
+        yield _current
+        return
+    with limited(config) as opened:
+        yield opened
+
+
+def _limits(config: DecodingConfig) -> tuple[int, float]:
+    return config.max_pixels, config.max_decode_seconds
 
 
 def current() -> Decoders:

@@ -9,21 +9,24 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from gpu_cluster.columns import Column
 from gpu_cluster.config import DecodingConfig
+from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
 from gpu_cluster.files import ChangedError
 from gpu_cluster.images import decode, decoders
 from gpu_cluster.images.source import Source, Stat, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, FileTable, Manifest
-from gpu_cluster.store.store import KnownFiles, ScanShards, Store
+from gpu_cluster.store.store import ScanShards, Store
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,25 @@ _BYTES_A_PIXEL, _ROOM_BYTES = 16, 64 << 20
 _TICK_NS, _WHOLE_SECONDS_NS = 20_000_000, 2_000_000_000
 
 
+@dataclass(frozen=True)
+class _ScanTask:
+    """A slice of the files.
+
+    Attributes
+    ----------
+    earlier : what earlier scans found about each file; None if nothing is known about any
+    root : the folder that the locations are relative to, as the store names it
+    place : the folder and the key of the shards that keep new facts; None if none does
+    """
+
+    source: Source
+    locations: Sequence[str]
+    earlier: Sequence[FileFacts | None] | None
+    config: DecodingConfig
+    root: str
+    place: tuple[Path, Mapping[str, Any]] | None
+
+
 def scan(
     manifest: Manifest,
     source: Source,
@@ -45,20 +67,30 @@ def scan(
     *,
     store: Store | None = None,
     rehash: bool = False,
+    executor: Executor | None = None,
 ) -> Manifest:
     """Read the header of every file and hash its content, several files at a time.
 
     If the store has the facts of a file with the same path, size and times of change, they are used instead, unless
-    `rehash` is set.
+    `rehash` is set. The tasks of an executor look at the files, or this process does.
 
     Raises
     ------
+    InterruptedJobError
+        When the observer asked to stop.
     StoreError
         When the store cannot be written.
     """
     kept = None if store is None else store.scans(manifest.root, {"pillow": version("pillow")})
     known = None if kept is None or rehash else kept.known(_Files(manifest))
-    return _with_facts(manifest, FileTable(_looked_at(manifest, source, config, observer, kept, known)), config)
+
+    def task(first: int, last: int) -> _ScanTask:
+        earlier = None if known is None else known.slice(first, last)
+        place = None if kept is None else (kept.folder, kept.key)
+        return _ScanTask(source, manifest.paths[first:last], earlier, config, str(manifest.root), place)
+
+    facts = FileTable(_looked_at(task, len(manifest), executor or Serial(), observer))
+    return _with_facts(manifest, facts, config)
 
 
 class _Files(Column[str]):
@@ -75,53 +107,74 @@ class _Files(Column[str]):
 
 
 def _looked_at(
-    manifest: Manifest,
-    source: Source,
-    config: DecodingConfig,
-    observer: Observer,
-    kept: ScanShards | None,
-    known: KnownFiles | None,
+    task: Callable[[int, int], _ScanTask], n: int, executor: Executor, observer: Observer
 ) -> Iterator[FileFacts]:
-    """Yield the facts of all files, in their order, and keep those that are new."""
-    files = _Files(manifest)
-    # Threads help here: reading and hashing release Python's global lock.
-    with decode.limited(None), reading_threads() as pool:
-        for first in range(0, len(files), _SCAN_SLICE):
-            part = files[first : first + _SCAN_SLICE]
-            # This time must be from before the first look: `_keep` keeps only the facts of files that were older than a
-            # tick at this time, so that a later change is sure to give another time of change.
-            started_ns = time.time_ns()
-            earlier = known.slice(first, first + len(part)) if known is not None else [None] * len(part)
-            found: list[FileFacts] = []
-            looks = pool.map(
-                _look,
-                itertools.repeat(source),
-                manifest.paths[first : first + _SCAN_SLICE],
-                earlier,
-                itertools.repeat(config.max_pixels),
-            )
-            for done, one in enumerate(looks, start=first + 1):
-                found.append(one)
-                observer.progress("scan", done, len(files))
-            _keep(kept, part, earlier, found, started_ns)
+    """Yield the facts of all n files, in their order; `task` returns the one for the files of a slice."""
+    waiting = [(first, min(first + _SCAN_SLICE, n)) for first in range(0, n, _SCAN_SLICE)]
+    tasks = (task(*part) for part in waiting)
+    done = 0
+    for (first, last), found in zip(
+        waiting, executor.map_in_order(_look_at_slice, tasks, Stage("scan", observer, n)), strict=False
+    ):
+        if isinstance(found, Lost):
+            yield from _after_loss(task, (first, last), found, executor, Stage("scan", observer, n, first))
+        else:
             yield from found
+        done = last
+    if done < n:
+        raise InterruptedJobError("interrupted in the scan; run the same command again")
 
 
-def _keep(
-    kept: ScanShards | None,
-    files: Sequence[str],
-    earlier: Sequence[FileFacts | None],
-    found: Sequence[FileFacts],
-    now: int,
-) -> None:
+def _after_loss(
+    task: Callable[[int, int], _ScanTask], part: tuple[int, int], lost: Lost, executor: Executor, stage: Stage
+) -> Iterator[FileFacts]:
+    """Yield the facts of the files of a slice whose task ended its workers; the file that does so has a reason."""
+    first, last = part
+    if last - first == 1:
+        yield FileFacts(reason=f"it ends the process that reads its header: {lost.reason}")
+        return
+    middle = (first + last) // 2
+    for half in ((first, middle), (middle, last)):
+        for found in executor.map_in_order(_look_at_slice, [task(*half)], stage):
+            if isinstance(found, Lost):
+                yield from _after_loss(task, half, found, executor, stage)
+            else:
+                yield from found
+
+
+def _look_at_slice(task: _ScanTask, reporter: Reporter) -> Sequence[FileFacts]:
+    """Look at the files of a task, in any process; keep the facts that are new."""
+    # Threads help here: reading and hashing release Python's global lock.
+    with decoders.within(task.config), decode.limited(None), reading_threads() as pool:
+        # This time must be from before the first look: `_keep` keeps only the facts of files that were older than a
+        # tick at this time, so that a later change is sure to give another time of change.
+        started_ns = time.time_ns()
+        earlier = task.earlier or [None] * len(task.locations)
+        looks = pool.map(
+            _look,
+            itertools.repeat(task.source),
+            task.locations,
+            earlier,
+            itertools.repeat(task.config.max_pixels),
+        )
+        found: list[FileFacts] = []
+        for done, one in enumerate(looks, start=1):
+            found.append(one)
+            reporter.progress(done)
+    _keep(task, earlier, found, started_ns)
+    return found
+
+
+def _keep(task: _ScanTask, earlier: Sequence[FileFacts | None], found: Sequence[FileFacts], now: int) -> None:
     """Keep the new facts of those files whose next change is sure to be noticed."""
     new = [
         position
         for position, (before, one) in enumerate(zip(earlier, found, strict=True))
         if one is not before and one.content_hash and max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now
     ]
-    if kept is not None and new:
-        kept.keep([files[position] for position in new], [found[position] for position in new])
+    if task.place is not None and new:
+        files = [os.path.join(task.root, task.locations[position]) for position in new]
+        ScanShards(*task.place, (), Observer()).keep(files, [found[position] for position in new])
 
 
 def _noticed_from_ns(time_ns: int | None) -> int:

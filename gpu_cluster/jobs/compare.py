@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast, get_args
 import numpy as np
 
 from gpu_cluster import run_folder
-from gpu_cluster.backend import Array, Backend, IntArray
+from gpu_cluster.backend import Array, Backend, IntArray, take
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.cluster import of_labels
 from gpu_cluster.clustering.score import score
@@ -390,7 +390,7 @@ def _stability(x: Array, found: IntArray, group: Callable[[Array], Array], seed:
     agreed = []
     for _ in range(_N_SUBSAMPLES):
         rows = sorted_sample(n, max(2, round(_SUBSAMPLE * n)), random)
-        theirs = backend.to_host(group(backend.xp.take(x, backend.from_host(rows), axis=0)))
+        theirs = backend.to_host(group(take(x, rows, backend)))
         # Numbers from 0, because algorithms number groups in different ways and mark noise with -1.
         one, other = (np.unique(labels, return_inverse=True)[1] for labels in (found[rows], theirs))
         agreed.append(backend.label_scores(one, backend.from_host(other))["adjusted_rand"])

@@ -39,9 +39,15 @@ def embed(files: Sequence[Path], config: EmbedJobConfig, observer: Observer | No
     def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
         return choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
 
-    with opened(config, events, lambda: asked, prepared) as job, events.stage("embed"):
+    with opened(config, events, lambda: asked, prepared, workers=config.executor) as job, events.stage("embed"):
         found = embedding.embed(
-            job.manifest, job.source, job.tools, store=job.store, store_config=config.store, observer=events
+            job.manifest,
+            job.source,
+            job.tools,
+            store=job.store,
+            store_config=config.store,
+            observer=events,
+            elsewhere=job.elsewhere(job.tools, None),
         )
         bad = job.manifest.with_bad(found.bad).bad
         if bad:

@@ -120,11 +120,15 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
         theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
         return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
 
-    with opened(config, events, lambda: discover(config.input, events), prepared) as job:
+    def find() -> Manifest:
+        return discover(config.input, events)
+
+    with opened(config, events, find, prepared, workers=config.executor) as job:
         engine = job.tools
         with ExitStack() as until_assigned:
             scratch = None
-            if job.store is None and not job.backend.holds(4 * len(job.manifest) * engine.extractor.n_features):
+            large = not job.backend.holds(4 * len(job.manifest) * engine.extractor.n_features)
+            if job.store is None and (large or job.executor.is_remote):
                 scratch = until_assigned.enter_context(temporary(out)) / SCRATCH
             with events.stage("embed"):
                 embeddings = embed(
@@ -136,6 +140,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
                     observer=events,
                     scratch=scratch,
                     may_choose=False,
+                    elsewhere=job.elsewhere(engine, scratch),
                 )
             with events.stage("predict"):
                 found = _assign(model, embeddings, job, out)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from gpu_cluster import executor as executors
 from gpu_cluster import output, run_folder, staging
 from gpu_cluster.backend import Backend, Choice, select
 from gpu_cluster.backend.memory import fits_in_words, free_host_bytes, needed_host_bytes
@@ -20,6 +21,9 @@ from gpu_cluster.clustering.reduce import count_components
 from gpu_cluster.config import (
     ClusteringConfig,
     CompareConfig,
+    Device,
+    EmbedConfig,
+    ExecutorConfig,
     InputConfig,
     JobConfig,
     PredictConfig,
@@ -27,9 +31,12 @@ from gpu_cluster.config import (
     parse_k_range,
 )
 from gpu_cluster.embedding import vgg16
+from gpu_cluster.embedding.embed import Elsewhere
 from gpu_cluster.embedding.engines import Engine, check_installed
-from gpu_cluster.errors import NothingReadableError
+from gpu_cluster.embedding.tasks import Vgg16Recipe
+from gpu_cluster.errors import ConfigError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
+from gpu_cluster.executor import Executor
 from gpu_cluster.files import printable
 from gpu_cluster.images import decoders
 from gpu_cluster.images.discover import discover
@@ -42,6 +49,8 @@ from gpu_cluster.store.store import Store, how_to_go_on, open_store
 from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
+
+SERIAL = ExecutorConfig()
 
 C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
@@ -64,10 +73,34 @@ class Job(Generic[C, T]):
     source: Source
     store: Store | None
     tools: T
+    executor: Executor
 
     @property
     def backend(self) -> Backend:
         return self.choice.backend
+
+    def elsewhere(self, engine: Engine, scratch: Path | None) -> Elsewhere | None:
+        """Return what embeds pictures in other processes, with such an engine of VGG16; None if this process does it.
+
+        Raises
+        ------
+        ConfigError
+            When the embeddings would lie in a folder that not all of these processes share.
+        """
+        if not self.executor.is_remote:
+            return None
+        if self.store is None:
+            if scratch is None:
+                raise ConfigError(
+                    "--no-cache: workers hand over embeddings in a folder, and this job has none; leave out "
+                    "--no-cache, or --workers and --scheduler"
+                )
+            self.executor.share(scratch, "the folder of the results")
+        device: Device = "gpu" if self.backend.name == "gpu" else "cpu"
+        assert engine.extractor.network is not None, "the jobs that have workers run VGG16"
+        options = engine.config.model_dump() | {"engine": engine.name, "pooling": engine.extractor.network.pooling}
+        recipe = Vgg16Recipe(device, EmbedConfig(**options), self.config.embed.weights)
+        return Elsewhere(self.executor, recipe, self.config.input)
 
 
 @contextmanager
@@ -76,11 +109,14 @@ def opened(
     events: Recorder,
     find: Callable[[], Manifest],
     make: Callable[[vgg16.Weights, Backend, Manifest], T],
+    *,
+    workers: ExecutorConfig = SERIAL,
 ) -> Iterator[Job[C, T]]:
     """Check and open what a job needs, and give it to the block as a `Job`.
 
-    `find` lists the pictures, and `make` prepares the job's own tools. The cheap checks come first; reading every
-    picture's header comes last. Until the block ends, pictures are decoded within the config's limits.
+    `find` lists the pictures, `make` prepares the job's own tools, and `workers` names those that do its tasks. The
+    cheap checks come first; reading every picture's header comes last. Until the block ends, pictures are decoded
+    within the config's limits, and the workers are there.
 
     Raises
     ------
@@ -100,8 +136,22 @@ def opened(
             store = open_store(config.store, events)
             source = open_source(manifest.root)
             until_the_end.enter_context(decoders.limited(config.input))
-            manifest = scan(manifest, source, config.input, events, store=store, rehash=config.store.rehash)
-        yield Job(config, events, weights, choice, manifest, source, store, tools)
+            executor = until_the_end.enter_context(executors.opened(workers, choice.backend.name, events))
+            _share(executor, manifest, store)
+            manifest = scan(
+                manifest, source, config.input, events, store=store, rehash=config.store.rehash, executor=executor
+            )
+        yield Job(config, events, weights, choice, manifest, source, store, tools, executor)
+
+
+def _share(executor: Executor, manifest: Manifest, store: Store | None) -> None:
+    """Check that the workers of an executor see the store and the pictures of a job."""
+    if store is not None:
+        executor.share(store.root, "the store")
+    for row in range(len(manifest)):
+        with suppress(OSError):
+            executor.show(manifest.file(row), "the pictures")
+            return
 
 
 def choose_device(config: JobConfig) -> Choice:

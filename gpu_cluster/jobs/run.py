@@ -67,7 +67,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
         engine = choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
         return engine, choose_folder(config, manifest, events)
 
-    with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
+    with opened(config, events, lambda: find_labelled(config.input, events), prepared, workers=config.executor) as job:
         engine, folder = job.tools
         parts = Parts(None if job.store is None else job.store.root, read=not config.store.force)
         rewrite = rewriting_of(config, job.manifest, job.weights, folder)
@@ -135,6 +135,7 @@ def _find(
             store_config=config.store,
             observer=events,
             scratch=scratch,
+            elsewhere=job.elsewhere(engine, scratch),
         )
     manifest = job.manifest.with_bad(embeddings.bad)
     _add_up(manifest, embeddings)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_cluster import run_folder
-from gpu_cluster.backend import Backend
+from gpu_cluster.backend import Backend, take
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.files import escaped, write_whole
 from gpu_cluster.images.source import Source
@@ -341,7 +341,7 @@ def _nearest_others(findings: Findings, backend: Backend) -> list[int] | None:
     if clustering.k == 1:
         return None
     rows = np.array(least_certain(findings.scores.silhouettes), dtype=np.int64)
-    x = backend.to_host(backend.xp.take(findings.projection.x, backend.from_host(rows), axis=0))
+    x = backend.to_host(take(findings.projection.x, rows, backend))
     distances = np.linalg.norm(x[:, None, :] - backend.to_host(clustering.centres)[None, :, :], axis=2)
     distances[np.arange(len(rows)), backend.to_host(clustering.labels)[rows]] = np.inf
     nearest: list[int] = distances.argmin(axis=1).tolist()

@@ -71,7 +71,7 @@ class EmbeddingShards(Shards):
                 self.folder / name,
                 at[new],
                 np.flatnonzero(new),
-                embeddings_of(table, int(self._key["n_features"]))[new],
+                embeddings_of(table, int(self.key["n_features"]))[new],
                 [why for why, taken in zip(table["reason"].to_pylist(), new, strict=True) if taken],
             )
 
@@ -101,6 +101,22 @@ class EmbeddingShards(Shards):
         mask = pa.array([why is not None for why in reasons], pa.bool_())
         embedding = pa.FixedSizeListArray.from_arrays(flat, x.shape[1], mask=mask)
         return self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
+
+    def written(self, shard: Path) -> FloatArray:
+        """Return the embeddings (s, d) of a shard that another process of this job has written, host.
+
+        Raises
+        ------
+        StoreError
+            When it is not there, or not as it was written.
+        """
+        table = self.read(shard.name)
+        if table is None:
+            raise StoreError(
+                f"cannot read {printable(str(shard))!r}, which a worker has written: expected it in a folder that all "
+                "workers share, and as it was written; run the same command again"
+            )
+        return embeddings_of(table, int(self.key["n_features"]))
 
     def problem(self, table: pa.Table) -> str | None:
         """Return what is wrong with the rows; a checksum says nothing about what was wrong when it was made."""

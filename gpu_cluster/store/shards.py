@@ -56,7 +56,7 @@ class Shards:
         self.schema = schema
         # A folder is named after the key, so this needs no key file, which may be gone or changed.
         self._digest_of_key = folder.name if named else folder_name(key)
-        self._key = key
+        self.key = key
         self._observer = observer
 
     def append(self, columns: Mapping[str, Any]) -> Path:
@@ -71,7 +71,7 @@ class Shards:
         import pyarrow.parquet as pq
 
         assert self.schema is not None, "only reading does without"
-        schema = self.schema.with_metadata({_KEY: _as_json({"schema": _SCHEMA, **self._key})})
+        schema = self.schema.with_metadata({_KEY: _as_json({"schema": _SCHEMA, **self.key})})
         table = pa.table(dict(columns), schema=schema)
         sink = pa.BufferOutputStream()
         # Embeddings hardly compress.
@@ -81,7 +81,7 @@ class Shards:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / KEY_FILE
             if not key_file.exists():
-                write_whole(key_file, _as_json({"schema": _SCHEMA, **self._key}))
+                write_whole(key_file, _as_json({"schema": _SCHEMA, **self.key}))
             shard = self.folder / f"{_PREFIX}{_digest(content)}{_SUFFIX}"
             write_whole(shard, content)
         except OSError as error:

@@ -140,7 +140,7 @@ class ScanShards(Shards):
     def keep(self, paths: Sequence[str], facts: Sequence[FileFacts]) -> None:
         """Write one shard with the facts about these files."""
         columns: dict[str, Any] = {"path": [os.fsencode(path) for path in paths]}
-        for name in scan_schema(self._key).names[1:]:
+        for name in scan_schema(self.key).names[1:]:
             columns[name] = [getattr(one, name) for one in facts]
         self.append(columns)
 

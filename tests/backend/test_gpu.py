@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 
-from gpu_cluster.backend import CpuBackend, GpuBackend, HeldRows, gpu
+from gpu_cluster.backend import CpuBackend, GpuBackend, HeldRows, HostRows, gpu, memory, places
 from gpu_cluster.backend.blockwise import as_it_is
 from gpu_cluster.clustering.metrics import silhouette_samples
 from tests.conformance import cuml_imitation
@@ -84,6 +84,62 @@ def test_kmeans_gives_scikit_learns_centres_at_any_scale(backend, tol):
     np.testing.assert_allclose(found.centres, expected.centres, atol=1e-2)
     # scikit-learn sees one iteration later that no label changed.
     assert expected.n_iter - 1 <= found.n_iter <= expected.n_iter
+
+
+@pytest.fixture
+def wide_blobs() -> np.ndarray:
+    return make_blobs(1000, 8, centers=10, cluster_std=100, center_box=(-200, 200), random_state=2)[0].astype(
+        np.float32
+    )
+
+
+@pytest.fixture
+def space(backend, monkeypatch, wide_blobs) -> HostRows:
+    """Return a space for which the card has no room."""
+    monkeypatch.setattr(places, "WINDOW_BYTES", 0)
+    monkeypatch.setattr(backend, "free_bytes", lambda: 1000)
+    found = backend.empty_space(wide_blobs.shape)
+    found[:, :] = wide_blobs
+    return found
+
+
+@pytest.mark.parametrize("tol", [0, 1e-4])
+def test_kmeans_streamed_from_the_host_gives_scikit_learns_centres(
+    backend, monkeypatch, caplog, wide_blobs, space, tol
+):
+    read: list[int] = []
+
+    class Watched(cuml_imitation.KMeans):
+        def fit(self, x):
+            super().fit(x)
+            read.extend(self.read)
+            return self
+
+    monkeypatch.setattr(sys.modules["cuml.cluster"], "KMeans", Watched)
+    monkeypatch.setattr(gpu, "_BUFFER_BYTES", 4 * 8 * 300)
+    caplog.set_level("INFO", "gpu_cluster")
+    found = backend.fit_kmeans(space, wide_blobs[:10], max_iter=300, tol=tol)
+    expected = CPU.fit_kmeans(wide_blobs, wide_blobs[:10], max_iter=300, tol=tol)
+    np.testing.assert_allclose(found.centres, expected.centres, atol=1e-2)
+    assert max(read) == 300
+    assert "k-means on the card, streamed from the host: 1,000 x 8 float32" in caplog.text
+
+
+def test_kmeans_of_a_space_on_the_host_takes_the_card_where_it_has_room_by_then(backend, monkeypatch, space, caplog):
+    monkeypatch.setattr(backend, "free_bytes", lambda: 16 * GIB)
+    caplog.set_level("INFO", "gpu_cluster")
+    found = backend.fit_kmeans(space, space.on_host[:10], max_iter=300, tol=1e-4)
+    expected = CPU.fit_kmeans(space.on_host, space.on_host[:10], max_iter=300, tol=1e-4)
+    np.testing.assert_allclose(found.centres, expected.centres, atol=1e-2)
+    assert "k-means on the card: " in caplog.text
+
+
+def test_a_space_that_does_not_fit_the_card_counts_as_memory_of_the_host(backend, monkeypatch):
+    n, given = 10_000_000, {"whole": False, "backend": backend}
+    monkeypatch.setattr(backend, "free_bytes", lambda: 16 * GIB)
+    fitting = memory.needed_host_bytes(n, 1024, 32, 20, **given)
+    monkeypatch.setattr(backend, "free_bytes", lambda: 1 * GIB)
+    assert memory.needed_host_bytes(n, 1024, 32, 20, **given) - fitting == 4 * n * 32
 
 
 @pytest.mark.parametrize(

@@ -14,21 +14,39 @@ class KMeans:
     """`cuml.cluster.KMeans` from given centres, in float32, with the stopping rule of cuVS (cuvs/cluster/kmeans.hpp).
 
     It ends when the inertia divided by the one before is above 1 - tol, or when the squared shift of the centres is
-    below tol.
+    below tol. `read` are the rows that it had on the card at a time: all of them, or with `device_buffer_samples` a
+    buffer of that many rows of the host.
     """
 
     def __init__(
-        self, *, n_clusters: int, init: np.ndarray, n_init: int, max_iter: int, tol: float, output_type: str = "numpy"
+        self,
+        *,
+        n_clusters: int,
+        init: np.ndarray,
+        n_init: int,
+        max_iter: int,
+        tol: float,
+        device_buffer_samples: int = 0,
+        output_type: str = "numpy",
     ) -> None:
         assert tol > 0, "invalid parameter (tol<=0)"
         assert init.shape[0] == n_clusters
         assert n_init == 1
-        self._init, self._max_iter, self._tol = init, max_iter, tol
+        self._init, self._max_iter, self._tol, self._buffered = init, max_iter, tol, device_buffer_samples
+        self.read: list[int] = []
+
+    def _nearest(self, x: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        step = self._buffered or len(x)
+        parts = [x[first : first + step] for first in range(0, len(x), step)]
+        self.read += [len(part) for part in parts]
+        labels, squared = zip(*(nearest(part, centres) for part in parts), strict=True)
+        return np.concatenate(labels), np.concatenate(squared)
 
     def fit(self, x: np.ndarray) -> KMeans:
+        assert isinstance(x, np.ndarray)
         centres, before = self._init.astype(np.float32), np.float32(0)
         for n_iter in range(1, self._max_iter + 1):
-            labels, squared = nearest(x, centres)
+            labels, squared = self._nearest(x, centres)
             cost = squared.sum(dtype=np.float32)
             moved = centres.copy()
             for label in np.unique(labels):
@@ -41,7 +59,7 @@ class KMeans:
             if done or shift < self._tol:
                 break
         self.cluster_centers_ = centres
-        self.labels_ = nearest(x, centres)[0].astype(np.int32)
+        self.labels_ = self._nearest(x, centres)[0].astype(np.int32)
         return self
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpu_cluster.backend import Array, CpuBackend, KMeansFit, PCAFit, Rows
+from gpu_cluster.backend import Array, CpuBackend, HostRows, KMeansFit, PCAFit, Rows
 from gpu_cluster.backend.base import HostArray, Scaling
 from gpu_cluster.backend.blockwise import fit_pca, lloyd
 from gpu_cluster.config import Algorithm
@@ -55,8 +55,10 @@ class StrictBackend(CpuBackend):
 
     name = "strict"
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_rows: int | None = None) -> None:
+        """Make a device; one that has room for spaces of up to `most_rows` rows only, if that is given."""
         self.transfers: list[tuple[int, ...]] = []
+        self._most_rows = most_rows
 
     @property
     def xp(self) -> ModuleType:
@@ -82,6 +84,10 @@ class StrictBackend(CpuBackend):
     def empty(self, shape: tuple[int, int]) -> Array:
         return self.from_host(super().empty(shape))
 
+    def empty_space(self, shape: tuple[int, int]) -> Array:
+        fits = self._most_rows is None or shape[0] <= self._most_rows
+        return self.empty(shape) if fits else HostRows(shape, self)
+
     def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:
         values, vectors = array_api_strict.linalg.eigh(symmetric)
         return values[-m:], vectors[:, -m:], float(np.sum(_inside(values)))
@@ -91,9 +97,16 @@ class StrictBackend(CpuBackend):
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         def iterate(centres: Array) -> tuple[Array, Array]:
-            init = _inside(centres)
-            fit = cuml_imitation.KMeans(n_clusters=len(init), init=init, n_init=1, max_iter=1, tol=TINY)
-            fit.fit(_inside(x))
+            init, streamed = _inside(centres), isinstance(x, HostRows)
+            fit = cuml_imitation.KMeans(
+                n_clusters=len(init),
+                init=init,
+                n_init=1,
+                max_iter=1,
+                tol=TINY,
+                device_buffer_samples=1000 if streamed else 0,
+            )
+            fit.fit(x.on_host if streamed else _inside(x))
             return self.from_host(fit.cluster_centers_), self.from_host(fit.labels_)
 
         return lloyd(x, starts, iterate, max_iter=max_iter, tol=tol, backend=self)

@@ -52,9 +52,17 @@ class Plants(Recorder):
             self._plant()
 
 
-def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend, Array], object]) -> StrictBackend:
+def run_stages(
+    preset: str,
+    folder: Path,
+    n: int,
+    plant: Callable[[StrictBackend, Array], object],
+    *,
+    most_rows: int | None = None,
+    **options: object,
+) -> StrictBackend:
     """Run every stage after embedding, the `plant` in their middle, and return the backend with its record."""
-    backend = StrictBackend()
+    backend = StrictBackend(most_rows=most_rows)
     config = build_config(
         RunConfig,
         preset=preset,
@@ -64,6 +72,7 @@ def run_stages(preset: str, folder: Path, n: int, plant: Callable[[StrictBackend
         silhouette_sample=500,
         thumbnails=1,
         layout_sample=300,
+        **options,
     )
     labels = tuple(f"kind {row % 5}" for row in range(n))
     paths = tuple(f"{row:05d}.png" for row in range(n))
@@ -107,6 +116,16 @@ def test_only_samples_and_results_leave_the_device(tmp_path, preset):
     assert max(widest) == {"default": 32, "notebook": 512}[preset]
     assert max(shape[0] for shape in backend.transfers if len(shape) == 2 and shape[1] > MOST_COLUMNS) == START_ROWS
     assert (tmp_path / "assignments.parquet").is_file()
+
+
+@pytest.mark.parametrize("preset", ["default", "notebook"])
+def test_a_space_that_the_device_has_no_room_for_is_read_in_blocks_and_gives_the_same(tmp_path, preset):
+    n, tables = 600, []
+    for name, most_rows in (("held", n), ("streamed", n - 1)):
+        (tmp_path / name).mkdir()
+        run_stages(preset, tmp_path / name, n, nothing, most_rows=most_rows, sweep_sample=300)
+        tables.append([(tmp_path / name / table).read_text() for table in ("assignments.csv", "metrics.json")])
+    assert tables[0] == tables[1]
 
 
 def test_the_stages_run_on_arrays_that_numpy_cannot_read(tmp_path):

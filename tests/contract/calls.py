@@ -18,8 +18,16 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[2] / "gpu_cluster"
 SNAPSHOT = Path(__file__).with_name("signatures.json")
-WHEELS = ("cuml-cu12", "cudf-cu12", "cupy-cuda12x", "rmm-cu12", "tensorflow")
-LIBRARIES = ("cupy", "cuml", "cudf", "rmm", "tensorflow")
+WHEELS = ("cuml-cu12", "cudf-cu12", "cupy-cuda12x", "dask", "dask-cuda", "distributed", "rmm-cu12", "tensorflow")
+LIBRARIES = ("cupy", "cuml", "cudf", "dask", "dask_cuda", "distributed", "raft_dask", "rmm", "tensorflow")
+
+# Where a call hands options on that it does not name itself. `cuml.dask` hands them to each worker's `KMeansMG`, which
+# hands them to `KMeans`; `LocalCUDACluster` to `LocalCluster`, and this one to each worker's `Nanny`.
+HANDED_ON = {
+    "cuml.dask.cluster.KMeans": ("cuml.cluster.KMeans",),
+    "dask_cuda.LocalCUDACluster": ("distributed.LocalCluster", "distributed.Nanny"),
+    "distributed.LocalCluster": ("distributed.Nanny",),
+}
 
 # What a table that `Backend.frames` made is asked for, and where.
 _TABLE_METHODS = {"tables.py": "to_parquet", "gpu.py": "to_pandas"}
@@ -50,7 +58,8 @@ def source_calls() -> list[Call]:
 
 def source_reads() -> list[Read]:
     """Return what is read of cuML's fitted estimators."""
-    return list(_Reader(PACKAGE / "backend" / "gpu.py").reads())
+    files = [PACKAGE / "backend" / name for name in ("gpu.py", "multi_gpu.py")]
+    return [read for file in files for read in _Reader(file).reads()]
 
 
 class _Reader:
@@ -66,7 +75,9 @@ class _Reader:
             if isinstance(node, ast.Import):
                 for name in node.names:
                     if name.name.split(".")[0] in LIBRARIES:
-                        yield name.asname or name.name, name.name
+                        # `import a.b` gives the file the name `a`.
+                        root = name.name.split(".")[0]
+                        yield name.asname or root, name.name if name.asname else root
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
                 for name in node.names:
                     yield name.asname or name.name, f"{node.module}.{name.name}"
@@ -174,12 +185,22 @@ def bind(call: Call, found: list[tuple[str, int, bool]] | None) -> None:
     made.bind(*[None] * (call.n_positional + is_method), **dict.fromkeys(call.keywords))
 
 
+def not_known(call: Call, signatures: dict[str, Any]) -> list[str]:
+    """Return the options of a call that neither what is called nor what it hands them on to has a name for."""
+    known: set[str] = set()
+    for target in (call.target, *HANDED_ON.get(call.target, ())):
+        known |= {name for name, kind, _default in signatures[target] if _KINDS[kind] not in _VARIADIC}
+    return [name for name in call.keywords if name not in known]
+
+
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _KINDS = {int(kind): kind for kind in inspect._ParameterKind}
 
 
 def snapshot() -> dict[str, Any]:
     """Read the signatures of everything called from the installed libraries."""
-    targets = sorted({call.target for call in source_calls()})
+    called = {call.target for call in source_calls()}
+    targets = sorted(called.union(*HANDED_ON.values(), HANDED_ON))
     return {
         "versions": {wheel: version(wheel) for wheel in WHEELS},
         "signatures": {target: parameters(target) for target in targets},

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,19 @@ import pytest
 from gpu_cluster.backend import CpuBackend, tensorflow_devices
 from gpu_cluster.backend.select import LEAST_DRIVERS, TENSORFLOW_CODE
 
-from .calls import SNAPSHOT, Call, bind, parameters, resolve, snapshot, source_calls, source_reads
+from .calls import (
+    HANDED_ON,
+    SNAPSHOT,
+    WHEELS,
+    Call,
+    bind,
+    not_known,
+    parameters,
+    resolve,
+    snapshot,
+    source_calls,
+    source_reads,
+)
 
 RECORDED = json.loads(SNAPSHOT.read_text())
 CALLS = source_calls()
@@ -40,6 +53,9 @@ def test_the_reader_finds_the_calls_that_matter():
         "cuml.decomposition.PCA.fit",
         "cuml.cluster.KMeans",
         "cuml.cluster.HDBSCAN",
+        "cuml.dask.cluster.KMeans",
+        "cuml.dask.cluster.KMeans.fit",
+        "dask.array.from_delayed",
         "cupy.from_dlpack",
         "cupy.take",
         "rmm.reinitialize",
@@ -57,7 +73,38 @@ def test_call_fits_the_recorded_signature(call):
     bind(call, RECORDED["signatures"][call.target])
 
 
-@pytest.mark.parametrize("wheel", ["cuml-cu12", "cudf-cu12", "cupy-cuda12x", "rmm-cu12", "tensorflow"])
+@pytest.mark.parametrize("call", [call for call in CALLS if call.target in HANDED_ON], ids=identity)
+def test_options_that_are_handed_on_are_known_where_they_arrive(call):
+    assert not_known(call, RECORDED["signatures"]) == []
+    # cuml.dask adds these itself, and a second one is an error on the worker.
+    assert call.target != "cuml.dask.cluster.KMeans" or not {"output_type", "handle"} & set(call.keywords)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("cuml.dask.cluster.KMeans", 0, ("client", "n_cluster"), "a slip"),
+        Call("dask_cuda.LocalCUDACluster", 0, ("n_workers", "rmm_pool"), "an option that is not there"),
+        Call("dask_cuda.LocalCUDACluster", 0, ("n_workers", "threads"), "another library's name"),
+    ],
+    ids=lambda call: call.where,
+)
+def test_a_wrong_option_is_known_nowhere(call):
+    assert not_known(call, RECORDED["signatures"]) == [call.keywords[1]]
+
+
+def test_only_two_files_know_dask():
+    libraries = ("dask", "dask_cuda", "distributed", "raft_dask")
+    known = {
+        call.where.split(":")[0]
+        for call in CALLS
+        if call.target.startswith("cuml.dask") or call.target.split(".")[0] in libraries
+    }
+    assert "backend/multi_gpu.py" in known
+    assert known <= {"backend/multi_gpu.py", "executor.py"}
+
+
+@pytest.mark.parametrize("wheel", WHEELS)
 def test_the_record_is_of_the_locked_versions(wheel):
     locked = re.search(rf"^{wheel}==([\w.]+)", LOCK.read_text(), re.MULTILINE)
     assert locked is not None
@@ -100,7 +147,7 @@ def test_the_record_is_what_is_installed():
 def test_what_is_read_of_a_fitted_estimator_is_set_by_its_fit(read):
     estimator, _, attribute = read.target.rpartition(".")
     # The wheels carry the Cython source beside the compiled module.
-    kind = resolve(estimator)
+    kind = resolve({"cuml.dask.cluster.KMeans": "cuml.cluster.KMeans"}.get(estimator, estimator))
     source = next(
         Path(inspect.getfile(resolve(kind.__module__.rpartition(".")[0]))).parent.glob(
             f"{kind.__module__.split('.')[-1]}.pyx"
@@ -118,6 +165,25 @@ def test_estimators_are_constructed_for_real():
         n_clusters=4, init=starts, n_init=1, max_iter=1, tol=float(np.finfo(np.float32).tiny), output_type="cupy"
     )
     assert kmeans.get_params()["n_init"] == 1
+
+
+@needs_wheels
+def test_an_estimator_of_several_cards_has_what_the_model_of_one_worker_has(monkeypatch):
+    base = resolve("cuml.dask.common.base")
+    monkeypatch.setattr(base, "get_client", lambda client: client)
+    kmeans = resolve("cuml.dask.cluster.KMeans")(client=None, n_clusters=4, n_init=1, max_iter=10, tol=1e-30)
+    kmeans.internal_model = SimpleNamespace(n_iter_=7)
+    assert kmeans.n_iter_ == 7
+    assert kmeans.kwargs == {"n_clusters": 4, "n_init": 1, "max_iter": 10, "tol": 1e-30, "verbose": False}
+
+
+@needs_wheels
+def test_the_workers_model_takes_pieces_on_the_card_and_the_starts_of_an_array():
+    given = {"n_clusters": 4, "init": np.zeros((4, 2), np.float32), "n_init": 1, "max_iter": 10, "tol": 1e-30}
+    model = resolve("cuml.cluster.kmeans_mg.KMeansMG")(handle=None, output_type="cupy", random_state=1, **given)
+    model._validate_fit_params()
+    # What cuml.dask checks before it begins, on a worker with fewer rows than clusters.
+    model.validate([np.zeros((1, 2), np.float32)], rank=0, n_workers=2)
 
 
 @needs_wheels

@@ -15,6 +15,7 @@ from gpu_cluster.backend import Choice, CpuBackend
 from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.events import Recorder
+from gpu_cluster.executor import Serial
 from gpu_cluster.images.source import open_source
 from gpu_cluster.jobs import prepare
 from gpu_cluster.manifest import Manifest
@@ -145,6 +146,7 @@ def test_a_job_says_what_memory_it_needs_where_it_is_much_or_more_than_is_free(t
         source=open_source(tmp_path),
         store=None,
         tools=None,
+        executor=Serial(),
     )
     prepare.tell_memory(job.config, n, 1024, job)
     assert job.events.notices == said

@@ -87,6 +87,20 @@ class Engine(ABC):
     def identity(self) -> str:
         """Text that differs between engines whose numbers may differ: name, version, kind of device."""
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """Everything that an embedding depends on, except the content of its file."""
+        return {
+            **self.extractor.key,
+            "n_features": self.extractor.n_features,
+            "image_size": self.config.image_size,
+            "fit": self.config.fit,
+            "resize": self.config.resize,
+            "decode": self.config.decoding,
+            "engine": self.identity,
+            "precision": self.precision,
+        }
+
     @abstractmethod
     def versions(self) -> Mapping[str, str]:
         """Return the versions of the libraries that the engine runs on, without loading them."""

@@ -1,0 +1,131 @@
+"""k-means of a space that fits no single card, on the cards of several workers: cuml.dask over a Dask client.
+
+Do not assume that this code has run on a GPU unless README's 'verified' section says so. `tests/contract` checks every
+call in this file against the signatures of the locked wheels.
+
+Input: a space on the driver's host, starts, and a client, which is handed in. Output: centres on the host. Labels,
+distances and the inertia are computed from these on the driver, as everywhere. Beside `executor.py`, this is the only
+file that knows Dask.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpu_cluster.backend.base import HostArray, KMeansFit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# Iterations in one call of cuML. Each call makes and ends NCCL's communicator, and fetches the labels of one worker
+# with its model, so that a call for each iteration would cost more than the iterations.
+ITERATIONS_A_CALL = 10
+# Bytes of the space that are sent to a worker at a time.
+PIECE_BYTES = 1 << 28
+# cuML requires a tolerance above 0. This one ends a call only when the inertia does not fall any more in float32.
+_NO_TOLERANCE = float(np.finfo(np.float32).tiny)
+# The least shift that ends it, as a share of the variance: below it is only rounding.
+_LEAST_TOLERANCE = 1e-10
+
+
+def cards(client: Any) -> dict[str, int]:
+    """Return the free memory, in bytes, of each card that the workers of a client have, by the worker's address.
+
+    Of several workers with the same card only the first counts, because NCCL takes one process a card.
+    """
+    found, seen = {}, set()
+    for address, card in sorted(client.run(_own_card).items()):
+        if card is not None and card[0] not in seen:
+            seen.add(card[0])
+            found[address] = card[1]
+    return found
+
+
+def _own_card() -> tuple[str, int] | None:
+    """Return which card this process computes on, by host and the card's UUID, and its free bytes; None without one."""
+    try:
+        import cupy
+    except ImportError:
+        return None
+    if not cupy.cuda.is_available():
+        return None
+    from gpu_cluster.backend.gpu import GpuBackend
+
+    uuid = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["uuid"]
+    return f"{socket.gethostname()} {bytes(uuid).hex()}", GpuBackend().available_bytes()
+
+
+def fit_kmeans(
+    x: HostArray, starts: HostArray, *, client: Any, workers: Sequence[str], max_iter: int, least_shift: float
+) -> KMeansFit:
+    """Run Lloyd's algorithm on x (n, m) float32, host, from `starts` (k, m), on the cards of these workers.
+
+    Each worker holds the rows of its share on its card, and only centres and sums travel between the iterations. It
+    ends when the squared distance that the centres moved in a call of cuML (10 iterations), summed over all of them, is
+    at most `least_shift`, when the inertia does not fall any more, or after `max_iter`. The rule of the other devices
+    looks at one iteration, so this one ends later, never earlier.
+
+    Returns
+    -------
+    KMeansFit
+        With the centres (k, m) float32 on the host.
+    """
+    from cuml.dask.cluster import KMeans
+
+    rows = _on_cards(x, client, workers)
+    centres, n_iter = starts, 0
+    while True:
+        asked = min(ITERATIONS_A_CALL, max_iter - n_iter)
+        # cuml.dask gives these options to each worker's `KMeansMG`, together with an `output_type` of its own.
+        fit = KMeans(
+            client=client, n_clusters=len(centres), init=centres, n_init=1, max_iter=asked, tol=_NO_TOLERANCE
+        ).fit(rows)
+        done = int(fit.n_iter_)
+        moved = _on_host(fit.cluster_centers_)
+        shift = float(np.sum(np.square(moved.astype(np.float64) - centres.astype(np.float64))))
+        centres, n_iter = moved, n_iter + done
+        if done < asked or shift <= least_shift or n_iter >= max_iter:
+            return KMeansFit(centres, n_iter)
+
+
+def least_shift(tol: float, mean_variance: float) -> float:
+    """Return the shift of the centres that ends k-means, from scikit-learn's `tol` and the variance of the columns."""
+    return max(tol, _LEAST_TOLERANCE) * mean_variance
+
+
+def _on_cards(x: HostArray, client: Any, workers: Sequence[str]) -> Any:
+    """Send each worker an equal share of the rows, in pieces; return them as a Dask array of CuPy's arrays."""
+    import cupy
+    import dask.array
+
+    meta = cupy.empty((0, x.shape[1]), dtype=cupy.float32)
+    pieces = []
+    for worker, part in _shares(*x.shape, workers):
+        sent = client.scatter(x[part], workers=[worker], hash=False)
+        held = client.submit(_to_card, sent, workers=[worker], pure=False)
+        pieces.append(dask.array.from_delayed(held, shape=(part.stop - part.start, x.shape[1]), meta=meta))
+    return dask.array.concatenate(pieces, axis=0)
+
+
+def _shares(n: int, m: int, workers: Sequence[str]) -> Iterator[tuple[str, slice]]:
+    """Yield the pieces of the rows of each worker: shares that differ by a row at most, cut by size."""
+    ends = np.linspace(0, n, len(workers) + 1).astype(int).tolist()
+    step = max(1, PIECE_BYTES // (4 * m))
+    for worker, first, end in zip(workers, ends[:-1], ends[1:], strict=True):
+        for start in range(first, end, step):
+            yield worker, slice(start, min(start + step, end))
+
+
+def _to_card(piece: HostArray) -> Any:
+    import cupy
+
+    return cupy.asarray(piece)
+
+
+def _on_host(centres: Any) -> HostArray:
+    import cupy
+
+    return np.asarray(cupy.asnumpy(centres), np.float32)

@@ -1,0 +1,194 @@
+"""Embeds one task's pictures in whatever process it runs in, and writes their embeddings as one shard.
+
+Input: where the pictures are, how to make the engine, and where the shard goes. Output: which rows the shard has, and
+the reasons of the pictures without an embedding. This module must not know the manifest, or which executor runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpu_cluster.backend import FloatArray, IntArray, select
+from gpu_cluster.config import DecodingConfig, Device, EmbedConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.engines import Engine, choose_engine
+from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, embed_shard
+from gpu_cluster.events import Observer
+from gpu_cluster.executor import RefusedWorkerError, Reporter
+from gpu_cluster.facts import FileTable
+from gpu_cluster.images import decoders
+from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.store.embeddings import EmbeddingShards, ScratchShards
+
+
+class EngineRecipe(ABC):
+    """How another process makes the engine of a job; it is pickled, and compared with the one before."""
+
+    @abstractmethod
+    def make(self) -> Engine:
+        """Return the engine; nothing is loaded yet.
+
+        Raises
+        ------
+        GpuClusterError
+            When this process has not what it needs.
+        """
+
+
+@dataclass(frozen=True)
+class Vgg16Recipe(EngineRecipe):
+    """The engine for VGG16, with weights of the process that makes it: its own, or those that the job names."""
+
+    device: Device
+    config: EmbedConfig
+    weights: Path | None
+
+    def make(self) -> Engine:
+        backend = select(self.device).backend
+        extractor = extractors.of_vgg16(vgg16.find_weights(self.weights), self.config)
+        return choose_engine(backend, extractor, self.config)
+
+
+@dataclass(frozen=True)
+class EmbedTask:
+    """Pictures whose embeddings are written together.
+
+    Attributes
+    ----------
+    key : what the embeddings depend on, as the job's own engine has it
+    folder, lasting : the folder of the shards of that key, and whether it is a store's
+    limits : the limits within which pictures are decoded
+    locations, facts : the pictures, and what the scan found out about them
+    borders : where the parts end that `embed_shard` embeds one after the other; the last one is the number of pictures
+    """
+
+    recipe: EngineRecipe
+    key: Mapping[str, Any]
+    folder: Path
+    lasting: bool
+    limits: DecodingConfig
+    source: Source
+    locations: Sequence[str]
+    facts: FileTable
+    borders: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of the pictures of a task.
+
+    Attributes
+    ----------
+    shard : the shard that was written; None if there was nothing to write
+    rows : (s,) positions of the pictures that are its rows, in their order
+    reasons : by position, why a picture has no embedding
+    done : (m,) positions of the pictures that have an embedding or a reason; all of them unless the task was stopped
+    batch_size : pictures that went through the network together
+    """
+
+    shard: Path | None
+    rows: IntArray
+    reasons: Mapping[int, str]
+    done: IntArray
+    batch_size: int
+
+
+def embed_task(task: EmbedTask, reporter: Reporter) -> Embedded:
+    """Embed the pictures of a task until the reporter asks to stop; complete batches are written in any case.
+
+    Memory: the embeddings of the task on the host, and a few batches of pixels.
+
+    Raises
+    ------
+    RefusedWorkerError
+        When the engine of this process would give other embeddings than that of the job.
+    StoreError
+        When the shard cannot be written.
+    """
+    engine = _engine(task.recipe)
+    _check_key(engine.key, task.key)
+    engine.build()
+    pictures = [Picture(task.source, at, one) for at, one in zip(task.locations, task.facts, strict=True)]
+    found = _Found(pictures)
+    first = 0
+    with decoders.within(task.limits):
+        for end in task.borders:
+            for batch in embed_shard(pictures[first:end], engine):
+                found.add(
+                    first + batch.positions, engine.backend.to_host(batch.x), batch.reasons, batch.lasting.tolist()
+                )
+                reporter.progress(len(found.done))
+                if reporter.stopping():
+                    return found.written(task, engine)
+            first = end
+    return found.written(task, engine)
+
+
+# One engine at a time: a worker loads the network once for all tasks of a job.
+@functools.lru_cache(maxsize=1)
+def _engine(recipe: EngineRecipe) -> Engine:
+    return recipe.make()
+
+
+def _check_key(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    if theirs == ours:
+        return
+    other = [
+        f"{name} {theirs.get(name)!r} and not {ours.get(name)!r}"
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    ]
+    raise RefusedWorkerError(f"would make other embeddings: it has {', '.join(other)} as this job")
+
+
+class _Found:
+    """The embeddings of a task so far."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures = pictures
+        self._x: dict[int, FloatArray] = {}
+        self._reasons: dict[int, str] = {}
+        self._lasting: dict[int, bool] = {}
+
+    @property
+    def done(self) -> Mapping[int, bool]:
+        """The positions that have a result."""
+        return self._lasting
+
+    def add(self, positions: IntArray, x: FloatArray, reasons: Sequence[str | None], lasting: Sequence[bool]) -> None:
+        for position, row, why, lasts in zip(positions.tolist(), x, reasons, lasting, strict=True):
+            # A copy, because the engine may use this memory again.
+            self._x[position] = row.copy()
+            self._lasting[position] = bool(lasts)
+            if why is not None:
+                self._reasons[position] = why
+
+    def written(self, task: EmbedTask, engine: Engine) -> Embedded:
+        """Write what depends only on the contents of the pictures as one shard."""
+        for position in self._lasting:
+            if self._pictures[position].changed():
+                self._leave_out(position, CHANGED)
+            elif position not in self._reasons and not np.isfinite(self._x[position]).all():
+                self._leave_out(position, NOT_FINITE)
+        rows = np.array(sorted(at for at, lasts in self._lasting.items() if lasts), dtype=np.int64)
+        shard = None
+        if len(rows):
+            kind = EmbeddingShards if task.lasting else ScratchShards
+            shard = kind(task.folder, task.key, Observer()).keep(
+                [str(self._pictures[at].facts.content_hash) for at in rows],
+                np.stack([self._x[at] for at in rows.tolist()]),
+                [self._reasons.get(at) for at in rows.tolist()],
+            )
+        done = np.array(sorted(self._lasting), dtype=np.int64)
+        return Embedded(shard, rows, self._reasons, done, engine.batch_size)
+
+    def _leave_out(self, position: int, why: str) -> None:
+        self._reasons[position] = why
+        self._lasting[position] = False
