@@ -317,6 +317,7 @@ class _Work:
                     lost += self._halves(np.concatenate(parts), found)
                 else:
                     self._take(np.concatenate(parts), found, engine)
+            self._progress(0)
             if self.observer.stopping():
                 raise self._interrupted()
             waiting = lost
@@ -342,7 +343,7 @@ class _Work:
             return [[half] for half in np.array_split(contents, 2)]
         self._bad[int(contents[0])] = f"it ends the process that embeds it: {lost.reason}"
         self._done[contents] = True
-        self._progress(1)
+        self._n_done += 1
         return []
 
     def _take(self, contents: IntArray, found: Embedded, engine: Engine) -> None:
@@ -353,7 +354,8 @@ class _Work:
             self.kept.elsewhere(contents[found.rows], found.shard, self.shards)
         engine.batch_size = max(engine.batch_size, found.batch_size)
         self._done[contents[found.done]] = True
-        self._progress(len(found.done))
+        # The executor has reported these, when they were done: earlier than in the order of the tasks.
+        self._n_done += len(found.done)
 
     def _write(self) -> None:
         """Keep in the store, as one shard, what was embedded since the last call."""
