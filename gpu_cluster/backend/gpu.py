@@ -227,19 +227,27 @@ class GpuBackend(Backend):
         return d > 1 and not too_wide and n * d <= _MOST_VALUES and needed <= self.available_bytes()
 
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
+        if not isinstance(x, HostRows):
+            return self._fit(x, starts, max_iter=max_iter, tol=tol)
+        cards = {} if self._client is None else multi_gpu.cards(self._client)
+        place = self._place(x.shape, list(cards.values()))
+        log.info("k-means on %s: %s", place.where, place.reason)
+        if place.where is Where.CARDS:
+            try:
+                return self._fit_on_cards(x, starts, list(cards), max_iter=max_iter, tol=tol)
+            except DeviceError as error:
+                log.warning("%s; k-means goes on with this card alone, streamed from the host", error)
+        if place.where is Where.CARD:
+            # The card has room by now: the embeddings were in it when the space was made.
+            return self._fit(x.whole(), starts, max_iter=max_iter, tol=tol)
+        buffered = max(1, _BUFFER_BYTES // (4 * x.shape[1]))
+        return self._fit(x, starts, max_iter=max_iter, tol=tol, buffered=buffered)
+
+    def _fit(self, x: Array, starts: Array, *, max_iter: int, tol: float, buffered: int = 0) -> KMeansFit:
+        """Run k-means on this card, on x (n, d) there, or on the host and copied `buffered` rows at a time."""
         from cuml.cluster import KMeans
 
-        k, rows, buffered = starts.shape[0], x, 0
-        if isinstance(x, HostRows):
-            cards = {} if self._client is None else multi_gpu.cards(self._client)
-            place = self._place(x.shape, list(cards.values()))
-            log.info("k-means on %s: %s", place.where, place.reason)
-            if place.where is Where.CARDS:
-                return self._fit_on_cards(x, starts, list(cards), max_iter=max_iter, tol=tol)
-            # The card may have room by now: the embeddings were in it when the space was made.
-            in_buffers = place.where is Where.STREAMED
-            rows = x.on_host if in_buffers else x.whole()
-            buffered = max(1, _BUFFER_BYTES // (4 * x.shape[1])) if in_buffers else 0
+        k, rows = starts.shape[0], x.on_host if buffered else x
 
         # One iteration at a time: cuML would compare the tolerance with the relative change of the inertia too, from
         # its second iteration on, and stop long before scikit-learn does (cuvs/cluster/kmeans.hpp). In float32 even the
@@ -251,7 +259,6 @@ class GpuBackend(Backend):
                 n_init=1,
                 max_iter=1,
                 tol=_NO_TOLERANCE,
-                # Only an array of the host is read in buffers of this many rows.
                 device_buffer_samples=buffered,
                 output_type="cupy",
             ).fit(rows)
@@ -262,10 +269,13 @@ class GpuBackend(Backend):
     def _fit_on_cards(
         self, x: HostRows, starts: Array, workers: Sequence[str], *, max_iter: int, tol: float
     ) -> KMeansFit:
-        least = multi_gpu.least_shift(tol, mean_variance(x, self))
-        given = self.to_host(starts)
         fit = multi_gpu.fit_kmeans(
-            x.on_host, given, client=self._client, workers=workers, max_iter=max_iter, least_shift=least
+            x.on_host,
+            self.to_host(starts),
+            client=self._client,
+            workers=workers,
+            max_iter=max_iter,
+            least_shift=multi_gpu.least_shift(tol, mean_variance(x, self)),
         )
         return KMeansFit(self.from_host(fit.centres), fit.n_iter)
 

@@ -132,16 +132,30 @@ def fit_kmeans(
     Each worker holds the rows of its share on its card, and only centres and sums travel between the iterations. It
     ends when the squared distance that the centres moved in a call of cuML (10 iterations), summed over all of them, is
     at most `least_shift`, when the inertia does not fall any more, or after `max_iter`. The rule of the other devices
-    looks at one iteration, so this one ends later, never earlier.
+    looks at one iteration, so this one ends a little later.
 
     Returns
     -------
     KMeansFit
         With the centres (k, m) float32 on the host.
+
+    Raises
+    ------
+    DeviceError
+        When a worker, its card or their connection fails; nothing is kept then.
     """
+    from distributed import KilledWorker
+
+    try:
+        return _fit(_on_cards(x, client, workers), starts, client, max_iter=max_iter, least_shift=least_shift)
+    # cuml.dask raises what its workers raised: NCCL's and CUDA's errors are RuntimeErrors, lost connections OSErrors.
+    except (RuntimeError, MemoryError, OSError, KilledWorker) as error:
+        raise DeviceError(f"k-means on {len(workers)} cards failed: {type(error).__name__}: {error}") from error
+
+
+def _fit(rows: Any, starts: HostArray, client: Any, *, max_iter: int, least_shift: float) -> KMeansFit:
     from cuml.dask.cluster import KMeans
 
-    rows = _on_cards(x, client, workers)
     centres, n_iter = starts, 0
     while True:
         asked = min(ITERATIONS_A_CALL, max_iter - n_iter)

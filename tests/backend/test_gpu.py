@@ -134,6 +134,11 @@ def test_kmeans_of_a_space_on_the_host_takes_the_card_where_it_has_room_by_then(
     assert "k-means on the card: " in caplog.text
 
 
+def test_other_algorithms_take_a_space_on_the_host_to_the_card_as_a_whole(backend, space):
+    found = backend.group(space, "hdbscan", k=0, seed=0)
+    np.testing.assert_array_equal(found, backend.group(space.on_host, "hdbscan", k=0, seed=0))
+
+
 def test_a_space_that_does_not_fit_the_card_counts_as_memory_of_the_host(backend, monkeypatch):
     n, given = 10_000_000, {"whole": False, "backend": backend}
     monkeypatch.setattr(backend, "free_bytes", lambda: 16 * GIB)

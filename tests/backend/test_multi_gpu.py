@@ -13,8 +13,8 @@ from sklearn.datasets import make_blobs
 
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
 
-from gpu_cluster.backend import CpuBackend, GpuBackend, gpu, multi_gpu, places  # noqa: E402
-from tests.conformance import cuml_dask_imitation  # noqa: E402
+from gpu_cluster.backend import CpuBackend, GpuBackend, HostRows, gpu, multi_gpu, places  # noqa: E402
+from tests.conformance import cuml_dask_imitation, cuml_imitation  # noqa: E402
 
 CPU = CpuBackend()
 N_WORKERS = 3
@@ -82,25 +82,44 @@ def test_every_worker_gets_an_equal_share_in_pieces(client, uuids, monkeypatch, 
     np.testing.assert_allclose(found.centres, expected.centres, atol=1e-2)
 
 
-@pytest.mark.parametrize("tol", [0, 1e-4])
-def test_a_space_that_only_the_cards_together_hold_ends_where_scikit_learn_ends(
-    client, uuids, monkeypatch, caplog, x, tol
-):
+@pytest.fixture
+def space(uuids, monkeypatch, client, x) -> tuple[GpuBackend, HostRows]:
+    """Return a backend, and a space of which each card holds a third of the rows, at 96 bytes a row, and none all."""
     monkeypatch.setattr(places, "WINDOW_BYTES", 0)
     monkeypatch.setattr(places, "STREAMED_BYTES", 0)
-    # A third of the rows, at 96 bytes a row, fit a card, and all of them do not.
     monkeypatch.setattr(GpuBackend, "free_bytes", lambda self: 334 * 96)
-    caplog.set_level("INFO", "gpu_cluster")
     backend = GpuBackend()
     backend.join(client)
-    space = backend.empty_space(x.shape)
-    space[:, :] = x
-    found = backend.fit_kmeans(space, x[:10], max_iter=300, tol=tol)
+    found = backend.empty_space(x.shape)
+    found[:, :] = x
+    return backend, found
+
+
+@pytest.mark.parametrize("tol", [0, 1e-4])
+def test_a_space_that_only_the_cards_together_hold_ends_where_scikit_learn_ends(caplog, space, x, tol):
+    caplog.set_level("INFO", "gpu_cluster")
+    backend, on_host = space
+    found = backend.fit_kmeans(on_host, x[:10], max_iter=300, tol=tol)
     expected = CPU.fit_kmeans(x, x[:10], max_iter=300, tol=0)
     # It ends when ten iterations move no centre, so never before scikit-learn.
     np.testing.assert_allclose(found.centres, expected.centres, atol=1e-2)
     assert found.n_iter >= CPU.fit_kmeans(x, x[:10], max_iter=300, tol=tol).n_iter - 1
     assert "k-means on several cards: 1,000 x 8 float32" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("NCCL error"), OSError("connection lost"), MemoryError("bad_alloc")])
+def test_if_the_cards_fail_together_one_goes_on_alone(monkeypatch, caplog, space, x, error):
+    class Failing(cuml_dask_imitation.KMeans):
+        def fit(self, _rows):
+            raise error
+
+    monkeypatch.setattr(sys.modules["cuml.dask.cluster"], "KMeans", Failing)
+    monkeypatch.setattr(sys.modules["cuml.cluster"], "KMeans", cuml_imitation.KMeans)
+    backend, on_host = space
+    found = backend.fit_kmeans(on_host, x[:10], max_iter=300, tol=1e-4)
+    expected = CPU.fit_kmeans(x, x[:10], max_iter=300, tol=1e-4)
+    np.testing.assert_allclose(found.centres, expected.centres, atol=1e-2)
+    assert f"k-means on 3 cards failed: {type(error).__name__}: {error}; k-means goes on with this card" in caplog.text
 
 
 @pytest.mark.parametrize("max_iter", [1, 10, 14])
