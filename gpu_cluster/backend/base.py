@@ -7,10 +7,10 @@ device, unless a docstring says host. This module must not know files, configs o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from gpu_cluster.config import Algorithm, Precision
 
@@ -27,6 +27,9 @@ HostArray: TypeAlias = "npt.NDArray[Any]"
 # NumPy's, on the host.
 FloatArray: TypeAlias = "npt.NDArray[np.floating[Any]]"
 IntArray: TypeAlias = "npt.NDArray[np.integer[Any]]"
+# What enters and what leaves one call of many (`Backend.each`).
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 # Scales rows (b, d) float32 of a matrix, each by itself, so that a block of rows can be scaled alone.
 Scaling: TypeAlias = Callable[[Array], Array]
 
@@ -90,6 +93,10 @@ class Backend(ABC):
     #: Whether a batch of another size costs more than filling it up: on a GPU cuDNN chooses, and times, its algorithms
     #: again for each size of batch.
     pads_batches: bool
+
+    def __reduce__(self) -> tuple[type[Backend], tuple[()]]:
+        # In another process it is that process's own device.
+        return type(self), ()
 
     @property
     @abstractmethod
@@ -184,6 +191,14 @@ class Backend(ABC):
     @abstractmethod
     def holds(self, matrix_bytes: int) -> bool:
         """Return whether a matrix of embeddings of this size is held on this device; a larger one is read in blocks."""
+
+    def each(self, work: Callable[[Item], Found], items: Iterable[Item], *, bytes_each: int) -> Iterator[Found]:
+        """Yield what `work` returns for each item, in their order, as `map` does.
+
+        A device that gains by it does some of them at the same time. `bytes_each` is the memory that one takes while it
+        is done. `work` changes nothing that another one reads.
+        """
+        return map(work, items)
 
     @abstractmethod
     def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:

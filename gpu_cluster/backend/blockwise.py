@@ -7,6 +7,7 @@ input. This module must not know which device it works on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -66,24 +67,39 @@ def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
     xp = backend.xp
     n, within = x.shape[0], 0.0
     means, rests, roots = [], [], []
-    for rows, block in x.blocks():
-        scaled = scale(block)
-        about = xp.mean(scaled, axis=0)
-        centred = scaled - about[None, :]
-        # A float32 mean is off by this much.
-        rest = xp.astype(xp.mean(centred, axis=0), xp.float64)
-        within = within + xp.astype(xp.matrix_transpose(centred) @ centred, xp.float64)
-        root = (rows.stop - rows.start) ** 0.5
-        means.append(((xp.astype(about, xp.float64) + rest) * root)[None, :])
-        rests.append((rest * root)[None, :])
+    for _rows, (squares, about, rest, root) in x.map(partial(_scatter, scale)):
+        within = within + squares
+        means.append(about)
+        rests.append(rest)
         roots.append(root)
-    weights = backend.from_host(np.array(roots))[:, None]
+    weights = xp.concat(roots)[:, None]
     weighted, off = xp.concat(means), xp.concat(rests)
     mean = xp.sum(weighted * weights, axis=0) / n
     between = weighted - weights * mean[None, :]
     scatter = within + xp.matrix_transpose(between) @ between - xp.matrix_transpose(off) @ off
     values, vectors, total = _strongest(scatter, m, backend)
     return _fit(xp.matrix_transpose(vectors), values, total, mean, n, "covariance by blocks", backend)
+
+
+def _scatter(scale: Scaling, blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
+    """Return of the b blocks of a span, in float64: the sum of squares (d, d) about the mean of each block; these means
+    (b, d), and what float32 lacks of them (b, d), both times the root of the block's number of rows; these roots (b,).
+    """
+    xp = backend.xp
+    within = 0.0
+    means, rests, roots = [], [], []
+    for block in blocks:
+        scaled = scale(block)
+        about = xp.mean(scaled, axis=0)
+        centred = scaled - about[None, :]
+        # A float32 mean is off by this much.
+        rest = xp.astype(xp.mean(centred, axis=0), xp.float64)
+        within = within + xp.astype(xp.matrix_transpose(centred) @ centred, xp.float64)
+        root = block.shape[0] ** 0.5
+        means.append(((xp.astype(about, xp.float64) + rest) * root)[None, :])
+        rests.append((rest * root)[None, :])
+        roots.append(root)
+    return within, xp.concat(means), xp.concat(rests), backend.from_host(np.array(roots))
 
 
 def _of_gram(x: Array, m: int, mean: Array, scale: Scaling, backend: Backend) -> PCAFit:

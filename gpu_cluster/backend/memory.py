@@ -68,8 +68,8 @@ def needed_host_bytes(n: int, d: int, m: int, k: int, *, whole: bool, backend: B
     blocks = 4 * 4 * d * min(n, BLOCK_ROWS)
     covariance = 4 * 8 * min(n, d) ** 2
     # A space that does not fit the card is kept on the host.
-    space = 0 if backend.holds_space((n, m)) else 4 * n * m
-    return _PROGRAM_BYTES + _PICTURE_BYTES * n + (space if on_card else held + blocks + covariance + clustered)
+    spaces = sum(0 if backend.holds_space((n, columns)) else 4 * n * columns for columns in ([m, d] if whole else [m]))
+    return _PROGRAM_BYTES + _PICTURE_BYTES * n + (spaces if on_card else held + blocks + covariance + clustered)
 
 
 def fits_in_words(needed: int, free: int) -> str:

@@ -1,11 +1,11 @@
-"""k-means of a space that fits no single card, on the cards of several workers: cuml.dask over a Dask client.
+"""Several cards: a Dask cluster of one process a card, and the k-means of a space that fits no single card (cuml.dask).
 
 Do not assume that this code has run on a GPU unless README's 'verified' section says so. `tests/contract` checks every
 call in this file against the signatures of the locked wheels.
 
-Input: a space on the driver's host, starts, and a client, which is handed in. Output: centres on the host. Labels,
-distances and the inertia are computed from these on the driver, as everywhere. Beside `executor.py`, this is the only
-file that knows Dask.
+Input of k-means: a space on the driver's host, starts, and a client, which is handed in. Output: centres on the host.
+Labels, distances and the inertia are computed from these on the driver, as everywhere. Beside `executor.py`, this is
+the only file that knows Dask.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpu_cluster.backend import tensorflow_devices
 from gpu_cluster.backend.base import HostArray, KMeansFit
+from gpu_cluster.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +31,70 @@ PIECE_BYTES = 1 << 28
 _NO_TOLERANCE = float(np.finfo(np.float32).tiny)
 # The least shift that ends it, as a share of the variance: below it is only rounding.
 _LEAST_TOLERANCE = 1e-10
+
+
+def local_cluster(n_workers: int, **options: Any) -> Any:
+    """Start a Dask cluster on this machine, of a process for each of `n_workers` cards; `options` are LocalCluster's.
+
+    `protocol` must be among these, because dask-cuda may take UCX otherwise.
+
+    Each process sees its own card only. dask-cuda shows it all cards, its own first, and starts CUDA before our code
+    runs, so that TensorFlow would make a context on every card. It sets no limit of memory and no pool: a worker keeps
+    no results but small ones, and the backend claims its pool itself (`claim_device`).
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer cards than workers.
+    DeviceError
+        When dask-cuda is not installed, or the driver's list of cards cannot be read.
+    """
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise DeviceError(
+            "--workers on cards needs dask-cuda, which is not installed: install the gpu extra, or use --device cpu"
+        ) from error
+
+    class OneCardEach(LocalCUDACluster):
+        def new_worker_spec(self) -> dict[Any, Any]:
+            spec: dict[Any, Any] = super().new_worker_spec()
+            for worker in spec.values():
+                env = worker["options"]["env"]
+                env["CUDA_VISIBLE_DEVICES"] = env["CUDA_VISIBLE_DEVICES"].split(",")[0]
+            return spec
+
+    names = _card_names()
+    if n_workers > len(names):
+        raise ConfigError(
+            f"--workers {n_workers}: each worker takes a card of its own, and this process may use {len(names)} "
+            f"({', '.join(names)}): give --workers {len(names)} or fewer, or name more cards in CUDA_VISIBLE_DEVICES"
+        )
+    return OneCardEach(
+        CUDA_VISIBLE_DEVICES=names[:n_workers],
+        n_workers=n_workers,
+        threads_per_worker=1,
+        memory_limit=None,
+        device_memory_limit=None,
+        **options,
+    )
+
+
+def _card_names() -> list[str]:
+    """Return the cards that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    allowed = tensorflow_devices.allowed_cards()
+    if allowed is not None:
+        return [name.strip() for name in allowed.split(",")]
+    import pynvml
+    from dask_cuda.utils import get_gpu_count
+
+    try:
+        return [str(number) for number in range(get_gpu_count())]
+    except pynvml.NVMLError as error:
+        raise DeviceError(
+            f"the driver's list of cards cannot be read ({error}): name the cards in CUDA_VISIBLE_DEVICES, as in "
+            "CUDA_VISIBLE_DEVICES=0,1"
+        ) from error
 
 
 def cards(client: Any) -> dict[str, int]:
@@ -103,7 +169,7 @@ def _on_cards(x: HostArray, client: Any, workers: Sequence[str]) -> Any:
 
     meta = cupy.empty((0, x.shape[1]), dtype=cupy.float32)
     pieces = []
-    for worker, part in _shares(*x.shape, workers):
+    for worker, part in _shares(x.shape[0], x.shape[1], workers):
         sent = client.scatter(x[part], workers=[worker], hash=False)
         held = client.submit(_to_card, sent, workers=[worker], pure=False)
         pieces.append(dask.array.from_delayed(held, shape=(part.stop - part.start, x.shape[1]), meta=meta))

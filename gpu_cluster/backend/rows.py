@@ -7,8 +7,9 @@ what the rows are, or where another kind keeps them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,8 +19,16 @@ from gpu_cluster.backend.base import Array, Backend, HostArray, IntArray
 # block. With 1,024 columns a block of twice this size does not fit the cache any more, and scaling it takes twice as
 # long.
 BLOCK_ROWS = 2_048
+# Rows in a span, which is a whole number of blocks: what a function that is mapped over a matrix gets at a time. Sums
+# over the blocks of a span are added up first, and then those of the spans, wherever a span is computed.
+SPAN_ROWS = 32 * BLOCK_ROWS
 # What a kind that keeps the rows elsewhere reads at a time, in bytes; a matrix up to this size is held by every device.
 WINDOW_BYTES = 1 << 27
+
+
+# Takes the blocks (b, d) of one span, in their order, and the device that they are on; returns arrays of that device.
+# It may run in another process, and is then pickled.
+SpanFunction: TypeAlias = Callable[[Iterator[Array], Backend], tuple[Array, ...]]
 
 
 class Rows(ABC):
@@ -47,6 +56,19 @@ class Rows(ABC):
     def whole(self) -> Array:
         """Return all rows as one array (n, d) on the device; the caller must not change it."""
 
+    @abstractmethod
+    def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        """Yield for every span, in their order, which rows it is, and what the function returns for it."""
+
+
+def mapped(
+    function: SpanFunction, blocks: Iterator[tuple[slice, Array]], n: int, backend: Backend
+) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+    """Yield for every span of n rows what the function returns for it, from the blocks of all rows in their order."""
+    for span in span_slices(n):
+        n_blocks = -(-(span.stop - span.start) // BLOCK_ROWS)
+        yield span, function((block for _rows, block in islice(blocks, n_blocks)), backend)
+
 
 class HeldRows(Rows):
     """A matrix (n, d) that is held on the device."""
@@ -65,6 +87,9 @@ class HeldRows(Rows):
 
     def whole(self) -> Array:
         return self._x
+
+    def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        return mapped(function, self.blocks(), self.shape[0], self._backend)
 
 
 class HostRows(Rows):
@@ -101,6 +126,9 @@ class HostRows(Rows):
     def whole(self) -> Array:
         return self[:, :]
 
+    def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        return mapped(function, self.blocks(), self.shape[0], self._backend)
+
 
 def take(x: Array | Rows, rows: IntArray, backend: Backend) -> Array:
     """Return some rows of x, an array of the device or `Rows`, given by their numbers (r,), host, as an array."""
@@ -113,6 +141,12 @@ def block_slices(n: int) -> Iterator[slice]:
     """Yield the slices of n rows that are the blocks of every kind of `Rows`."""
     for first in range(0, n, BLOCK_ROWS):
         yield slice(first, min(first + BLOCK_ROWS, n))
+
+
+def span_slices(n: int) -> Iterator[slice]:
+    """Yield the slices of n rows that are the spans of every kind of `Rows`."""
+    for first in range(0, n, SPAN_ROWS):
+        yield slice(first, min(first + SPAN_ROWS, n))
 
 
 def filled(rows: Iterator[tuple[slice, Array]], shape: tuple[int, int], backend: Backend) -> Array:

@@ -18,6 +18,9 @@ CPU, CARD = "/CPU:0", "/GPU:0"
 
 _NO_CARD = ("", "-1", "NoDevFiles")
 
+# What `show_one_card` has set CUDA_VISIBLE_DEVICES to in this process, and what it was before.
+_narrowed: tuple[str, str | None] | None = None
+
 
 def driver() -> ctypes.CDLL | None:
     """Return the library of NVIDIA's driver, not started, or None if this machine has none."""
@@ -33,6 +36,12 @@ def no_card_is_visible() -> bool:
     return value is not None and value.split(",")[0].strip() in _NO_CARD
 
 
+def allowed_cards() -> str | None:
+    """Return CUDA_VISIBLE_DEVICES as it was before `show_one_card` changed it; None if it was not set."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _narrowed[1] if _narrowed is not None and _narrowed[0] == value else value
+
+
 def show_one_card() -> bool:
     """Let this process see only the first visible card; return False if it is too late for that.
 
@@ -40,12 +49,14 @@ def show_one_card() -> bool:
     `tf.config.set_visible_devices` would give DLPack wrong device numbers (tensorflow#47866). CUDA reads the variable
     when it starts, so this must come before a library that starts it is loaded.
     """
+    global _narrowed  # noqa: PLW0603 - the environment is the process's too
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if value is None else value.split(",")[0].strip()
     if value == first or no_card_is_visible():
         return True
     if _loaded():
         return False
+    _narrowed = (first, value)
     os.environ["CUDA_VISIBLE_DEVICES"] = first
     return True
 

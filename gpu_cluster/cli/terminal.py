@@ -35,13 +35,22 @@ if TYPE_CHECKING:
     from gpu_cluster.jobs.selftest_verdict import SelftestVerdict
     from gpu_cluster.store.maintenance import Recipe
 
-_UNITS = {"scan": "files", "embed": "images", "sweep": "k", "verify": "shards"}
+_UNITS = {"scan": "files", "embed": "images", "reduce": "images", "sweep": "k", "verify": "shards"}
 _PLAIN_EVERY_S = 5.0
+# Workers whose speeds are shown beside the progress.
+_MOST_SPEEDS = 8
 
 
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "")
+
+
+class _Workers(ProgressColumn):
+    """Shows the speed of each worker, if there are several."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["workers"])
 
 
 class TerminalObserver(Observer):
@@ -52,13 +61,16 @@ class TerminalObserver(Observer):
         self._errors = errors_console()
         self._bar: Progress | None = None
         self._started = self._last_line = 0.0
+        # Items and seconds of each worker's finished tasks in this stage.
+        self._workers: dict[str, tuple[int, float]] = {}
 
     def stage_started(self, stage: str) -> None:
         self._started = self._last_line = time.perf_counter()
+        self._workers.clear()
         if stage in _UNITS and self._errors.is_terminal:
-            columns = (TextColumn("{task.description:6}"), BarColumn(), MofNCompleteColumn(), _Speed())
+            columns = (TextColumn("{task.description:6}"), BarColumn(), MofNCompleteColumn(), _Speed(), _Workers())
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._errors, transient=True)
-            self._bar.add_task(stage, total=None, unit=_UNITS[stage])
+            self._bar.add_task(stage, total=None, unit=_UNITS[stage], workers="")
             self._bar.start()
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -66,6 +78,20 @@ class TerminalObserver(Observer):
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         elif not self._errors.is_terminal and done < total:
             self._plain_progress(stage, done, total)
+
+    def task_finished(self, stage: str, worker: str, n_items: int, elapsed_s: float) -> None:
+        n, busy_s = self._workers.get(worker, (0, 0.0))
+        self._workers[worker] = (n + n_items, busy_s + elapsed_s)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], workers=self._speeds())
+
+    def _speeds(self) -> str:
+        """Return in words how fast each worker is; an empty text if there are none."""
+        speeds = [n / busy_s for n, busy_s in self._workers.values() if busy_s]
+        if not speeds:
+            return ""
+        shown = " + ".join(f"{speed:.1f}" for speed in speeds[:_MOST_SPEEDS])
+        return f"{count(len(speeds), 'worker')}: {shown}{' + ...' if len(speeds) > _MOST_SPEEDS else ''}/s"
 
     def stage_failed(self, stage: str) -> None:
         self._remove_bar()
@@ -90,7 +116,8 @@ class TerminalObserver(Observer):
             self._last_line = now
             rate = done / (now - self._started)
             left_s = (total - done) / rate
-            line = f"{stage}: {done:,} of {total:,} {_UNITS[stage]}, {rate:.1f}/s, {left_s:.0f} s left"
+            workers = f" ({self._speeds()})" if self._workers else ""
+            line = f"{stage}: {done:,} of {total:,} {_UNITS[stage]}, {rate:.1f}/s{workers}, {left_s:.0f} s left"
             self._errors.print(line, markup=False)
 
 

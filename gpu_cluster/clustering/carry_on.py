@@ -13,7 +13,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, KMeansFit
 from gpu_cluster.backend.blockwise import blocks
-from gpu_cluster.clustering.kmeans import agreement, is_better, means, nearest
+from gpu_cluster.clustering.kmeans import agreement, bytes_of_a_fit, is_better, means, nearest, one_hot
 from gpu_cluster.config import ClusterConfig
 
 # Most iterations over all rows. The sample's centres are the means of some hundred rows or more of each cluster, so
@@ -52,7 +52,11 @@ def best_on_more_rows(
     What restarts find depends on the sample where it is small, so that they agree less than on more rows; some
     iterations with these make up for it.
     """
-    ended = [backend.fit_kmeans(sample, start, max_iter=config.max_iter, tol=config.tol) for start in starts]
+
+    def restart(start: Array) -> KMeansFit:
+        return backend.fit_kmeans(sample, start, max_iter=config.max_iter, tol=config.tol)
+
+    ended = list(backend.each(restart, starts, bytes_each=bytes_of_a_fit(sample)))
     found = carry_on(more, [fit.centres for fit in ended], max_iter=config.max_iter, backend=backend)
     best = 0
     for number, carried in enumerate(found):
@@ -92,6 +96,23 @@ def carry_on(x: Array, starts: Sequence[Array], *, max_iter: int, backend: Backe
     return found
 
 
+def without_one(x: Array, centres: Array, *, backend: Backend) -> Array:
+    """Return the centres (k - 1, d) without the one whose rows of x (n, d) are nearest to the other centres.
+
+    Without it, the inertia grows least: each of its rows then belongs to the centre that was its second nearest.
+    """
+    xp, k = backend.xp, centres.shape[0]
+    offsets = xp.sum(centres * centres, axis=1)
+    cost: Array = 0.0
+    for rows in blocks(x.shape[0], k):
+        apart = xp.astype(offsets - 2 * (x[rows, :] @ xp.matrix_transpose(centres)), xp.float64)
+        member = one_hot(xp.argmin(apart, axis=1), k, backend)
+        second = xp.min(xp.where(member > 0, xp.full_like(apart, np.inf), apart), axis=1)
+        cost = cost + xp.sum(member * (second - xp.min(apart, axis=1))[:, None], axis=0)
+    kept = np.delete(np.arange(k), int(np.argmin(backend.to_host(cost))))
+    return xp.take(centres, backend.from_host(kept), axis=0)
+
+
 def _sum_of_squares(x: Array, backend: Backend) -> float:
     xp, total = backend.xp, 0.0
     for rows in blocks(x.shape[0], x.shape[1], most=_BLOCK_VALUES):
@@ -115,14 +136,18 @@ def _assign(x: Array, centres: Sequence[Array], backend: Backend) -> tuple[list[
     ends = np.cumsum([own.shape[0] for own in centres])
     parts = [slice(int(end) - own.shape[0], int(end)) for own, end in zip(centres, ends, strict=True)]
     codes = [backend.from_host(np.arange(own.shape[0]))[:, None] for own in centres]
-    sums: Array = 0.0
-    sizes: Array = 0.0
-    for rows in blocks(x.shape[0], int(ends[-1]), most=_BLOCK_VALUES):
+
+    def of_block(rows: slice) -> tuple[Array, Array]:
         block = x[rows, :]
         # |x - c|^2 without |x|^2, one row for each centre: so an argmin reads whole rows of memory.
         apart = offsets - 2 * (axes @ xp.matrix_transpose(block))
         members = [xp.argmin(apart[part, :], axis=0)[None, :] == code for part, code in zip(parts, codes, strict=True)]
         member = xp.astype(xp.concat(members), xp.float64)
-        sums = sums + member @ xp.astype(block, xp.float64)
-        sizes = sizes + xp.sum(member, axis=1)
+        return member @ xp.astype(block, xp.float64), xp.sum(member, axis=1)
+
+    sums: Array = 0.0
+    sizes: Array = 0.0
+    parts_of_x = blocks(x.shape[0], int(ends[-1]), most=_BLOCK_VALUES)
+    for its_sums, its_sizes in backend.each(of_block, parts_of_x, bytes_each=16 * _BLOCK_VALUES):
+        sums, sizes = sums + its_sums, sizes + its_sizes
     return [sums[part, :] for part in parts], [sizes[part] for part in parts]

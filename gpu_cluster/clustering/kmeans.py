@@ -76,13 +76,22 @@ def best_restart(x: Array, starts: Iterable[Array], config: ClusterConfig, *, se
     sample = backend.from_host(sorted_sample(x.shape[0], START_ROWS, np.random.RandomState(seed)))
     found_labels: list[HostArray] = []
     best_number = 0
-    for start in starts:
-        found = _partition(x, backend.fit_kmeans(x, start, max_iter=config.max_iter, tol=config.tol), backend)
+
+    def restart(start: Array) -> Partition:
+        return _partition(x, backend.fit_kmeans(x, start, max_iter=config.max_iter, tol=config.tol), backend)
+
+    for found in backend.each(restart, starts, bytes_each=bytes_of_a_fit(x)):
         if best is None or is_better(found.inertia, best.inertia):
             best, best_number = found, len(found_labels)
         found_labels.append(backend.to_host(backend.xp.take(found.labels, sample)))
     assert best is not None  # n_init is at least 1
     return replace(best, agreement=agreement(found_labels, best_number, best.centres.shape[0]))
+
+
+def bytes_of_a_fit(x: Array) -> int:
+    """Return the memory in bytes of k-means on x (n, d) float32: a centred copy of x, and products of a block of it."""
+    n, d = x.shape
+    return int(4 * n * (d + 8))
 
 
 def agreement(labels: Sequence[HostArray], best: int, k: int) -> float | None:

@@ -173,20 +173,29 @@ def _distance_sums(x: Array, member: Array, precision: Any, backend: Backend) ->
     parts = [slice(first, min(first + _SILHOUETTE_ROWS, n)) for first in range(0, n, _SILHOUETTE_ROWS)]
     sums = [0.0] * len(parts)
     member = xp.astype(member, precision)
-    for number, rows in enumerate(parts):
-        left = _beside_squares(x[rows, :], backend, left=True)
-        # Distances are the same in both directions, so each pair of blocks is computed once.
-        for other, columns in enumerate(parts[: number + 1]):
-            right = _beside_squares(x[columns, :], backend, left=False)
-            # Rounding can put the square of a distance of 0 below 0.
-            distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), precision, copy=False)
-            distances **= 0.5
-            if other == number:
-                distances = xp.where(_diagonal(right.shape[0], backend), xp.zeros_like(distances), distances)
-            else:
-                more = xp.matrix_transpose(distances) @ member[rows, :]
-                sums[other] = sums[other] + xp.astype(more, xp.float64)
-            sums[number] = sums[number] + xp.astype(distances @ member[columns, :], xp.float64)
+
+    def of_pair(pair: tuple[int, int]) -> tuple[Array, Array | None]:
+        rows, columns = parts[pair[0]], parts[pair[1]]
+        left, right = (
+            _beside_squares(x[rows, :], backend, left=True),
+            _beside_squares(x[columns, :], backend, left=False),
+        )
+        # Rounding can put the square of a distance of 0 below 0.
+        distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), precision, copy=False)
+        distances **= 0.5
+        if rows is columns:
+            distances = xp.where(_diagonal(right.shape[0], backend), xp.zeros_like(distances), distances)
+            return xp.astype(distances @ member[columns, :], xp.float64), None
+        other = xp.astype(xp.matrix_transpose(distances) @ member[rows, :], xp.float64)
+        return xp.astype(distances @ member[columns, :], xp.float64), other
+
+    # Distances are the same in both directions, so each pair of blocks is computed once.
+    pairs = [(number, other) for number in range(len(parts)) for other in range(number + 1)]
+    found = backend.each(of_pair, pairs, bytes_each=16 * _SILHOUETTE_ROWS**2)
+    for (number, other), (of_rows, of_columns) in zip(pairs, found, strict=True):
+        sums[number] = sums[number] + of_rows
+        if of_columns is not None:
+            sums[other] = sums[other] + of_columns
     return xp.concat(sums)
 
 

@@ -7,7 +7,9 @@ components to plot. This module must not know what is found in that space.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -48,9 +50,7 @@ def reduce(
     """
     low, span = _column_range(x, backend) if config.scaling == "minmax" else (None, None)
 
-    def scaled(rows: Array) -> Array:
-        return scale(rows, config.scaling, backend, low=low, span=span)
-
+    scaled = partial(scale, scaling=config.scaling, backend=backend, low=low, span=span)
     n_components = count_components(config.pca, *x.shape)
     fit = _fixed_signs(_fit(x, max(2, n_components), scaled, backend), backend)
     kept = None if config.pca == "none" else min(n_components, len(fit.explained_variance))
@@ -94,8 +94,18 @@ def apply(reduction: Reduction, x: Rows, backend: Backend) -> tuple[Array, Array
     n, d = x.shape
     space = backend.empty_space((n, d if reduction.kept is None else reduction.kept))
     pcs = backend.empty((n, 2))
-    axes = backend.xp.matrix_transpose(reduction.components)
-    for rows, block in x.blocks():
+    for rows, (part, firsts) in x.map(partial(_projected, reduction)):
+        space[rows, :] = part
+        pcs[rows, :] = firsts
+    return space, pcs
+
+
+def _projected(reduction: Reduction, blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
+    """Return of the r rows of a span: themselves in the space (r, m), and their first two components (r, 2)."""
+    xp = backend.xp
+    axes = xp.matrix_transpose(reduction.components)
+    parts, firsts = [], []
+    for block in blocks:
         scaled = scale(block, reduction.scaling, backend, low=reduction.low, span=reduction.span)
         # x C' - m C' instead of (x - m) C' avoids a second block.
         scores = scaled @ axes - reduction.mean @ axes
@@ -104,9 +114,9 @@ def apply(reduction: Reduction, x: Rows, backend: Backend) -> tuple[Array, Array
             part = part / reduction.divisors
         if reduction.normalize:
             part = part / kmeans.row_norms(part, backend)
-        space[rows, :] = part
-        pcs[rows, :] = _first_two(scores, backend)
-    return space, pcs
+        parts.append(part)
+        firsts.append(_first_two(scores, backend))
+    return xp.concat(parts), xp.concat(firsts)
 
 
 def _scaled_whole(x: Rows, scaled: Scaling, backend: Backend) -> Array:
@@ -159,10 +169,19 @@ def scale(x: Array, scaling: str, backend: Backend, *, low: Array | None = None,
 def _column_range(x: Rows, backend: Backend) -> tuple[Array, Array]:
     """Return the smallest value (d,) and the range (d,) of each column; the range is 1 for a constant column."""
     xp = backend.xp
-    ends = [(xp.min(block, axis=0)[None, :], xp.max(block, axis=0)[None, :]) for _rows, block in x.blocks()]
+    ends = [found for _rows, found in x.map(_ends)]
     low = xp.min(xp.concat([low for low, _ in ends]), axis=0)
     high = xp.max(xp.concat([high for _, high in ends]), axis=0)
     return low, xp.where(high > low, high - low, xp.ones_like(high))
+
+
+def _ends(blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
+    """Return of the blocks of a span the smallest and the largest value (1, d) of each column."""
+    xp = backend.xp
+    ends = [(xp.min(block, axis=0), xp.max(block, axis=0)) for block in blocks]
+    low = xp.min(xp.stack([low for low, _ in ends]), axis=0)
+    high = xp.max(xp.stack([high for _, high in ends]), axis=0)
+    return low[None, :], high[None, :]
 
 
 def count_components(pca: int | str, n: int, d: int) -> int:

@@ -135,7 +135,10 @@ def _choose_place(
     matrix_bytes = work.n_rows * d * np.dtype(np.float32).itemsize
     held = backend.holds(matrix_bytes) or (store is None and scratch is None)
     backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
-    work.kept = OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend)
+    readers = None if elsewhere is None else elsewhere.executor
+    work.kept = (
+        OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend, readers, work.observer)
+    )
     if store is not None:
         work.shards, work.lasting = store.embeddings(engine.key), True
     elif scratch is not None and (not held or elsewhere is not None):
@@ -314,6 +317,7 @@ class _Work:
                     lost += self._halves(np.concatenate(parts), found)
                 else:
                     self._take(np.concatenate(parts), found, engine)
+            self._progress(0)
             if self.observer.stopping():
                 raise self._interrupted()
             waiting = lost
@@ -339,7 +343,7 @@ class _Work:
             return [[half] for half in np.array_split(contents, 2)]
         self._bad[int(contents[0])] = f"it ends the process that embeds it: {lost.reason}"
         self._done[contents] = True
-        self._progress(1)
+        self._n_done += 1
         return []
 
     def _take(self, contents: IntArray, found: Embedded, engine: Engine) -> None:
@@ -350,7 +354,8 @@ class _Work:
             self.kept.elsewhere(contents[found.rows], found.shard, self.shards)
         engine.batch_size = max(engine.batch_size, found.batch_size)
         self._done[contents[found.done]] = True
-        self._progress(len(found.done))
+        # The executor has reported these, when they were done: earlier than in the order of the tasks.
+        self._n_done += len(found.done)
 
     def _write(self) -> None:
         """Keep in the store, as one shard, what was embedded since the last call."""

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, FloatArray, HeldRows, IntArray, Rows
+from gpu_cluster.events import Observer
+from gpu_cluster.executor import Executor
 from gpu_cluster.store.embeddings import EmbeddingShards, FoundShard
 from gpu_cluster.store.stored import StoredRows
 
@@ -104,8 +106,13 @@ class OnDevice(Kept):
 class InShards(Kept):
     """The embeddings are in shards; what is held is where each of them is, and what was not written yet."""
 
-    def __init__(self, n_contents: int, d: int, backend: Backend) -> None:
+    def __init__(
+        self, n_contents: int, d: int, backend: Backend, executor: Executor | None, observer: Observer
+    ) -> None:
+        """Set what the shards hold, and who will read them: an executor, or this process if there is none."""
         self._backend = backend
+        self._executor = executor
+        self._observer = observer
         self._d = d
         self._shards: list[Path] = []
         self._shard_of = np.full(n_contents, -1, np.int32)
@@ -135,7 +142,15 @@ class InShards(Kept):
             self._add(shard, indices, np.arange(len(indices)))
 
     def rows(self, content_of: IntArray) -> Rows:
-        return StoredRows(self._shards, self._shard_of[content_of], self._row_of[content_of], self._d, self._backend)
+        return StoredRows(
+            self._shards,
+            self._shard_of[content_of],
+            self._row_of[content_of],
+            self._d,
+            self._backend,
+            executor=self._executor,
+            observer=self._observer,
+        )
 
     def _add(self, shard: Path, indices: IntArray, rows: IntArray) -> None:
         self._shard_of[indices] = len(self._shards)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray, select
+from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import DecodingConfig, Device, EmbedConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import Engine, choose_engine
@@ -114,6 +115,7 @@ def embed_task(task: EmbedTask, reporter: Reporter) -> Embedded:
     """
     engine = _engine(task.recipe)
     _check_key(engine.key, task.key)
+    engine.backend.claim_device(WINDOW_BYTES)
     engine.build()
     pictures = [Picture(task.source, at, one) for at, one in zip(task.locations, task.facts, strict=True)]
     found = _Found(pictures)

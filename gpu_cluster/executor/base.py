@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
@@ -43,7 +43,7 @@ class Lost:
 
 @dataclass
 class Share:
-    """What one worker has done: so many items in so many tasks and seconds."""
+    """What one worker has done in one stage: so many tasks with so many items, in so many seconds."""
 
     host: str
     n_tasks: int = 0
@@ -113,8 +113,13 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def shares(self) -> Mapping[str, Share]:
-        """Return what each worker has done so far, by its address; nothing if there are no workers."""
+    def shares(self) -> Mapping[str, Mapping[str, Share]]:
+        """Return what each worker has done so far, by stage and by its address; nothing if there are no workers."""
+
+    @property
+    def client(self) -> Any:
+        """The client of the Dask cluster whose workers run the tasks; None without workers."""
+        return None
 
 
 class Serial(Executor):
@@ -138,7 +143,7 @@ class Serial(Executor):
     def show(self, file: Path, what: str) -> None:
         pass
 
-    def shares(self) -> Mapping[str, Share]:
+    def shares(self) -> Mapping[str, Mapping[str, Share]]:
         return {}
 
 

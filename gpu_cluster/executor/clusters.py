@@ -6,6 +6,7 @@ This module must not know what is done with the workers.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -15,8 +16,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from gpu_cluster.backend import multi_gpu
 from gpu_cluster.config import ExecutorConfig
-from gpu_cluster.errors import DeviceError, InterruptedJobError, JobError
+from gpu_cluster.errors import DeviceError, GpuClusterError, InterruptedJobError, JobError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 
@@ -26,6 +28,10 @@ PATIENCE_S = 300.0
 # A worker of a local cluster that is not heard of for this long counts as dead, and others take its task. A cluster
 # that a job joins has a time of its own (Dask's default is 5 minutes).
 _HUNG_S = 60
+_UNGUARDED = (
+    "workers=N starts processes that import your script, and the script starts the job when it is imported: put the "
+    "call below a line if __name__ == '__main__':"
+)
 # One attempt to reach a scheduler.
 _ATTEMPT_S = 5
 
@@ -56,6 +62,7 @@ def local(n: int, device: str) -> Iterator[Any]:
     DeviceError
         When it cannot be started.
     """
+    _check_not_imported_by_a_worker()
     import dask
     from distributed import Client, LocalCluster
 
@@ -65,34 +72,45 @@ def local(n: int, device: str) -> Iterator[Any]:
         "distributed.scheduler.worker-ttl": f"{_HUNG_S}s",
     }
     given = {name for name in ours if f"DASK_{name.replace('.', '__').replace('-', '_').upper()}" in os.environ}
-    dashboard = "127.0.0.1:0" if find_spec("bokeh") is not None else None
     options: dict[str, Any] = {
-        "n_workers": n,
-        "threads_per_worker": 1,
         # Who can reach a scheduler can run programs through it, and other users of this machine can reach it. So the
         # processes of the cluster know each other by certificates that only they have.
         "security": True,
         "protocol": "tls://",
-        "memory_limit": None,
-        "dashboard_address": dashboard,
+        # Without an address of its own, two jobs would want the same port, and each but the first would warn.
+        "dashboard_address": "127.0.0.1:0",
         "silence_logs": logging.CRITICAL,
     }
     with dask.config.set({name: value for name, value in ours.items() if name not in given}):
         try:
             if device == "gpu":
-                from dask_cuda import LocalCUDACluster
-
-                cluster = LocalCUDACluster(**options)
+                cluster = multi_gpu.local_cluster(n, **options)
             else:
-                cluster = LocalCluster(processes=True, **options)
+                cluster = LocalCluster(n_workers=n, threads_per_worker=1, memory_limit=None, processes=True, **options)
+        except GpuClusterError:
+            raise
         except Exception as error:
-            raise DeviceError(f"--workers {n}: a cluster cannot be started here: {_brief(error)}") from error
+            raise DeviceError(
+                f"--workers {n}: a cluster cannot be started here: {_brief(error)} (what its processes printed before "
+                "says more)"
+            ) from error
         try:
             with Client(cluster, set_as_default=False) as client:
                 client.register_worker_callbacks(partial(_prepare, n, device))
                 yield client
         finally:
             _end(cluster)
+
+
+def _check_not_imported_by_a_worker() -> None:
+    """Check that this process is not one of a cluster that is being started.
+
+    Such a process imports the program that the user has started. If that starts a cluster when it is imported, this
+    would never end.
+    """
+    # So does Python's own check of this, `multiprocessing.spawn._check_not_importing_main`.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise DeviceError(_UNGUARDED)
 
 
 def _brief(error: BaseException) -> str:

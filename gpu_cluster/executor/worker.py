@@ -60,7 +60,7 @@ _one_at_a_time = threading.Lock()
 _fitting: set[JobOfWorker] = set()
 
 
-def run_task(function: Callable[[Any, Reporter], Any], task: Any, job: JobOfWorker, number: int) -> Done:
+def run_task(function: Callable[[Any, Reporter], Any], task: Any, job: JobOfWorker, attempt: int) -> Done:
     """Run a task in this worker.
 
     Raises
@@ -72,15 +72,11 @@ def run_task(function: Callable[[Any, Reporter], Any], task: Any, job: JobOfWork
 
     worker = get_worker()
     if job not in _fitting:
-        wrong = what_is_wrong(job)
-        for sight in job.sights:
-            host, unseen = seen(sight)
-            if unseen is not None:
-                wrong = wrong or f"does not see {sight.what} as this job does: {sight.path!r} {unseen} on {host}"
+        wrong = what_does_not_fit(job)
         if wrong is not None:
             raise RefusedWorkerError(f"{worker.address} {wrong}")
         _fitting.add(job)
-    reporter = _ToTheJob(worker, job.token, number)
+    reporter = _ToTheJob(worker, worker.get_current_task(), job.token, attempt)
     with _one_at_a_time:
         start = time.monotonic()
         try:
@@ -95,8 +91,9 @@ class _ToTheJob(Reporter):
     """Reports to the job through the scheduler."""
 
     worker: Any
+    key: Any
     token: str
-    number: int
+    attempt: int
     done: int = 0
     _told: float = field(default_factory=time.monotonic)
     _asked: float = field(default_factory=time.monotonic)
@@ -105,7 +102,7 @@ class _ToTheJob(Reporter):
     def progress(self, done: int) -> None:
         self.done, now = done, time.monotonic()
         if now - self._told > _TELLING_S:
-            self.worker.log_event(self.token, (self.number, done, now - self._told))
+            self.worker.log_event(self.token, (self.attempt, done, now - self._told))
             self._told = now
 
     def stopping(self) -> bool:
@@ -115,10 +112,15 @@ class _ToTheJob(Reporter):
         if not self._stopping and now - self._asked > _ASKING_S:
             self._asked = now
             try:
-                self._stopping = bool(Event(self.token, client=get_client()).is_set())
+                self._stopping = self._dropped() or bool(Event(self.token, client=get_client()).is_set())
             except Exception:  # noqa: BLE001 - without a scheduler, nobody waits for this task
                 self._stopping = True
         return self._stopping
+
+    def _dropped(self) -> bool:
+        """Return whether nobody waits for the task: the job was killed, or has given it up."""
+        task = self.worker.state.tasks.get(self.key)
+        return task is None or task.state == "cancelled"
 
 
 def versions() -> tuple[tuple[str, str], ...]:
@@ -126,11 +128,17 @@ def versions() -> tuple[tuple[str, str], ...]:
     return (("Python", python_version().rpartition(".")[0]), *((name, version(name)) for name in _PACKAGES))
 
 
-def what_is_wrong(job: JobOfWorker) -> str | None:
+def what_does_not_fit(job: JobOfWorker) -> str | None:
     """Return in words why this process cannot do tasks of a job, or None."""
     theirs = dict(versions())
     other = [f"{name} {theirs[name]} and not {ours}" for name, ours in job.versions if theirs[name] != ours]
-    return f"has {', '.join(other)} as this job" if other else None
+    if other:
+        return f"has {', '.join(other)} as this job"
+    for sight in job.sights:
+        host, unseen = seen(sight)
+        if unseen is not None:
+            return f"does not see {sight.what} as this job does: {sight.path!r} {unseen} on {host}"
+    return None
 
 
 def seen(sight: Sight) -> tuple[str, str | None]:
@@ -156,3 +164,8 @@ def write_beside(token: str) -> tuple[str, str, str | None]:
     except OSError as error:
         return host, file, f"cannot be written beside ({error.strerror})"
     return host, file, None
+
+
+def remove(file: str) -> None:
+    """Remove what this process wrote beside a token, which the job may not see."""
+    Path(file).unlink(missing_ok=True)

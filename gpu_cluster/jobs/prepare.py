@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -137,6 +137,7 @@ def opened(
             source = open_source(manifest.root)
             until_the_end.enter_context(decoders.limited(config.input))
             executor = until_the_end.enter_context(executors.opened(workers, choice.backend.name, events))
+            choice.backend.join(executor.client)
             _share(executor, manifest, store)
             manifest = scan(
                 manifest, source, config.input, events, store=store, rehash=config.store.rehash, executor=executor
@@ -220,6 +221,15 @@ def describe_device(backend: Backend, *engines: Engine) -> dict[str, Any]:
         "engine": ", ".join(reasons),
         "engine_reason": "; ".join(reasons.values()),
     }
+
+
+def describe_workers(executor: Executor) -> dict[str, Any]:
+    """Return for `run.json` what each worker has done in each stage; nothing if there were none."""
+    done = {
+        stage: [{"worker": address, **asdict(share)} for address, share in sorted(shares.items())]
+        for stage, shares in executor.shares().items()
+    }
+    return {"workers": done} if done else {}
 
 
 @contextmanager

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray, IntArray, Rows
-from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES, block_slices
-from gpu_cluster.errors import StoreError
+from gpu_cluster.backend.base import HostArray
+from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES, SpanFunction, block_slices, mapped, span_slices
+from gpu_cluster.errors import InterruptedJobError, JobError, StoreError
+from gpu_cluster.events import Observer
+from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
 from gpu_cluster.files import printable
 from gpu_cluster.store.embeddings import embeddings_of
 from gpu_cluster.store.shards import opened
@@ -25,13 +29,28 @@ class StoredRows(Rows):
     The job verified the shards when it found the rows in them, or wrote them; they are not verified again.
     """
 
-    def __init__(self, shards: Sequence[Path], shard_of: IntArray, row_of: IntArray, d: int, backend: Backend) -> None:
-        """Set the shards, and for each row (n,), host, the number of its shard and its row in it."""
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        shard_of: IntArray,
+        row_of: IntArray,
+        d: int,
+        backend: Backend,
+        *,
+        executor: Executor | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """Set the shards, for each row (n,), host, the number of its shard and its row in it, and who maps over them.
+
+        The observer is told of the progress of the stage `reduce` if the executor has other processes.
+        """
         self.shape = (len(shard_of), d)
         self._shards = shards
         self._shard_of = shard_of
         self._row_of = row_of
         self._backend = backend
+        self._executor = executor or Serial()
+        self._observer = observer or Observer()
 
     def take(self, rows: IntArray) -> Array:
         return self._backend.from_host(self._read(rows))
@@ -57,6 +76,29 @@ class StoredRows(Rows):
         for rows, block in self.blocks():
             x[rows, :] = block
         return x
+
+    def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        n = self.shape[0]
+        if not self._executor.is_remote:
+            yield from mapped(function, self.blocks(), n, self._backend)
+            return
+        spans = list(span_slices(n))
+        tasks = (_SpanTask(self._part(span), self._backend, function) for span in spans)
+        done = 0
+        stage = Stage("reduce", self._observer, n)
+        for span, found in zip(spans, self._executor.map_in_order(_of_span, tasks, stage), strict=False):
+            if isinstance(found, Lost):
+                raise JobError(f"embeddings cannot be read by workers: {found.reason}; run the same command again")
+            yield span, tuple(self._backend.from_host(one) for one in found)
+            done = span.stop
+        if done < n:
+            raise InterruptedJobError("interrupted; no results were written: run the same command again")
+
+    def _part(self, span: slice) -> StoredRows:
+        """Return the rows of a span as rows of their own, which know only the shards that they need."""
+        numbers, shard_of = np.unique(self._shard_of[span], return_inverse=True)
+        shards = [self._shards[number] for number in numbers]
+        return StoredRows(shards, shard_of.astype(np.int32), self._row_of[span], self.shape[1], self._backend)
 
     def _read(self, rows: IntArray) -> FloatArray:
         x = np.empty((len(rows), self.shape[1]), np.float32)
@@ -85,3 +127,20 @@ class StoredRows(Rows):
                 "removed or changed while the job ran, or the disk failed; run the same command again, which computes "
                 "only what is missing"
             ) from error
+
+
+@dataclass(frozen=True)
+class _SpanTask:
+    """The rows of a span, and what is done with them."""
+
+    rows: StoredRows
+    backend: Backend
+    function: SpanFunction
+
+
+def _of_span(task: _SpanTask, reporter: Reporter) -> tuple[HostArray, ...]:
+    """Return, on the host, what the function of a task returns; this runs in a worker."""
+    task.backend.claim_device(WINDOW_BYTES)
+    found = task.function((block for _rows, block in task.rows.blocks()), task.backend)
+    reporter.progress(task.rows.shape[0])
+    return tuple(task.backend.to_host(one) for one in found)

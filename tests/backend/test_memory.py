@@ -66,7 +66,7 @@ def test_many_columns_need_their_covariance_and_no_more_than_their_rows_span():
 
 
 def test_a_card_takes_what_is_computed_from_the_memory_of_the_host():
-    on_card = type("Card", (GpuBackend,), {"holds": lambda *_: True})()
+    on_card = type("Card", (GpuBackend,), {"holds": lambda *_: True, "holds_space": lambda *_: True})()
     assert memory.needed_host_bytes(1000, 1024, 32, 15, whole=True, backend=on_card) < needed(1000)
 
 

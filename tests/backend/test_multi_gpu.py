@@ -1,4 +1,4 @@
-"""k-means on the cards of several workers: a real Dask client and workers, with CuPy and cuml.dask imitated on NumPy."""
+"""k-means on the cards of several workers: real workers of Dask, with CuPy and cuml.dask imitated on NumPy."""
 
 from __future__ import annotations
 

@@ -17,56 +17,74 @@ from gpu_cluster.errors import DeviceError
 
 from .cards import pretend_tensorflow
 
-# TensorFlow's own context is told of a card that it cannot start, and what is only pretended is named.
-_A_CARD = """
-import sys
-from tensorflow.python.eager.context import LogicalDevice, PhysicalDevice, context
-import tensorflow as tf
+# TensorFlow takes seconds to import, so one process does it, for the scenario that begins before that; the others begin
+# after it, in copies of this process, in which nothing of TensorFlow has been started yet. TensorFlow's own context is
+# told of a card that it cannot start, and what is only pretended is named.
+_SCENARIOS = """
+import os, sys, traceback
 from gpu_cluster.backend import CpuBackend, GpuBackend, tensorflow_devices
-context()._initialize_physical_devices()
+
+real = tensorflow_devices.driver, tensorflow_devices._first_operation
+tensorflow_devices.driver, tensorflow_devices._first_operation = (lambda: object()), (lambda: None)
+os.environ["CUDA_VISIBLE_DEVICES"] = "4,5"
+CpuBackend().share_device_with("tensorflow")
+print("shown:", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+tensorflow_devices.driver, tensorflow_devices._first_operation = real
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import tensorflow as tf
+from tensorflow.python.eager.context import LogicalDevice, PhysicalDevice, context
+
+def in_either_order():
+    for backend in (CpuBackend(), GpuBackend(), CpuBackend()):
+        backend.share_device_with("tensorflow")
+    (card,) = tf.config.list_physical_devices("GPU")
+    print("shared:", tf.config.experimental.get_memory_growth(card))
+
+def started_before():
+    tf.zeros(()).numpy()
+    CpuBackend().share_device_with("tensorflow")
+    print("cpu works")
+    GpuBackend().share_device_with("tensorflow")
+
 context()._physical_devices.append(PhysicalDevice("/physical_device:GPU:0", "GPU"))
 tf.config.list_logical_devices = lambda kind=None: [LogicalDevice("/device:GPU:0", "GPU")]
 tensorflow_devices._operation_on_the_card = lambda: "/device:GPU:0"
+os.dup2(1, 2)
+for scenario in (in_either_order, started_before):
+    if not os.fork():
+        try:
+            scenario()
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
 """
 
 
-def in_a_new_process(code: str) -> str:
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the scenarios have printed, on standard output and error."""
     # Without the cards that this machine may have.
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _A_CARD + code], capture_output=True, text=True, check=False, env=environment
-    )
+    command = [sys.executable, "-c", _SCENARIOS]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     return done.stdout + done.stderr
 
 
-def test_both_devices_can_be_used_in_one_process_in_either_order():
-    said = in_a_new_process(
-        "for backend in (CpuBackend(), GpuBackend(), CpuBackend()):\n    backend.share_device_with('tensorflow')\n"
-        "(card,) = tf.config.list_physical_devices('GPU')\n"
-        "print('shared:', tf.config.experimental.get_memory_growth(card))"
-    )
+def test_both_devices_can_be_used_in_one_process_in_either_order(said):
     assert "shared: True" in said, said
 
 
-def test_a_tensorflow_that_was_started_without_sharing_memory_is_an_error_on_the_gpu_alone():
-    said = in_a_new_process(
-        "tf.zeros(()).numpy()\nCpuBackend().share_device_with('tensorflow')\nprint('cpu works')\n"
-        "GpuBackend().share_device_with('tensorflow')"
-    )
+def test_a_tensorflow_that_was_started_without_sharing_memory_is_an_error_on_the_gpu_alone(said):
     assert "cpu works" in said
     assert "DeviceError: the network cannot run on the GPU: this process had set TensorFlow up before" in said
     assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in said
 
 
-def test_a_job_on_the_cpu_shows_tensorflow_one_card_of_several():
-    code = (
-        "import os\nfrom gpu_cluster.backend import CpuBackend, tensorflow_devices\n"
-        "tensorflow_devices.driver = lambda: object()\nCpuBackend().share_device_with('tensorflow')\n"
-        "print('shown:', os.environ['CUDA_VISIBLE_DEVICES'])"
-    )
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,5"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    assert "shown: 4" in done.stdout.splitlines(), done.stderr
+def test_a_job_on_the_cpu_shows_tensorflow_one_card_of_several(said):
+    assert "shown: 4\n" in said, said
 
 
 def test_the_cpus_work_stays_on_the_cpu_and_the_cards_is_placed_on_the_card():
@@ -137,6 +155,7 @@ def test_one_card_is_shown_and_a_process_that_has_loaded_cuda_is_left_alone(
     monkeypatch.setattr(tensorflow_devices, "_loaded", lambda: loaded)
     assert tensorflow_devices.show_one_card() == in_time
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
+    assert tensorflow_devices.allowed_cards() == before
     # What the function set itself is not undone by monkeypatch.
     if before is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)

@@ -53,16 +53,20 @@ def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
     assert listing(tmp_path) == before
 
 
-# The main thread computes in one step of C, as in a large matrix product, and hears no signal.
+# The main thread is in one step of C, as in a large matrix product, and hears no signal: it waits for a lock that it
+# has itself, which takes no core from the tests beside this one.
 DEAF = """
-import hashlib, signal
+import ctypes, signal
 # A shell starts jobs in the background with SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from gpu_cluster.cli.signals import Signals
 signals = Signals()
 signals.listen()
 print("listening", flush=True)
-hashlib.pbkdf2_hmac("sha256", b"password", b"salt", (1 << 31) - 1)
+lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+library.pthread_mutex_init(lock, None)
+library.pthread_mutex_lock(lock)
+library.pthread_mutex_lock(lock)
 """
 
 

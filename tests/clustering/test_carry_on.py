@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.clustering import carry_on as module
 from gpu_cluster.clustering import kmeans
-from gpu_cluster.clustering.carry_on import best_on_more_rows, carry_on
+from gpu_cluster.clustering.carry_on import best_on_more_rows, carry_on, without_one
 from gpu_cluster.config import ClusterConfig
 
 BACKEND = CpuBackend()
@@ -77,3 +77,11 @@ def test_restarts_on_a_sample_are_compared_on_more_rows():
     agreed = [adjusted_rand_score(labels[best], other) for number, other in enumerate(labels) if number != best]
     assert found.agreement == pytest.approx(np.mean(agreed), abs=1e-12)
     assert found.fit.n_iter == sampled[best].n_iter + all_rows[best].n_iter
+
+
+def test_the_centre_whose_rows_are_nearest_to_the_others_is_left_out():
+    x = rows()
+    centres = np.stack([x[assigned(x, x[:6])[0] == label].mean(axis=0) for label in range(6)])
+    inertias = [assigned(x, np.delete(centres, left_out, axis=0))[1] for left_out in range(6)]
+    expected = np.delete(centres, int(np.argmin(inertias)), axis=0)
+    np.testing.assert_array_equal(without_one(x, centres, backend=BACKEND), expected)

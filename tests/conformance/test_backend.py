@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import time
+import warnings
 from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.cluster  # noqa: F401  (its threads are counted)
 import tensorflow as tf
 from sklearn import metrics as sk
 from sklearn.datasets import make_blobs
+from threadpoolctl import threadpool_info
 
 from gpu_cluster.backend import Backend, CpuBackend, HeldRows
 from gpu_cluster.backend.blockwise import as_it_is
@@ -200,3 +204,23 @@ def test_a_dlpack_capsule_of_tensorflow_holds_the_rows_and_can_be_taken_once():
     np.testing.assert_array_equal(CpuBackend().from_dlpack(capsule), source)
     with pytest.raises(ValueError, match="incorrect name"):
         CpuBackend().from_dlpack(capsule)
+
+
+def test_what_is_done_for_each_item_comes_in_the_order_of_the_items(backend):
+    def work(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    items = [0.02, 0.0, 0.01, 0.0, 0.0, 0.003]
+    assert list(backend.each(work, iter(items), bytes_each=1)) == items
+
+
+def test_an_error_in_one_item_is_raised_and_threads_and_warnings_are_as_before(backend):
+    before, filters = _threads(), list(warnings.filters)
+    with pytest.raises(ZeroDivisionError):
+        list(backend.each(lambda number: 1 // number, [1, 0, 1], bytes_each=1))
+    assert (_threads(), warnings.filters) == (before, filters)
+
+
+def _threads() -> list[tuple[str, int]]:
+    return sorted((one["filepath"], one["num_threads"]) for one in threadpool_info())

@@ -67,6 +67,7 @@ class _Reader:
         self._file = file
         self._tree = ast.parse(file.read_text(encoding="utf-8"))
         self._names = dict(self._imports())
+        self._names |= dict(self._subclasses())
 
     def _imports(self) -> Iterator[tuple[str, str]]:
         """Yield each local name of a GPU library and what it stands for; `xp` stands for CuPy everywhere."""
@@ -81,6 +82,15 @@ class _Reader:
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
                 for name in node.names:
                     yield name.asname or name.name, f"{node.module}.{name.name}"
+
+    def _subclasses(self) -> Iterator[tuple[str, str]]:
+        """Yield each class of ours that is constructed as the library's class which it extends."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.ClassDef):
+                bases = [base for base in map(self._target, node.bases) if base]
+                makes_itself = any(isinstance(one, ast.FunctionDef) and one.name == "__init__" for one in node.body)
+                if bases and not makes_itself:
+                    yield node.name, bases[0]
 
     def calls(self) -> Iterator[Call]:
         for node in ast.walk(self._tree):

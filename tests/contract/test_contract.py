@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpu_cluster.backend import CpuBackend, tensorflow_devices
+from gpu_cluster.backend import CpuBackend, multi_gpu, tensorflow_devices
 from gpu_cluster.backend.select import LEAST_DRIVERS, TENSORFLOW_CODE
+from gpu_cluster.errors import ConfigError, DeviceError
 
 from .calls import (
     HANDED_ON,
@@ -57,6 +59,8 @@ def test_the_reader_finds_the_calls_that_matter():
         "cuml.dask.cluster.KMeans.fit",
         "dask.array.from_delayed",
         "cupy.from_dlpack",
+        "dask_cuda.LocalCUDACluster",
+        "dask_cuda.utils.get_gpu_count",
         "cupy.take",
         "rmm.reinitialize",
         "cudf.DataFrame",
@@ -165,6 +169,24 @@ def test_estimators_are_constructed_for_real():
         n_clusters=4, init=starts, n_init=1, max_iter=1, tol=float(np.finfo(np.float32).tiny), output_type="cupy"
     )
     assert kmeans.get_params()["n_init"] == 1
+
+
+@needs_wheels
+def test_a_cluster_of_cards_shows_each_process_its_own_card_and_refuses_more_workers_than_cards(monkeypatch):
+    """With the real dask-cuda: its processes start without cards, and log that they cannot make a context."""
+    monkeypatch.setenv("DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,3")
+    with (
+        multi_gpu.local_cluster(2, dashboard_address=None) as cluster,
+        resolve("distributed.Client")(cluster) as client,
+    ):
+        found = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+    assert sorted(found.values()) == ["0", "2"]
+    with pytest.raises(ConfigError, match=r"--workers 4: .* this process may use 3"):
+        multi_gpu.local_cluster(4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(DeviceError, match="name the cards in CUDA_VISIBLE_DEVICES"):
+        multi_gpu.local_cluster(1)
 
 
 @needs_wheels
