@@ -1,6 +1,6 @@
-"""The batch files without their clusters: exit codes and TERM come through the Slurm script, the manifest is valid.
+"""The batch files without their clusters: exit codes and TERM come through the Slurm scripts, the manifests are valid.
 
-Against a real Slurm the script is proved by scripts/check_slurm, which needs root.
+Against a real Slurm the scripts are proved by scripts/check_slurm, which needs root.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from tests.helpers import COMMAND, Finished, write_pictures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SBATCH = SCRIPTS / "slurm" / "gpu-cluster.sbatch"
+DASK_SBATCH = SCRIPTS / "slurm" / "gpu-cluster-dask.sbatch"
 ENDED = re.compile(r"ended with exit code (\d+)$", re.MULTILINE)
 
 
@@ -28,10 +31,10 @@ def environment(**variables: str | Path) -> dict[str, str]:
     return {**mine, "GPU_CLUSTER": str(COMMAND), **{name: str(value) for name, value in variables.items()}}
 
 
-def batch(*arguments: str, cwd: Path, **variables: str | Path) -> Finished:
-    """Run the Slurm script as Slurm would, without one."""
+def batch(*arguments: str, cwd: Path, script: Path = SBATCH, **variables: str | Path) -> Finished:
+    """Run a Slurm script as Slurm would, without one."""
     done = subprocess.run(
-        ["bash", SBATCH, *arguments],
+        ["bash", script, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -156,7 +159,7 @@ def test_term_ends_a_job_with_143_and_leaves_nothing(tmp_path, everyone):
 
 
 @pytest.mark.slow
-def test_the_manifest_is_valid_and_broken_ones_are_refused():
+def test_the_manifests_are_valid_and_broken_ones_are_refused():
     done = subprocess.run(
         [SCRIPTS / "check_k8s"],
         capture_output=True,
@@ -210,6 +213,195 @@ def test_the_kubernetes_file_requests_its_memory_and_limits_the_local_disk():
     assert memory == most["memory"]
     (size,) = re.findall(r"emptyDir:\n +sizeLimit: (\d+)Gi$", text, re.MULTILINE)
     assert int(size) < int(most["ephemeral-storage"]) >= int(asked["ephemeral-storage"])
+
+
+def test_the_two_slurm_files_share_the_text_that_they_say_they_share():
+    first, second = (
+        re.findall(
+            r"^# From here to END OF THE COMMON PART.*^# END OF THE COMMON PART$", text, re.MULTILINE | re.DOTALL
+        )
+        for text in (SBATCH.read_text(), DASK_SBATCH.read_text())
+    )
+    assert len(first) == 1
+    assert "trap stop TERM INT" in first[0]
+    assert first == second
+
+
+# Starts the tasks on this machine, and kills them on TERM, as srun does.
+SRUN = """#!/usr/bin/env bash
+while [ "$1" != bash ]; do
+    case $1 in --ntasks=*) n=${1#*=} ;; esac
+    shift
+done
+trap 'kill -KILL $(jobs -p); wait; exit 1' TERM
+for ((i = 0; i < n; i++)); do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done
+wait
+"""
+# A scheduler that writes its file and ends on INT, with its workers; workers that say what they were called with. (A
+# shell cannot wait for INT when its parent ignores it, as those of background processes do.)
+DASK = f"""#!{sys.executable} -S
+import os, pathlib, signal, sys, time
+place = pathlib.Path(__file__).parent
+if sys.argv[1] == "scheduler":
+    signal.signal(signal.SIGINT, lambda *_: ((place / "over").touch(), sys.exit()))
+    file = pathlib.Path(sys.argv[sys.argv.index("--scheduler-file") + 1])
+    file.write_text('{{\\n  "address": "tls://10.0.0.1:1234",\\n  "workers": {{}}\\n}}\\n')
+else:
+    with (place / "workers").open("a") as said:
+        said.write(f"card={{os.environ.get('CUDA_VISIBLE_DEVICES', '')}} {{' '.join(sys.argv[1:])}}\\n")
+while not (place / "over").exists():
+    time.sleep(0.05)
+"""
+DRIVER = """#!/usr/bin/env bash
+place=$(dirname "$0")
+printf '%s\n' "$*" "card=${CUDA_VISIBLE_DEVICES:-}" "ca=${DASK_DISTRIBUTED__COMM__TLS__CA_FILE:0:27}" >"$place/driver"
+until [ "$(wc -l <"$place/workers" 2>/dev/null)" = 2 ]; do sleep 0.1; done
+trap 'exit 143' TERM
+touch "$place/driving"
+[ -z "${WAIT:-}" ] || while :; do sleep 0.1; done
+exit "${CODE:-0}"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str | Path]:
+    """The variables of a job of three tasks, with programs in place of srun, dask and gpu-cluster."""
+    for name, text in {"srun": SRUN, "dask": DASK, "gpu-cluster": DRIVER}.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "TMPDIR": tmp_path / "tmp",
+        "GPU_CLUSTER": tmp_path / "bin" / "gpu-cluster",
+        "SLURM_NTASKS": "3",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "2",
+    }
+
+
+def test_a_job_of_three_tasks_has_a_driver_and_two_workers(tmp_path, slurm):
+    done = batch("--k", "3", cwd=tmp_path, script=DASK_SBATCH, **slurm, DEVICE="cpu", IMAGES="/my pictures", CODE="3")
+    assert done.code == 3, done.err
+    driver = (tmp_path / "bin" / "driver").read_text().splitlines()
+    assert re.fullmatch(
+        r"run /my pictures --out runs/slurm-7 --overwrite --device cpu "
+        rf"--scheduler-file {tmp_path}/tmp/gpu-cluster\.\w+/scheduler\.json --workers 2 --k 3",
+        driver[0],
+    )
+    assert driver[2] == "ca=-----BEGIN CERTIFICATE-----"
+    worker = "worker --nworkers 1 tls://10.0.0.1:1234 --nthreads 1 --memory-limit 0 --no-dashboard --death-timeout 60"
+    assert (tmp_path / "bin" / "workers").read_text().splitlines() == [f"card= {worker}"] * 2
+    # The scheduler's file of one start cannot be taken for that of another.
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert ENDED.findall(done.out) == ["3"]
+
+
+def test_each_task_has_a_card_of_its_own(tmp_path, slurm):
+    cards = {"SLURM_JOB_GPUS": "4,5,6", "CUDA_VISIBLE_DEVICES": "4,5,6"}
+    done = batch(cwd=tmp_path, script=DASK_SBATCH, **slurm, **cards)
+    assert done.code == 0, done.err
+    assert (tmp_path / "bin" / "driver").read_text().splitlines()[1] == "card=4"
+    workers = sorted((tmp_path / "bin" / "workers").read_text().splitlines())
+    assert [line.split(" tls://")[0] for line in workers] == [
+        f"card={card} cuda worker --device-memory-limit 0" for card in (5, 6)
+    ]
+
+
+def test_term_to_a_job_of_three_tasks_reaches_the_driver_and_then_ends_the_others(tmp_path, slurm):
+    with subprocess.Popen(
+        ["bash", DASK_SBATCH],
+        cwd=tmp_path,
+        env=environment(**slurm, DEVICE="cpu", WAIT="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while not (tmp_path / "bin" / "driving").exists():
+                assert time.monotonic() < deadline, "the driver did not start"
+                time.sleep(0.05)
+            process.terminate()
+            # The pipe ends when the last process that has it ends.
+            log, _ = process.communicate(timeout=30)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 143, log
+    assert ENDED.findall(log) == ["143"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"SLURM_NTASKS": "1"}, "the job has 1 task(s), but needs two or more"),
+        ({"DASK": "/absent/dask"}, "no program '/absent/dask'; install gpu-cluster with its extra dask"),
+    ],
+)
+def test_a_job_that_cannot_have_workers_says_why(tmp_path, slurm, variables, said):
+    done = batch(cwd=tmp_path, script=DASK_SBATCH, **{**slurm, **variables})
+    assert done.code == 2
+    assert said in done.err
+
+
+@pytest.mark.slow
+def test_a_job_of_three_tasks_has_the_result_of_one_task(tmp_path, slurm):
+    write_pictures(tmp_path / "pictures", 6)
+    options = ("--image-size", "32", "--k", "2", "--shard-size", "2", "--batch-size", "2")
+    given = {"IMAGES": tmp_path / "pictures", "DEVICE": "cpu", "GPU_CLUSTER": COMMAND}
+    tables = []
+    for name, script in (("one", SBATCH), ("three", DASK_SBATCH)):
+        variables = {**slurm, **given, "CACHE": tmp_path / f"cache of {name}", "OUT": tmp_path / name}
+        done = batch(*options, cwd=tmp_path, script=script, **variables)
+        assert done.code == 0, done.out + done.err
+        tables.append((tmp_path / name / "assignments.csv").read_bytes())
+    assert tables[0] == tables[1]
+    assert "Tasks run in 2 workers" in done.out + done.err
+    assert list((tmp_path / "tmp").glob("gpu-cluster.*")) == []
+
+
+@pytest.fixture
+def manifests() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The Job of one GPU, and the documents of the Dask cluster."""
+    yaml = pytest.importorskip("yaml")
+    job, cluster = ((SCRIPTS / "k8s" / name).read_text() for name in ("job.yaml", "dask.yaml"))
+    return yaml.safe_load(job), list(yaml.safe_load_all(cluster))
+
+
+def test_only_the_pods_of_the_cluster_reach_its_scheduler_and_workers(manifests):
+    policy, *_ = manifests[1]
+    ours = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gpu-cluster-dask"}}}
+    assert policy["kind"] == "NetworkPolicy"
+    assert policy["spec"]["podSelector"] == ours["podSelector"]
+    assert policy["spec"]["ingress"] == [{"from": [ours]}]
+    pods = [document["spec"]["template"] for document in manifests[1][2:]]
+    assert {pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in pods} == {"gpu-cluster-dask"}
+
+
+def test_the_pods_of_the_cluster_have_the_security_settings_and_volumes_of_the_job(manifests):
+    job, (_, _, *cluster) = manifests
+    alone, *pods = (document["spec"]["template"]["spec"] for document in (job, *cluster))
+    for pod in pods:
+        assert pod["securityContext"] == alone["securityContext"]
+        assert pod["containers"][0]["securityContext"] == alone["containers"][0]["securityContext"]
+        assert pod["automountServiceAccountToken"] is False
+    _, worker, driver = pods
+    assert worker["volumes"] == driver["volumes"] == alone["volumes"]
+    assert worker["containers"][0]["volumeMounts"] == alone["containers"][0]["volumeMounts"]
+
+
+def test_the_driver_waits_for_as_many_workers_as_there_are(manifests):
+    _, service, _, workers, driver = manifests[1]
+    given = driver["spec"]["template"]["spec"]["containers"][0]["args"]
+    address = f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert f"--workers={workers['spec']['replicas']}" in given
+    assert f"--scheduler={address}" in given
+    assert address in workers["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
 def test_the_workflow_may_only_read_and_hands_no_token_to_the_code_it_checks():
