@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit, Scaling
-from gpu_cluster.backend.rows import Rows
+from gpu_cluster.backend.rows import BLOCK_ROWS, Rows, block_slices
 
 # Largest number of values in a temporary of a pass over the rows.
 _BLOCK_SIZE = 1 << 24
@@ -47,8 +47,9 @@ def fit_pca(x: Rows, n_components: int, *, scale: Scaling, backend: Backend) -> 
     The axes are the eigenvectors of the covariance (d, d). With fewer rows than columns, they come from the
     eigenvectors of the Gram matrix (n, n) of the centred rows instead (Turk and Pentland 1991).
 
-    Memory: a block, and 8 bytes four times for each number of the smaller of these two matrices: for itself, the sum of
-    a block, and the eigenvectors with their work space. With fewer rows than columns, x as a whole too.
+    Memory: a block, or the blocks that `Backend.each` does at the same time, and 8 bytes four times for each number of
+    the smaller of these two matrices: for itself, the sum of a block, and the eigenvectors with their work space. With
+    fewer rows than columns, x as a whole too.
     """
     if x.shape[1] <= x.shape[0]:
         return _of_covariance(x, n_components, scale, backend)
@@ -64,15 +65,21 @@ def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
     the largest one.
     """
     xp = backend.xp
-    n, within = x.shape[0], 0.0
+    (n, d), within = x.shape, 0.0
     means, rests, roots = [], [], []
-    for rows, block in x.blocks():
-        scaled = scale(block)
+
+    def of_block(numbered: tuple[slice, Array]) -> tuple[Array, Array, Array]:
+        scaled = scale(numbered[1])
         about = xp.mean(scaled, axis=0)
         centred = scaled - about[None, :]
-        # A float32 mean is off by this much.
-        rest = xp.astype(xp.mean(centred, axis=0), xp.float64)
-        within = within + xp.astype(xp.matrix_transpose(centred) @ centred, xp.float64)
+        # A float32 mean is off by the second. The third is a matrix with itself, which BLAS computes by half (syrk).
+        return about, xp.astype(xp.mean(centred, axis=0), xp.float64), xp.matrix_transpose(centred) @ centred
+
+    # Bytes: the block itself, what `scale` makes of it, a temporary of that, the centred block, and the product.
+    bytes_each = 4 * d * (4 * min(n, BLOCK_ROWS) + d)
+    found = backend.each(of_block, x.blocks(), bytes_each=bytes_each)
+    for rows, (about, rest, product) in zip(block_slices(n), found, strict=True):
+        within = within + xp.astype(product, xp.float64)
         root = (rows.stop - rows.start) ** 0.5
         means.append(((xp.astype(about, xp.float64) + rest) * root)[None, :])
         rests.append((rest * root)[None, :])

@@ -178,7 +178,10 @@ def _distance_sums(x: Array, member: Array, precision: Any, backend: Backend) ->
 
     def of_pair(pair: tuple[int, int]) -> tuple[Array, Array | None]:
         rows, columns = parts[pair[0]], parts[pair[1]]
-        left, right = _beside_squares(x[rows, :], backend, left=True), _beside_squares(x[columns, :], backend, left=False)
+        left, right = (
+            _beside_squares(x[rows, :], backend, left=True),
+            _beside_squares(x[columns, :], backend, left=False),
+        )
         # Rounding can put the square of a distance of 0 below 0.
         distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), precision, copy=False)
         distances **= 0.5
