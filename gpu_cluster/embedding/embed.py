@@ -61,7 +61,8 @@ def embed(
     folder `scratch`, which the caller removes. If `scratch` is None too, the device holds it whatever its size. Only if
     the user may choose the engine and the decoding, options are named that would use what the store holds of others.
 
-    Memory: the (n, d) float32 matrix that the device holds, or 8 bytes for each file; a shard while it is read or written, and a few batches of pixels.
+    Memory: the (n, d) float32 matrix that the device holds, or 8 bytes for each file; a shard while it is read or
+    written, and a few batches of pixels.
 
     Raises
     ------

@@ -191,8 +191,8 @@ def _model(weights: vgg16.Weights) -> bytes:
     expected = sum(len(_FLOAT32_TAG) + 4 * (int(np.prod(shape)) + shape[3]) for shape in vgg16.LAYER_SHAPES.values())
     if len(content) != expected:
         raise WeightsError(
-            f"the weights for ncnn are {len(content):,} bytes, and VGG16 has {expected:,}: the weights in memory are not "
-            "those of the file; run the same command again"
+            f"the weights for ncnn are {len(content):,} bytes, and VGG16 has {expected:,}: the weights in memory "
+            "are not those of the file; run the same command again"
         )
     return content
 
