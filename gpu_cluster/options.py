@@ -13,14 +13,22 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from gpu_cluster.bounded import MIB, UnfitError, is_too_long, parse_json, parse_toml, read
-from gpu_cluster.config import COMMANDS, EARLIER_DECODING, EARLIER_ENGINE, MOST_SAMPLED, JobConfig, RunConfig
+from gpu_cluster.config import (
+    COMMANDS,
+    EARLIER_DECODING,
+    EARLIER_ENGINE,
+    MOST_SAMPLED,
+    EngineName,
+    JobConfig,
+    RunConfig,
+)
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
 
@@ -193,7 +201,8 @@ def _layers(
             raise ConfigError(f"{known[name].flag}: expected a smaller number; found one of thousands of digits")
         section = known[name].section
         (given if section is None else given.setdefault(section, {}))[name] = value
-    content = _read_file(Path(file)) if file is not None else {}
+    # The device that is given may not be the one that the engine of the record computes on.
+    content = _read_file(Path(file), same_engine=given.get("device") != "gpu") if file is not None else {}
     from_file = _without_alternatives(dict(_of_record(content, model)) if _is_record(file) else content, given)
     layers: _Layers = [(f"file {os.fspath(file or '')}", from_file), ("command line", given)]
     if "preset" in known:
@@ -261,7 +270,8 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 _MOST_BYTES = {"toml": MIB, "json": 16 * MIB}
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: Path, *, same_engine: bool) -> dict[str, Any]:
+    """Return the options of a file; with `same_engine`, those of a record name the engine that ran and not `auto`."""
     is_record = _is_record(path)
     try:
         # A config may come from a pipe, as in `--config <(command)`.
@@ -276,7 +286,16 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the config {str(path)!r} is not valid: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ConfigError(f"{str(path)!r} is no run.json: it has no 'config'; give a run.json or a TOML file")
-    return dict(content["config"])
+    return _with_engine_that_ran(content) if same_engine else dict(content["config"])
+
+
+def _with_engine_that_ran(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a record, with the engine that ran: on another machine, `auto` could be another one."""
+    options, ran = dict(record["config"]), record.get("engine")
+    embedding = options.get("embed")
+    if isinstance(embedding, Mapping) and embedding.get("engine") == "auto" and ran in get_args(EngineName):
+        options["embed"] = {**embedding, "engine": ran}
+    return options
 
 
 def left_out(file: str | os.PathLike[str]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ With --others, the tables also have the criteria of `k_criteria`.
 With --sweep-sample, sets of at least 400 pictures are swept again with restarts on a sample of a share of them, as the
 job sweeps more than 20,000 pictures. These rows stand beside one for the same sets without a sample.
 
-    .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [--sweep-sample SHARE...] [FOLDER...]
+    .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [FOLDER...] [--sweep-sample SHARE...]
 """
 
 from __future__ import annotations

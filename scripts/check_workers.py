@@ -52,18 +52,8 @@ def digest_of(options: Sequence[str], pictures: Path, work: Path, name: str) -> 
     """Run the command; return a digest of its tables and its seconds."""
     out = work / name
     start = time.perf_counter()
-    command = [
-        BIN / "gpu-cluster",
-        "run",
-        pictures,
-        "--out",
-        out,
-        "--cache",
-        work / f"{name} store",
-        "--quiet",
-        *options,
-    ]
-    subprocess.run(command, check=True)
+    places = ["--out", str(out), "--cache", str(work / f"{name} store")]
+    subprocess.run([str(BIN / "gpu-cluster"), "run", str(pictures), *places, "--quiet", *options], check=True)
     digest = hashlib.blake2b(digest_size=8)
     for table in TABLES:
         if (out / table).exists():

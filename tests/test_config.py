@@ -470,6 +470,23 @@ def test_a_config_written_to_a_run_record_reads_back_the_same(tmp_path, options)
     assert build_config(RunConfig, record, out=config.report.out) == config
 
 
+@pytest.mark.parametrize(
+    ("ran", "given", "expected"),
+    [
+        ("ncnn", {}, "ncnn"),
+        ("tensorflow", {}, "tensorflow"),
+        ("ncnn", {"engine": "auto"}, "auto"),
+        ("ncnn", {"device": "gpu"}, "auto"),
+        # A comparison ran both.
+        ("ncnn, tensorflow", {}, "auto"),
+    ],
+)
+def test_a_run_record_repeats_with_the_engine_that_ran_where_auto_was_asked_for(tmp_path, ran, given, expected):
+    record = {"config": build_config(RunConfig).model_dump(mode="json"), "engine": ran}
+    file = written(tmp_path, json.dumps(record), "run.json")
+    assert build_config(RunConfig, file, **given).embed.engine == expected
+
+
 def test_what_the_record_of_an_earlier_version_does_not_hold_is_told(tmp_path, caplog):
     content = build_config(RunConfig, k=7).model_dump(mode="json")
     del content["embed"]["pooling"], content["seed"]

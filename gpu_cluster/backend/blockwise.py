@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from gpu_cluster.backend.base import Array, Backend, KMeansFit, PCAFit, Scaling
-from gpu_cluster.backend.rows import Rows
+from gpu_cluster.backend.rows import BLOCK_ROWS, Rows
 
 # Largest number of values in a temporary of a pass over the rows.
 _BLOCK_SIZE = 1 << 24
@@ -48,8 +48,9 @@ def fit_pca(x: Rows, n_components: int, *, scale: Scaling, backend: Backend) -> 
     The axes are the eigenvectors of the covariance (d, d). With fewer rows than columns, they come from the
     eigenvectors of the Gram matrix (n, n) of the centred rows instead (Turk and Pentland 1991).
 
-    Memory: a block, and 8 bytes four times for each number of the smaller of these two matrices: for itself, the sum of
-    a block, and the eigenvectors with their work space. With fewer rows than columns, x as a whole too.
+    Memory: a block, or the blocks that `Backend.each` does at the same time, and 8 bytes four times for each number of
+    the smaller of these two matrices: for itself, the sum of a block, and the eigenvectors with their work space. With
+    fewer rows than columns, x as a whole too.
     """
     if x.shape[1] <= x.shape[0]:
         return _of_covariance(x, n_components, scale, backend)
@@ -65,9 +66,11 @@ def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
     the largest one.
     """
     xp = backend.xp
-    n, within = x.shape[0], 0.0
+    (n, d), within = x.shape, 0.0
     means, rests, roots = [], [], []
-    for _rows, (squares, about, rest, root) in x.map(partial(_scatter, scale)):
+    # Bytes: a block, what `scale` makes of it, a temporary of that, the centred block, and the product.
+    bytes_each = 4 * d * (4 * min(n, BLOCK_ROWS) + d)
+    for _rows, (squares, about, rest, root) in x.map(partial(_scatter, scale, bytes_each)):
         within = within + squares
         means.append(about)
         rests.append(rest)
@@ -81,21 +84,25 @@ def _of_covariance(x: Rows, m: int, scale: Scaling, backend: Backend) -> PCAFit:
     return _fit(xp.matrix_transpose(vectors), values, total, mean, n, "covariance by blocks", backend)
 
 
-def _scatter(scale: Scaling, blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
+def _scatter(scale: Scaling, bytes_each: int, blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
     """Return of the b blocks of a span, in float64: the sum of squares (d, d) about the mean of each block; these means
     (b, d), and what float32 lacks of them (b, d), both times the root of the block's number of rows; these roots (b,).
     """
     xp = backend.xp
-    within = 0.0
-    means, rests, roots = [], [], []
-    for block in blocks:
+
+    def of_block(block: Array) -> tuple[int, Array, Array, Array]:
         scaled = scale(block)
         about = xp.mean(scaled, axis=0)
         centred = scaled - about[None, :]
-        # A float32 mean is off by this much.
+        # A float32 mean is off by the third. The fourth is a matrix with itself, which BLAS computes by half (syrk).
         rest = xp.astype(xp.mean(centred, axis=0), xp.float64)
-        within = within + xp.astype(xp.matrix_transpose(centred) @ centred, xp.float64)
-        root = block.shape[0] ** 0.5
+        return block.shape[0], about, rest, xp.matrix_transpose(centred) @ centred
+
+    within = 0.0
+    means, rests, roots = [], [], []
+    for n_rows, about, rest, product in backend.each(of_block, blocks, bytes_each=bytes_each):
+        within = within + xp.astype(product, xp.float64)
+        root = n_rows**0.5
         means.append(((xp.astype(about, xp.float64) + rest) * root)[None, :])
         rests.append((rest * root)[None, :])
         roots.append(root)

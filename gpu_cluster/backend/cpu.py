@@ -30,15 +30,12 @@ from gpu_cluster.backend.base import (
 )
 from gpu_cluster.backend.blockwise import fit_pca
 from gpu_cluster.backend.cores import usable_cores
-from gpu_cluster.backend.memory import free_host_bytes
+from gpu_cluster.backend.memory import AT_A_TIME_BYTES, free_host_bytes
 from gpu_cluster.backend.rows import WINDOW_BYTES, Rows
 from gpu_cluster.config import Algorithm, Precision
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# What is done at the same time by `each` takes at most this memory.
-_BYTES_AT_A_TIME = 1 << 29
 
 
 class CpuBackend(Backend):
@@ -131,7 +128,7 @@ class CpuBackend(Backend):
         This is faster than one after the other with all threads in each: the threads of OpenMP and BLAS wait for each
         other after every step by keeping their cores busy, so that they take the time of whatever else runs there.
         """
-        n_workers = min(usable_cores(), _BYTES_AT_A_TIME // max(1, bytes_each))
+        n_workers = min(usable_cores(), AT_A_TIME_BYTES // max(1, bytes_each))
         return _at_the_same_time(work, items, n_workers) if n_workers > 1 else map(work, items)
 
     def strongest(self, symmetric: Array, m: int) -> tuple[Array, Array, float]:

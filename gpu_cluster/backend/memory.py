@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpu_cluster.backend.base import Backend
+from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES
 from gpu_cluster.errors import DeviceError
 
@@ -42,6 +43,9 @@ def memory_error_explained(
         ) from error
 
 
+# What `Backend.each` does at the same time takes at most this memory of the host.
+AT_A_TIME_BYTES = 1 << 29
+
 # What a job takes whatever the number of pictures is: the program with its libraries, the samples of the sweep and of
 # the scores, the plots. `scripts/bench_scale.py` measures the sum.
 _PROGRAM_BYTES = 700 << 20
@@ -65,7 +69,8 @@ def needed_host_bytes(n: int, d: int, m: int, k: int, *, whole: bool, backend: B
     held = matrix if backend.holds(matrix) else 2 * WINDOW_BYTES
     # k-means copies its matrix; the sweep and the clustering need one more of the labels and the distances.
     clustered = 2 * (4 * n * m + (matrix if whole else 0)) + 16 * k * m
-    blocks = 4 * 4 * d * min(n, BLOCK_ROWS)
+    block = 4 * (4 * d * min(n, BLOCK_ROWS) + (d * d if d <= n else 0))
+    blocks = max(block, min(usable_cores() * block, AT_A_TIME_BYTES))
     covariance = 4 * 8 * min(n, d) ** 2
     # A space that does not fit the card is kept on the host.
     spaces = sum(0 if backend.holds_space((n, columns)) else 4 * n * columns for columns in ([m, d] if whole else [m]))

@@ -68,8 +68,8 @@ def embed(
     With `elsewhere`, the tasks of another executor compute what is missing, each with an engine of its own, and write
     it to the store or to `scratch`, one of which must be given.
 
-    Memory: the (n, d) float32 matrix that the device holds (a second one if a file whose header was good turns out
-    bad), or 8 bytes for each file; a shard while it is read or written, and a few batches of pixels.
+    Memory: the (n, d) float32 matrix that the device holds, or 8 bytes for each file; a shard while it is read or
+    written, and a few batches of pixels.
 
     Raises
     ------

@@ -18,6 +18,9 @@ from gpu_cluster.executor import Executor
 from gpu_cluster.store.embeddings import EmbeddingShards, FoundShard
 from gpu_cluster.store.stored import StoredRows
 
+# Rows that are moved at a time in a matrix.
+_MOVED_ROWS = 1 << 14
+
 
 class Kept(ABC):
     """The embeddings of the distinct contents of a job, which come from the store and from the network."""
@@ -88,16 +91,19 @@ class OnDevice(Kept):
 
     def rows(self, content_of: IntArray) -> Rows:
         copies = np.setdiff1d(np.arange(len(self._content_of)), self._at)
-        sources = self._at[self._content_of[copies]]
-        # Copying in blocks avoids a second matrix when most files are copies.
-        block = 1 << 14
-        for first in range(0, len(copies), block):
-            part = slice(first, first + block)
-            self._x[self._backend.from_host(copies[part])] = self._take(sources[part])
+        self._move(self._at[self._content_of[copies]], copies)
         if len(content_of) == len(self._content_of):
             return HeldRows(self._x, self._backend)
+        # Each row moves up or stays, and its new place is not below it: nothing is overwritten before it is read.
         kept = np.flatnonzero(np.isin(self._content_of, content_of))
-        return HeldRows(self._take(kept), self._backend)
+        self._move(kept, np.arange(len(kept)))
+        return HeldRows(self._x[: len(kept), :], self._backend)
+
+    def _move(self, sources: IntArray, targets: IntArray) -> None:
+        """Write some rows over others, in blocks, so that there is no second matrix."""
+        for first in range(0, len(targets), _MOVED_ROWS):
+            part = slice(first, first + _MOVED_ROWS)
+            self._x[self._backend.from_host(targets[part])] = self._take(sources[part])
 
     def _take(self, rows: IntArray) -> Array:
         return self._backend.xp.take(self._x, self._backend.from_host(rows), axis=0)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # From Okabe and Ito 2008, 'Color Universal Design': distinguishable with all common kinds of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "os^Dv*PX<>h"
+_HATCHES = ("", "////", "....", "xxxx")
 _INK = "#333333"
 
 # In a plot of this size, more points than this show nothing more.
@@ -214,8 +215,7 @@ def silhouette(labels: IntArray, clustering: Clustering, scores: Scores) -> Figu
     for cluster in range(k):
         values = np.sort(scores.silhouettes[taken[labels[taken] == cluster]])[::-1]
         positions = np.arange(start, start + len(values))
-        colour = COLOURS[cluster % len(COLOURS)]
-        axes.fill_betweenx(positions, 0, values, step="mid", color=colour, linewidth=0.8)
+        axes.fill_betweenx(positions, 0, values, step="mid", **_bar_style(cluster))
         ticks.append(start + len(values) / 2)
         start += len(values) + gap
     axes.axvline(mean, color=_INK, linestyle="--", linewidth=1)
@@ -327,6 +327,15 @@ def _style(group: int) -> dict[str, Any]:
     # 8 and 11 have no common factor, so the first 88 groups all look different, and a group and the next one differ in
     # both colour and marker.
     return {"color": COLOURS[group % len(COLOURS)], "marker": MARKERS[group % len(MARKERS)]}
+
+
+def _bar_style(group: int) -> dict[str, Any]:
+    # Each round of the colours begins with the next one and has a hatch of its own, so that the first 32 groups all
+    # look different. A dark hatch would not be seen on black.
+    turn, place = divmod(group, len(COLOURS))
+    colour = COLOURS[(place + turn) % len(COLOURS)]
+    edge = "white" if colour == COLOURS[-1] and turn else _INK if turn else colour
+    return {"facecolor": colour, "edgecolor": edge, "hatch": _HATCHES[turn % len(_HATCHES)], "linewidth": 0.4}
 
 
 def _number(axes: Axes, at: FloatArray, name: str, *, aside: bool) -> None:

@@ -102,6 +102,8 @@ class StoredRows(Rows):
 
     def _read(self, rows: IntArray) -> FloatArray:
         x = np.empty((len(rows), self.shape[1]), np.float32)
+        if not len(rows):
+            return x
         shard_of, row_of = self._shard_of[rows], self._row_of[rows]
         order = np.argsort(shard_of, kind="stable")
         numbers, first = np.unique(shard_of[order], return_index=True)

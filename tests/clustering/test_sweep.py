@@ -94,18 +94,18 @@ def test_above_the_sample_restarts_are_those_of_the_sample_and_the_inertia_that_
 
 
 def test_above_the_sample_a_k_whose_restarts_missed_the_groups_finds_them_from_those_of_the_next_k():
-    # One random start alone misses some of twelve groups; one for 13 clusters covers them more often.
-    x, _ = make_blobs(1500, 8, centers=12, cluster_std=0.5, random_state=1)
+    # With this seed, the one random start for 12 clusters misses two of the groups, and that for 13 finds all.
+    x, _ = make_blobs(900, 2, centers=12, cluster_std=0.3, random_state=1)
     x = x.astype(np.float32)
-    config: dict[str, Any] = {"seed": 3, "backend": CpuBackend(), "observer": Observer()}
+    config: dict[str, Any] = {"seed": 1, "backend": CpuBackend(), "observer": Observer()}
 
     def inertias(k_range: str) -> dict[int, float]:
-        sweep = SweepConfig(k_range=k_range, sweep_sample=1000)
+        sweep = SweepConfig(k_range=k_range, sweep_sample=600)
         points = sweep_k(x, sweep, ClusterConfig(n_init=1), ScoreConfig(), **config).points
         return {point.k: point.inertia for point in points}
 
-    alone, with_next = inertias("12:12"), inertias("12:16")
-    assert with_next[12] < 0.9 * alone[12]
+    alone, with_next = inertias("12:12"), inertias("12:14")
+    assert with_next[12] < 0.95 * alone[12]
 
 
 def test_up_to_the_sample_nothing_is_sampled():

@@ -96,7 +96,7 @@ def recorder(tmp_path: Path) -> Path:
 
 
 def test_variables_and_arguments_become_options(tmp_path, recorder):
-    given = {"IMAGES": "/my pictures", "OUT": "/a run", "CACHE": "/the cache", "DEVICE": "gpu"}
+    given: dict[str, Any] = {"IMAGES": "/my pictures", "OUT": "/a run", "CACHE": "/the cache", "DEVICE": "gpu"}
     done = batch("--k", "3", "more pictures", cwd=tmp_path, GPU_CLUSTER=recorder, **given)
     expected = [
         "cache=/the cache",

@@ -90,6 +90,15 @@ def test_silhouette_plot_has_a_bar_an_image_and_the_size_of_each_cluster():
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["0  (3)", "1  (2)"]
 
 
+def test_no_two_of_32_clusters_look_the_same_in_the_silhouette_plot_and_neighbours_differ_in_colour():
+    labels = np.repeat(np.arange(32), 3)
+    figure = plots.silhouette(labels, clustering(labels), scores(np.linspace(0.1, 0.9, len(labels))))
+    bars = figure.axes[0].collections
+    looks = [(tuple(np.ravel(np.asarray(bar.get_facecolor()))), bar.get_hatch()) for bar in bars]
+    assert len(set(looks)) == len(bars) == 32
+    assert all(a[0] != b[0] for a, b in itertools.pairwise(looks))
+
+
 def test_silhouette_plot_of_one_cluster_says_that_there_is_none():
     labels = np.zeros(3, int)
     figure = plots.silhouette(labels, clustering(labels), scores(np.full(3, np.nan)))

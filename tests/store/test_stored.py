@@ -51,6 +51,13 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[np.ndarray, St
     return written(tmp_path, order)
 
 
+def test_no_rows_are_an_empty_matrix(both):
+    x, found = both
+    nothing = np.empty(0, np.int64)
+    taken = found.take(nothing)
+    assert (taken.shape, taken.dtype) == (x[nothing].shape, x.dtype)
+
+
 def test_the_blocks_are_those_of_the_matrix_each_time_they_are_read(both):
     x, found = both
     held = HeldRows(x, CPU)

@@ -25,7 +25,7 @@ from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import pillow_input
 from gpu_cluster.embedding.engines.base import EXTRA, Engine, Installation, OutOfMemoryError
 from gpu_cluster.embedding.extractors import Extractor
-from gpu_cluster.errors import DeviceError, JobError
+from gpu_cluster.errors import DeviceError, JobError, WeightsError
 from gpu_cluster.images.source import Picture
 from gpu_cluster.images.square import to_square
 
@@ -149,6 +149,8 @@ def _built(weights: vgg16.Weights) -> _Network:
         When ncnn is installed and cannot be loaded.
     MemoryError
         When there is no memory for the weights.
+    WeightsError
+        When the weights are not complete.
     """
     try:
         import ncnn
@@ -167,13 +169,32 @@ def _built(weights: vgg16.Weights) -> _Network:
     # Without memory for the weights, ncnn 1.0 ends the process, so the memory is tried first. Nothing is written to it.
     np.empty(_WEIGHTS_BYTES, np.uint8)
     _check(net.load_param_mem(_description()))
+    content = _model(weights)
+    net.load_model_mem(content)
+    return _Network(net, content)
+
+
+def _model(weights: vgg16.Weights) -> bytes:
+    """Return the weights as ncnn reads them: for each layer a tag, the kernel in the order OIHW, and the bias.
+
+    Raises
+    ------
+    WeightsError
+        When they are not as many bytes as the network reads: ncnn is given no length, and would read what lies behind
+        them in memory.
+    """
     parts = []
     for kernel, bias in weights.layers.values():
         ordered = (np.ascontiguousarray(array, np.float32) for array in (kernel.transpose(3, 2, 0, 1), bias))
         parts += [_FLOAT32_TAG, *(array.tobytes() for array in ordered)]
     content = b"".join(parts)
-    net.load_model_mem(content)
-    return _Network(net, content)
+    expected = sum(len(_FLOAT32_TAG) + 4 * (int(np.prod(shape)) + shape[3]) for shape in vgg16.LAYER_SHAPES.values())
+    if len(content) != expected:
+        raise WeightsError(
+            f"the weights for ncnn are {len(content):,} bytes, and VGG16 has {expected:,}: the weights in memory "
+            "are not those of the file; run the same command again"
+        )
+    return content
 
 
 def _description() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, EngineName
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import ENGINES, Engine, NcnnEngine
+from gpu_cluster.embedding.engines import ncnn as ncnn_engine
+from gpu_cluster.errors import WeightsError
 from gpu_cluster.images.square import to_square
 from tests.helpers import decoded, picture, scanned_pictures, write_pictures
 
@@ -42,6 +45,14 @@ def test_maps_with_an_odd_side_are_those_of_tensorflow(pooling):
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
     # 1e-4 is the bound that is promised; 13 convolutions by Winograd's method differ by 2e-6.
     assert errors.max() < 1e-4
+
+
+def test_weights_that_are_cut_short_are_an_error_and_not_what_lies_behind_them_in_memory():
+    weights = vgg16.find_weights()
+    name, (kernel, bias) = list(weights.layers.items())[-1]
+    cut = replace(weights, layers={**weights.layers, name: (kernel, bias[:-1])})
+    with pytest.raises(WeightsError, match="are 58,858,800 bytes, and VGG16 has 58,858,804"):
+        ncnn_engine._built.__wrapped__(cut)
 
 
 def test_black_pictures_have_finite_embeddings():
