@@ -91,18 +91,27 @@ def gpu_cluster(
     )
 
 
-def called(*arguments: str | Path) -> Finished:
-    """Run the command in this process, for what it says and the code it ends with."""
+def called(*arguments: str | Path, out: Path | None = None, cwd: Path | None = None) -> Finished:
+    """Run the command in this process, for what it says, what it leaves and the code it ends with.
+
+    It saves the seconds of a process that has to import what this one has. What libraries write past Python, and what
+    only a real process does, needs `gpu_cluster`.
+    """
+    given = [os.fspath(argument) for argument in arguments]
+    if out is not None:
+        given += ["--out", os.fspath(out)]
     printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed[0]), redirect_stderr(printed[1]):
-        patch.setattr(sys, "argv", [str(COMMAND), *(os.fspath(argument) for argument in arguments)])
+        patch.setattr(sys, "argv", [str(COMMAND), *given])
+        if cwd is not None:
+            patch.chdir(cwd)
         with pytest.raises(SystemExit) as end:
             main()
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    out, err = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in printed)
-    return Finished(code=int(end.value.code or 0), out=out, err=err, folder=Path())
+    said, complained = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in printed)
+    return Finished(code=int(end.value.code or 0), out=said, err=complained, folder=out or Path())
 
 
 @contextmanager

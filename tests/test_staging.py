@@ -18,7 +18,6 @@ from gpu_cluster.errors import ConfigError, JobError, NothingReadableError
 from gpu_cluster.inventory import find_earlier_run, first_other
 from gpu_cluster.staging import staged, temporary
 from tests.helpers import TINY, TINY_OPTIONS, Noticing, called, everything, listing, without_override, write_pictures
-from tests.helpers import gpu_cluster as command
 from tests.run_folders import OLD, contents, earlier_run, fill, killed, run_before
 
 # Claims of one name in a run of the tests. The whole campaign takes a minute: GPU_CLUSTER_TEST_CLAIMS=10000
@@ -320,7 +319,7 @@ def test_an_earlier_run_that_holds_the_input_is_not_replaced(tmp_path):
 def test_the_current_folder_is_not_replaced(tmp_path):
     write_pictures(tmp_path / "pictures", 3)
     (tmp_path / "empty").mkdir()
-    done = command("run", "../pictures", "--out", ".", cwd=tmp_path / "empty")
+    done = called("run", "../pictures", "--out", ".", cwd=tmp_path / "empty")
     assert done.code == 2
     assert "would give way to the new one" in done.err
 

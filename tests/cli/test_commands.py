@@ -113,7 +113,7 @@ def test_wrong_use_is_one_line_with_code_2_and_leaves_nothing(place, monkeypatch
 
 
 def test_an_unknown_command_is_one_line_with_code_2(tmp_path):
-    done = gpu_cluster("cluster", cwd=tmp_path)
+    done = called("cluster", cwd=tmp_path)
     assert done.err == (
         "error: no command 'cluster', and no file or folder of this name; `gpu-cluster help` lists the commands\n"
     )
@@ -160,7 +160,7 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_a_name_with_a_newline_does_not_break_the_line(tmp_path):
-    done = gpu_cluster("run", "two\nlines", cwd=tmp_path)
+    done = called("run", "two\nlines", cwd=tmp_path)
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
     assert r"two\nlines' does not exist" in done.err
@@ -174,7 +174,7 @@ def test_a_name_that_is_not_utf8_is_shown_with_its_bytes(tmp_path):
 
 
 def test_debug_shows_the_traceback_above_the_error(tmp_path):
-    done = gpu_cluster("run", "absent", "--debug", cwd=tmp_path)
+    done = called("run", "absent", "--debug", cwd=tmp_path)
     lines = done.err.splitlines()
     assert done.code == 2
     assert lines[0] == "Traceback (most recent call last):"
@@ -186,7 +186,7 @@ def test_a_pipe_named_like_a_picture_is_passed_over_and_named_alone_is_wrong_use
     os.mkfifo(tmp_path / "in" / "pipe.png")
     result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
     assert result.manifest.paths == ("000.png", "001.png")
-    done = gpu_cluster("run", "in/pipe.png", cwd=tmp_path)
+    done = called("run", "in/pipe.png", cwd=tmp_path)
     assert done.code == 2
     assert "is a pipe, a socket or a device" in done.err
 
@@ -197,6 +197,6 @@ def test_wrong_use_is_found_before_the_files_are_read(tmp_path):
         # Sparse: it takes no disk, but a minute and more to hash.
         file.truncate(100 << 30)
     start = time.monotonic()
-    done = gpu_cluster("run", "in", "--k", "2", cwd=tmp_path)
+    done = called("run", "in", "--k", "2", cwd=tmp_path)
     assert done.code == 2
     assert time.monotonic() - start < 20

@@ -12,6 +12,7 @@ from tests.helpers import (
     TINY,
     TINY_OPTIONS,
     Finished,
+    called,
     gpu_cluster,
     write_pictures,
 )
@@ -25,7 +26,7 @@ def with_bad_files(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     files[0].write_bytes(b"")
     files[3].write_bytes(files[3].read_bytes()[:-100])
     files[6].write_text("not a picture")
-    return gpu_cluster("run", place / "pictures", *TINY_OPTIONS, out=place / "run")
+    return called("run", place / "pictures", *TINY_OPTIONS, out=place / "run")
 
 
 def test_bad_files_among_good_ones_do_not_stop_the_job(with_bad_files):
@@ -84,7 +85,7 @@ def test_nothing_but_bad_files_ends_with_code_3_and_their_reasons_written(tmp_pa
     (tmp_path / "pictures").mkdir()
     for name in ("a.png", "b.jpg"):
         (tmp_path / "pictures" / name).write_text("not a picture")
-    done = gpu_cluster("run", tmp_path / "pictures", *TINY_OPTIONS, out=tmp_path / "run")
+    done = called("run", tmp_path / "pictures", *TINY_OPTIONS, out=tmp_path / "run")
     assert done.code == 3
     (line,) = done.err.splitlines()
     assert re.match(r"error: 2 pictures found, and none could be decoded; .*bad_files\.csv'$", line)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gpu_cluster.config import shipped_data
 from gpu_cluster.run_folder import FinishedRun
-from tests.helpers import Finished, called, gpu_cluster, picture
+from tests.helpers import Finished, called, picture
 
 TINY = ("--image-size", "32", "--k", "2", "--k-range", "2:2", "--n-init", "2")
 FORMULAS = ("=1+1.png", "+1.png", "-1.png", "@1.png", "'=1.png", "'1.png", "x;=1.png")
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def run(home: Path) -> Finished:
     options = ("--labels", "names.csv", *TINY, "--cache", home / "store", "--portable", "--safe-csv")
-    done = gpu_cluster("run", home / "my pictures", *options, out=home / "run")
+    done = called("run", home / "my pictures", *options, out=home / "run")
     assert done.code == 0, done.err
     return done
 

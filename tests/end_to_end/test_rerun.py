@@ -24,7 +24,7 @@ from tests.helpers import (
     TINY_OPTIONS,
     age,
     assignments,
-    gpu_cluster,
+    called,
     kept,
     n_computed,
     picture,
@@ -160,7 +160,7 @@ def test_a_store_without_the_file_of_its_key_loses_no_shard_when_it_is_verified(
     # What `cache info` shows; each shard holds its key too.
     for file in cache.glob("embeddings/*/_key.json"):
         file.unlink()
-    gpu_cluster("cache", "verify")
+    called("cache", "verify")
     assert len(kept(cache)) == 4
 
 

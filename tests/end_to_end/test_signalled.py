@@ -24,8 +24,8 @@ from tests.helpers import (
     TINY,
     TINY_OPTIONS,
     Finished,
+    called,
     everything,
-    gpu_cluster,
     kept,
     logged,
     n_computed,
@@ -104,7 +104,7 @@ GOING_ON = (FLOWERS, *ONE_SHARD, "--k", "8", "--k-range", "8:8")
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The job that nobody signals."""
-    return gpu_cluster("run", *GOING_ON, "--no-cache", out=tmp_path_factory.mktemp("alone") / "run")
+    return called("run", *GOING_ON, "--no-cache", out=tmp_path_factory.mktemp("alone") / "run")
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(
     job, _ = stopped
     store = Path(shutil.copytree(job.store, tmp_path / "store"))
     before, n_kept = stamps(store), len(kept(store))
-    rerun = gpu_cluster("run", *GOING_ON, "--cache", store, out=tmp_path / "run")
+    rerun = called("run", *GOING_ON, "--cache", store, out=tmp_path / "run")
     assert n_computed(rerun) == N_FLOWERS - n_kept
     assert before.items() <= stamps(store).items()
     assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()

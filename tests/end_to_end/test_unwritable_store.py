@@ -18,7 +18,17 @@ from gpu_cluster.events import Observer
 from gpu_cluster.store.maintenance import verify
 from gpu_cluster.store.shards import DAMAGED
 from gpu_cluster.store.store import Store
-from tests.helpers import Finished, embedded, kept, listing, n_computed, shards_of, without_override, write_pictures
+from tests.helpers import (
+    Finished,
+    called,
+    embedded,
+    kept,
+    listing,
+    n_computed,
+    shards_of,
+    without_override,
+    write_pictures,
+)
 from tests.helpers import gpu_cluster as command
 
 SMALL = ("--image-size", "32", "--k", "2", "--quiet")
@@ -53,7 +63,7 @@ def assert_says_what_to_do(done: Finished, place: Path, words: str) -> None:
 def test_a_full_disk_ends_the_job_and_with_room_the_next_goes_on_from_what_was_kept(tmp_path, disk):
     write_pictures(tmp_path / "in", 48)
     given = ("run", tmp_path / "in", *SMALL, "--shard-size", "4", "--cache", disk / "store")
-    full = command(*given, out=tmp_path / "run")
+    full = called(*given, out=tmp_path / "run")
     assert_says_what_to_do(full, disk / "store", "No space left on device")
     assert not (tmp_path / "run").exists()
     n_kept = len(kept(disk / "store"))
@@ -61,7 +71,7 @@ def test_a_full_disk_ends_the_job_and_with_room_the_next_goes_on_from_what_was_k
     assert list((disk / "store").rglob("*.tmp")) == []
     assert verify(disk / "store", Observer())[1] == []
     subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
-    done = command(*given, out=tmp_path / "run")
+    done = called(*given, out=tmp_path / "run")
     assert done.code == 0, done.err
     assert n_computed(done) == 48 - n_kept
     assert len(kept(disk / "store")) == 48
@@ -129,7 +139,7 @@ def test_a_broken_store_ends_the_job_and_loses_nothing(tmp_path, broken, words):
     write_pictures(tmp_path / "in", 2)
     store = broken(tmp_path)
     before = listing(tmp_path)
-    done = command("run", tmp_path / "in", *SMALL, "--cache", store, out=tmp_path / "run")
+    done = called("run", tmp_path / "in", *SMALL, "--cache", store, out=tmp_path / "run")
     assert_says_what_to_do(done, tmp_path / "store", words)
     # What the scan found may be kept meanwhile.
     after = {name: content for name, content in listing(tmp_path).items() if not name.startswith("store/scans")}
@@ -161,7 +171,7 @@ def test_a_store_on_a_disk_that_is_read_only_ends_the_job(tmp_path, disk):
     write_pictures(tmp_path / "in", 2)
     Store(disk / "store", Observer())
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    done = command("run", tmp_path / "in", *SMALL, "--cache", disk / "store", out=tmp_path / "run")
+    done = called("run", tmp_path / "in", *SMALL, "--cache", disk / "store", out=tmp_path / "run")
     assert_says_what_to_do(done, disk / "store", "Read-only file system|Permission denied")
 
 

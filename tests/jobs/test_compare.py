@@ -32,7 +32,6 @@ from gpu_cluster.report import plots
 from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Compared, Comparison, Projection
 from tests.helpers import called, picture, write_pictures
-from tests.helpers import gpu_cluster as command
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}
 
@@ -41,7 +40,7 @@ FEW: dict[str, Any] = {"image_size": 32, "k": 3}
 def compared(tmp_path_factory: pytest.TempPathFactory):
     """The sample set by three features and all algorithms, small enough to take seconds."""
     out = tmp_path_factory.mktemp("compare") / "run"
-    return command(
+    return called(
         *("compare", "--features", "vgg16-average,colours,notebook", "--image-size", "64", "--k", "10"), out=out
     )
 
@@ -116,7 +115,7 @@ def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / name).write_text("no picture")
     given = ("compare", tmp_path / "in", "--features", "colours", "--algorithms", "ward", "--k", "2")
-    done = command(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
+    done = called(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
     assert done.code == 3
     assert done.err.splitlines()[-1].startswith(
         "error: 2 of 8 pictures could not be decoded, more than --max-bad-fraction"
@@ -148,7 +147,7 @@ def test_pictures_that_go_away_cost_the_features_after_them_and_no_others(tmp_pa
 def test_nothing_but_bad_files_leaves_their_reasons(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_text("no picture")
-    done = command("compare", tmp_path / "in", "--features", "colours,hog", out=tmp_path / "run")
+    done = called("compare", tmp_path / "in", "--features", "colours,hog", out=tmp_path / "run")
     assert done.code == 3
     assert "1 picture found, and none could be decoded; the reasons are in" in done.err
     assert done.table("bad_files.csv")["path"].tolist() == ["a.png"]
@@ -162,7 +161,7 @@ def test_a_comparison_is_repeated_by_its_record_and_by_its_command(tmp_path):
     first = gpu_cluster.compare(tmp_path / "in", **given, seed=7, pca=4, normalize=False, out=tmp_path / "first")
     record = json.loads((first.folder / "run.json").read_text())
     assert record["command"].startswith(f"gpu-cluster compare {tmp_path / 'in'} ")
-    by_command = command(*shlex.split(record["command"])[1:], out=tmp_path / "by command")
+    by_command = called(*shlex.split(record["command"])[1:], out=tmp_path / "by command")
     assert by_command.code == 0, by_command.err
     by_record = gpu_cluster.compare(config=first.folder / "run.json", out=tmp_path / "by record")
     timeless = [column for column in by_command.table("compare.csv").columns if not column.endswith("_s")]
@@ -319,7 +318,7 @@ def test_too_many_images_leave_an_algorithm_out_and_say_so(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("option", "names"), [("--features", "vgg16-gem-4-5,vgg19"), ("--algorithms", "kmeans,vgg19")])
 def test_an_unknown_name_is_wrong_use_and_the_known_are_listed(tmp_path, option, names):
-    done = command("compare", option, names, out=tmp_path / "run")
+    done = called("compare", option, names, out=tmp_path / "run")
     assert done.code == 2
     assert f"{option}: unknown 'vgg19'; known are " in done.err
     assert not (tmp_path / "run").exists()

@@ -25,8 +25,8 @@ from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import shipped_data
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.errors import ConfigError, DataError, WeightsError
+from tests.helpers import called, write_pictures
 from tests.helpers import gpu_cluster as command
-from tests.helpers import write_pictures
 
 FLOWERS = shipped_data() / "flowers"
 SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
@@ -59,7 +59,7 @@ def test_the_training_pictures_get_their_clusters_and_distances_back(tmp_path, s
     folder, found = sample_run.folder, of_the_sample
     if preset == "notebook":
         folder = gpu_cluster.run(preset=preset, image_size=64, out=tmp_path / "run").folder
-        done = command("predict", folder, FLOWERS, "--no-cache", "--out", tmp_path / "p.csv")
+        done = called("predict", folder, FLOWERS, "--no-cache", "--out", tmp_path / "p.csv")
         assert done.code == 0, done.err
         found = pd.read_csv(tmp_path / "p.csv")
     expected = pd.read_csv(folder / "assignments.csv")
@@ -82,8 +82,8 @@ def test_a_picture_alone_gets_what_it_gets_among_others(trained, sample_images):
 
 @pytest.mark.slow
 def test_only_what_the_store_lacks_is_embedded(tmp_path, trained, sample_images):
-    first = command("predict", trained, *sample_images[:5], "--out", tmp_path / "p.csv")
-    again = command("predict", trained, *sample_images[:7], "--out", tmp_path / "p.csv")
+    first = called("predict", trained, *sample_images[:5], "--out", tmp_path / "p.csv")
+    again = called("predict", trained, *sample_images[:7], "--out", tmp_path / "p.csv")
     assert "The store holds" not in first.out
     assert "The store holds the embeddings of 5 pictures already; 2 are left to embed" in again.out
 
@@ -120,7 +120,7 @@ def test_bad_files_are_in_a_table_of_their_own_and_too_many_are_3(tmp_path, trai
     write_pictures(tmp_path / "in", 2)
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / "in" / name).write_text("no picture")
-    done = command("predict", trained, tmp_path / "in", "--out", tmp_path / "p.csv")
+    done = called("predict", trained, tmp_path / "in", "--out", tmp_path / "p.csv")
     assert done.code == 3
     assert len(pd.read_csv(tmp_path / "p.csv")) == 2
     assert pd.read_csv(tmp_path / "p.bad_files.csv")["path"].tolist() == ["a.png", "b.png", "c.png"]
@@ -128,7 +128,7 @@ def test_bad_files_are_in_a_table_of_their_own_and_too_many_are_3(tmp_path, trai
 
 def test_nothing_but_bad_files_is_a_table_without_rows(tmp_path, trained):
     (tmp_path / "a.png").write_text("no picture")
-    done = command("predict", trained, tmp_path / "a.png", "--out", tmp_path / "p.csv")
+    done = called("predict", trained, tmp_path / "a.png", "--out", tmp_path / "p.csv")
     assert done.code == 3
     assert pd.read_csv(tmp_path / "p.csv").empty
 
@@ -136,13 +136,13 @@ def test_nothing_but_bad_files_is_a_table_without_rows(tmp_path, trained):
 @pytest.mark.parametrize("out", ["p.txt", "nowhere/p.csv", "folder.csv"])
 def test_a_table_that_cannot_be_written_is_wrong_use_before_work_starts(tmp_path, trained, out):
     (tmp_path / "folder.csv").mkdir()
-    done = command("predict", trained, FLOWERS, "--out", tmp_path / out)
+    done = called("predict", trained, FLOWERS, "--out", tmp_path / out)
     assert done.code == 2
     assert done.err.splitlines()[-1].startswith("error: --out: ")
 
 
 def test_no_pictures_are_wrong_use(tmp_path, trained):
-    done = command("predict", trained)
+    done = called("predict", trained)
     assert done.code == 2
     assert "name pictures to assign" in done.err
     with pytest.raises(ConfigError, match="name pictures to assign"):
@@ -150,7 +150,7 @@ def test_no_pictures_are_wrong_use(tmp_path, trained):
 
 
 def test_pictures_without_a_run_are_said_to_be_no_run(tmp_path):
-    done = command("predict", FLOWERS, "--out", tmp_path / "p.csv")
+    done = called("predict", FLOWERS, "--out", tmp_path / "p.csv")
     assert done.code == 2
     assert f"{str(FLOWERS)!r} is no run folder" in done.err
     assert f"gpu-cluster predict RUN {FLOWERS}" in done.err
@@ -238,7 +238,7 @@ def test_a_name_as_long_as_its_list_of_bad_files_allows_is_written(tmp_path, tra
 @pytest.mark.slow
 def test_a_table_for_which_there_is_no_room_leaves_the_earlier_one(tmp_path, trained):
     out = tmp_path / "p.csv"
-    assert command("predict", trained, FLOWERS / "0001.png", "--out", out).code == 0
+    assert called("predict", trained, FLOWERS / "0001.png", "--out", out).code == 0
     before = out.read_bytes()
 
     def no_file_above_8_kib() -> None:
@@ -448,7 +448,7 @@ def test_other_weights_are_refused_with_both_sums(tmp_path, trained):
 
 
 def test_a_folder_without_a_model_is_an_error_that_says_what_is_expected(tmp_path):
-    done = command("predict", tmp_path, FLOWERS, "--out", tmp_path / "p.csv")
+    done = called("predict", tmp_path, FLOWERS, "--out", tmp_path / "p.csv")
     assert done.code == 2
     assert "expected the folder that `gpu-cluster run` left, which holds model/model.json" in done.err
 

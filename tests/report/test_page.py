@@ -59,7 +59,7 @@ def test_the_page_is_written_again_from_the_folder(sample_run):
     run = sample_run.folder.with_name("written-again")
     shutil.copytree(sample_run.folder, run)
     (run / "report.html").unlink()
-    done = command("report", run)
+    done = called("report", run)
     assert done.code == 0
     assert done.out.strip() == f"report: {(run / 'report.html').as_uri()}"
     # The comparison stands alone: pytest would take minutes to show where two texts of megabytes differ.
@@ -322,7 +322,7 @@ def test_a_page_that_cannot_be_written_is_a_failure_that_says_where(tmp_path, ti
     (tmp_path / "run" / "report.html").unlink()
     (tmp_path / "run" / "report.html").mkdir()
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
-    done = command("report", tmp_path / "run")
+    done = called("report", tmp_path / "run")
     assert done.code == 1
     assert done.err.startswith("error: cannot write '")
     assert "report.html': Is a directory" in done.err
@@ -453,5 +453,5 @@ def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
     assert "report: " not in done.out
     assert len(done.table("assignments.csv")) == 60
     assert not any("report" in path.name for path in done.folder.iterdir())
-    assert command("report", done.folder).code == 0
+    assert called("report", done.folder).code == 0
     assert (done.folder / "report.html").stat().st_size > 180 << 10

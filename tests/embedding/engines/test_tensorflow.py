@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,21 +107,6 @@ def test_the_network_is_built_again_for_another_device_and_the_setting_of_tf32_i
     assert vgg16._built(weights, 32, "float32", "average", "/device:GPU:0") is not first
 
 
-def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(tmp_path):
-    # TensorFlow's autograph writes the functions that it converts into files, and removes them when Python ends.
-    files = write_pictures(tmp_path / "in", 2)
-    (tmp_path / "tmp").mkdir()
-    code = (
-        "import os, signal, sys, gpu_cluster\n"
-        "assert gpu_cluster.embed(sys.argv[1:], image_size=32, no_cache=True).shape == (2, 1024)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    done = subprocess.run([sys.executable, "-c", code, *files], env=environment, check=False, capture_output=True)
-    assert done.returncode == -9, done.stderr.decode()
-    assert list((tmp_path / "tmp").iterdir()) == []
-
-
 def test_no_memory_for_the_next_batch_is_a_memory_error_which_embedding_explains(tmp_path, monkeypatch):
     def fails(*_given: Any, **_options: Any) -> Any:
         for _ in range(1):
@@ -133,7 +120,7 @@ def test_no_memory_for_the_next_batch_is_a_memory_error_which_embedding_explains
 
 # TensorFlow parts the CPU into two devices; the second one stands for a card, which sees nothing of the first.
 _TWO_DEVICES = """
-import sys
+import os, signal, sys, tempfile
 import numpy as np, tensorflow as tf
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig
@@ -148,25 +135,50 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 class Second(CpuBackend):
     tensorflow_device, pads_batches = "/CPU:1", True
 
-pictures = scanned_pictures([Path(name) for name in sys.argv[1:]])
+pictures = scanned_pictures([Path(name) for name in sys.argv[2:]])
 config = EmbedConfig(image_size=32, batch_size=4)
 found = {}
-for backend in (Second(), CpuBackend()):
+for backend, tempfile.tempdir in ((CpuBackend(), sys.argv[1]), (Second(), None)):
     engine = TensorFlowEngine(backend, extractors.of_vgg16(vgg16.find_weights(), config), config)
     engine.build()
     found[backend.tensorflow_device] = np.concatenate([batch.x for batch in embed_shard(pictures, engine)])
     copied = {pixels.device[-5:] for _, pixels in engine.batches(pictures)}
     print("placed:", engine._found.device[-5:], *copied)
-print("apart:", np.abs(found["/CPU:0"] - found["/CPU:1"]).max() < 1e-6)
+print("apart:", np.abs(found["/CPU:0"] - found["/CPU:1"]).max() < 1e-6, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_batches_network_and_results_are_on_the_device_of_the_backend(tmp_path):
-    files = write_pictures(tmp_path, 10)
-    done = subprocess.run([sys.executable, "-c", _TWO_DEVICES, *files], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line.split() for line in done.stdout.splitlines()] == [
-        ["placed:", "CPU:1", "CPU:1"],
+@dataclass(frozen=True)
+class Killed:
+    """A process that embeds with TensorFlow and is then killed, and the temporary folder that it had on the CPU.
+
+    For a card TensorFlow's own copy to a device leaves six small files.
+    """
+
+    done: subprocess.CompletedProcess[str]
+    temporary: Path
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    place = tmp_path_factory.mktemp("killed")
+    files = write_pictures(place / "in", 10)
+    (place / "tmp").mkdir()
+    command = [sys.executable, "-c", _TWO_DEVICES, place / "tmp", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return Killed(done, place / "tmp")
+
+
+def test_batches_network_and_results_are_on_the_device_of_the_backend(killed):
+    assert [line.split() for line in killed.done.stdout.splitlines()] == [
         ["placed:", "CPU:0", "CPU:0"],
+        ["placed:", "CPU:1", "CPU:1"],
         ["apart:", "True"],
     ]
+
+
+def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(killed):
+    # TensorFlow's autograph writes the functions that it converts into files, and removes them when Python ends.
+    assert list(killed.temporary.iterdir()) == []
