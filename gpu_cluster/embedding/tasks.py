@@ -21,6 +21,7 @@ from gpu_cluster.config import DecodingConfig, Device, EmbedConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, embed_shard
+from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import RefusedWorkerError, Reporter
 from gpu_cluster.facts import FileTable
@@ -109,11 +110,15 @@ def embed_task(task: EmbedTask, reporter: Reporter) -> Embedded:
     Raises
     ------
     RefusedWorkerError
-        When the engine of this process would give other embeddings than that of the job.
+        When this process cannot make the engine of the job, or its engine would give other embeddings.
     StoreError
         When the shard cannot be written.
     """
-    engine = _engine(task.recipe)
+    try:
+        engine = _engine(task.recipe)
+    except GpuClusterError as error:
+        # The job has made this engine itself, so others may have what this process lacks.
+        raise RefusedWorkerError(f"cannot make the embeddings of this job: {error}") from error
     _check_key(engine.key, task.key)
     engine.backend.claim_device(WINDOW_BYTES)
     engine.build()
