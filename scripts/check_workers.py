@@ -29,7 +29,7 @@ BIN = Path(sys.executable).parent
 def cluster_of_two(folder: Path) -> Iterator[list[str]]:
     """Start a scheduler and two workers; give the options that join them."""
     file = folder / "scheduler.json"
-    commands = [
+    commands: list[list[str | Path]] = [
         [BIN / "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file],
         *([[BIN / "dask", "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard"]] * 2),
     ]
