@@ -16,11 +16,11 @@ pytest.importorskip("ncnn", reason="there is no wheel of ncnn here")
 
 @pytest.mark.slow
 def test_the_sample_set_has_the_same_groups_with_both_engines(tmp_path):
+    # The drawn flowers have 128 pixels a side: both decoders give the same pixels, and nothing is resized.
+    given: dict[str, Any] = {"k_range": "2:15", "image_size": 128, "no_cache": True, "thumbnails": 1}
     tables = {}
     for name in ("ncnn", "tensorflow"):
-        # The drawn flowers have 128 pixels a side: both decoders give the same pixels, and nothing is resized.
-        given: dict[str, Any] = {"k_range": "2:15", "image_size": 128, "no_cache": True, "thumbnails": 1}
-        folder = run(**given, engine=name, out=tmp_path / name).folder
+        folder = run(**given | {"engine": name}, out=tmp_path / name).folder
         assert json.loads((folder / "run.json").read_text())["engine"] == name
         tables[name] = pd.read_csv(folder / "assignments.csv")
     assert tables["ncnn"]["path"].tolist() == tables["tensorflow"]["path"].tolist()

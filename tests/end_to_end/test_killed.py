@@ -140,14 +140,14 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ends: list[End] = []
     job = _Job(pictures, folder / "out" / "run", next(stores), engine)
     n_kills = N_KILLS_OF[engine]
-    for moment in span * (random.permutation(n_kills) + random.random(n_kills)) / n_kills:
-        kill_after_s = float(moment)
+    for moment in (random.permutation(n_kills) + random.random(n_kills)) / n_kills:
+        share = float(moment)
         start = time.monotonic()
-        while isinstance(found := job.run(kill_after_s=kill_after_s), End):
-            # Quicker than was measured: the same kill is tried on a new one, and a little earlier than this one ended.
+        while isinstance(found := job.run(kill_after_s=share * span), End):
+            # Quicker than was measured: the same kill is tried on a new one, a little earlier in what this one took.
             ends.append(found)
             job = _Job(pictures, job.out, next(stores), engine)
-            kill_after_s = 0.95 * min(kill_after_s, time.monotonic() - start)
+            share, span = 0.95 * share, min(span, time.monotonic() - start)
             start = time.monotonic()
         kills.append(found)
         if found.n_kept == N_PICTURES:

@@ -165,7 +165,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     place = tmp_path_factory.mktemp("killed")
     files = write_pictures(place / "in", 10)
     (place / "tmp").mkdir()
-    command = [sys.executable, "-c", _TWO_DEVICES, place / "tmp", *files]
+    command: list[str | Path] = [sys.executable, "-c", _TWO_DEVICES, place / "tmp", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return Killed(done, place / "tmp")
