@@ -91,7 +91,7 @@ def best_restart(x: Array, starts: Iterable[Array], config: ClusterConfig, *, se
 def bytes_of_a_fit(x: Array) -> int:
     """Return the memory in bytes of k-means on x (n, d) float32: a centred copy of x, and products of a block of it."""
     n, d = x.shape
-    return 4 * n * (d + 8)
+    return int(4 * n * (d + 8))
 
 
 def agreement(labels: Sequence[HostArray], best: int, k: int) -> float | None:
