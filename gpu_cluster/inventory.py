@@ -45,6 +45,8 @@ class Inventory:
     files : size in bytes of each file, by its path in the folder; None while the folder is being filled. Then the files
         with the names that runs write are ours, because only the job that made the folder knows it.
     pending : size of each file that is just being replaced; it has the old size or this one
+    system : while the folder is being filled: the running system, from its start to its end, in which the job runs that
+        fills it; only there a lock tells for certain whether this job is alive. None where it is not known
     """
 
     id: str
@@ -52,6 +54,7 @@ class Inventory:
     temporary: str
     files: Mapping[str, int] | None = None
     pending: Mapping[str, int] = field(default_factory=dict)
+    system: str | None = None
 
     def is_ours(self, path: PurePosixPath, status: os.stat_result) -> bool:
         """Return whether this path in the folder is a file or a subfolder that the inventory names."""
@@ -116,7 +119,7 @@ def mark(folder: Path, name: str) -> None:
         When the marker cannot be written, or there is one.
     """
     with (folder / INVENTORY).open("xb") as stream:
-        stream.write(_as_json(Inventory(secrets.token_hex(16), name, folder.name)))
+        stream.write(_as_json(Inventory(secrets.token_hex(16), name, folder.name, system=running_system())))
 
 
 def complete(folder: Path) -> None:
@@ -137,7 +140,15 @@ def complete(folder: Path) -> None:
             if ours and not _is_folder(status)
         }
     files.pop(INVENTORY, None)
-    replace(inventory, files={name: files[name] for name in sorted(files)}).write(folder)
+    replace(inventory, files={name: files[name] for name in sorted(files)}, system=None).write(folder)
+
+
+def running_system() -> str | None:
+    """Return the id that Linux gives itself at every start; None if there is none, as on macOS."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def read(folder: Path) -> Inventory | None:
@@ -328,7 +339,8 @@ def _read(descriptor: int) -> Inventory | None:
     files, pending = content.get("files"), content.get("pending")
     if not (files is None or _are_sizes(files)) or not _are_sizes(pending):
         return None
-    return Inventory(id_, name, temporary, files, pending)
+    system = content.get("system")
+    return Inventory(id_, name, temporary, files, pending, system if isinstance(system, str) else None)
 
 
 def _are_sizes(value: Any) -> TypeGuard[dict[str, int]]:

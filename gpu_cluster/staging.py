@@ -25,6 +25,9 @@ from gpu_cluster.run_folder import INVENTORY
 # What a rename says if something has the new name already.
 _NAME_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
+# A temporary folder of a run of some name.
+_OF_ANY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{8}", re.DOTALL)
+
 # How often a temporary folder is tried to be made: another job that fails may remove the empty folder above it.
 _TRIES = 100
 
@@ -54,8 +57,7 @@ def staged(folder: Path, *, overwrite: bool = False) -> Iterator[Staged]:
     Only then an earlier run of that name is moved, whole, to the first free name of `NAME.1`, `NAME.2`, ... If
     `overwrite` is true, it is deleted, provided that all in it is named by its inventory. If the name cannot be had,
     the next free name of `NAME-2`, `NAME-3`, ... is used: only a run that was there when this one began gives way. If
-    the block fails, the temporary folder is removed. Temporary folders of killed runs of that name are removed at the
-    beginning.
+    the block fails, the temporary folder is removed. Temporary folders of killed runs are removed at the beginning.
 
     Raises
     ------
@@ -141,16 +143,20 @@ def _earlier(folder: Path) -> inventory.Inventory | None:
 def _clear_dead(folder: Path) -> None:
     """Remove the temporary folders of killed runs of this name, and give an earlier run its name back.
 
-    What is not certainly of a killed run, or cannot be read, is left alone.
+    Those of killed runs of other names are removed too if this system ran them: a run without `--out` has a name of its
+    own, which no later run has. What is not certainly of a killed run, or cannot be read, is left alone.
     """
-    name = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[0-9a-f]{{8}}")
+    own = re.compile(rf"\.{re.escape(folder.name)}\.(old\.)?[0-9a-f]{{8}}")
     try:
         names = sorted(os.listdir(folder.parent))
     except OSError:
         return
-    for found in filter(None, map(name.fullmatch, names)):
+    for name in names:
         with suppress(OSError):
-            _clear(folder.with_name(found[0]), folder, moved_aside=found[1] is not None)
+            if (found := own.fullmatch(name)) is not None:
+                _clear(folder.with_name(name), folder, moved_aside=found[1] is not None)
+            elif (other := _OF_ANY_NAME.fullmatch(name)) is not None:
+                _clear_other(folder.with_name(name), other[1])
 
 
 def _clear(path: Path, folder: Path, *, moved_aside: bool) -> None:
@@ -166,6 +172,25 @@ def _clear(path: Path, folder: Path, *, moved_aside: bool) -> None:
         if moved_aside and not os.path.lexists(folder) and inventory.is_whole(path, found):
             os.rename(path, folder)
         else:
+            inventory.remove(path)
+    finally:
+        os.close(held)
+
+
+def _clear_other(path: Path, name: str) -> None:
+    """Remove the temporary folder of a run of another name if it was being filled in this system, and is no more.
+
+    On some file systems a lock is seen only by the machine that holds it. A job of the same name may be taken for dead
+    there; those of many other names, which many machines write to one folder, must not be.
+    """
+    held = try_lock(path)
+    if held is None:
+        return
+    try:
+        found = inventory.read(path)
+        if found is None or (found.name, found.temporary) != (name, path.name) or not is_same(path, held):
+            return
+        if found.files is None and found.system is not None and found.system == inventory.running_system():
             inventory.remove(path)
     finally:
         os.close(held)

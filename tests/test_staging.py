@@ -141,6 +141,19 @@ def test_what_a_killed_run_left_is_cleared_away_and_what_a_living_one_fills_is_n
         assert (living.path / "run.json").read_text() == "first"
 
 
+def test_what_a_killed_run_without_out_left_is_cleared_away_by_the_next_job_of_this_machine_whatever_its_name(tmp_path):
+    # The names that runs have without --out.
+    dead = killed(tmp_path / "20260102-030405-photos", ".20260102-030405-photos.abcd1234")
+    elsewhere = killed(tmp_path / "20260102-030406-photos", ".20260102-030406-photos.abcd1234")
+    marker = json.loads((elsewhere / "inventory.json").read_text())
+    (elsewhere / "inventory.json").write_text(json.dumps({**marker, "system": "another machine"}))
+    with staged(tmp_path / "20260102-040506-photos") as living, staged(tmp_path / "another") as other:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [elsewhere.name, living.path.name, other.path.name]
+        )
+        assert not dead.exists()
+
+
 @pytest.mark.parametrize("name", ["thesis.txt", "plots/holiday.png", "plots/cluster_00.png/thesis.txt", "model/x/y"])
 def test_what_a_killed_run_left_stays_if_anything_else_is_in_it(tmp_path, name):
     dead = killed(tmp_path / "run")

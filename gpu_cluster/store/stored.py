@@ -123,6 +123,12 @@ class StoredRows(Rows):
             with shard.open("rb") as stream:
                 table = opened(stream).read(["embedding"], use_threads=False)
             return embeddings_of(table, self.shape[1])
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"cannot read {printable(str(shard))!r} again: it was removed. With --no-cache (no_cache=True), "
+                "embeddings are removed when the job ends: to read them after a run, leave it out or give --cache "
+                "FOLDER. If the job was still running, run the same command again, which computes only what is missing"
+            ) from error
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise StoreError(
                 f"cannot read {printable(str(shard))!r} again ({getattr(error, 'strerror', None) or error}): it was "

@@ -94,7 +94,7 @@ def test_no_two_of_32_clusters_look_the_same_in_the_silhouette_plot_and_neighbou
     labels = np.repeat(np.arange(32), 3)
     figure = plots.silhouette(labels, clustering(labels), scores(np.linspace(0.1, 0.9, len(labels))))
     bars = figure.axes[0].collections
-    looks = [(tuple(np.ravel(np.asarray(bar.get_facecolor()))), bar.get_hatch()) for bar in bars]
+    looks = [(np.asarray(bar.get_facecolor())[0].tobytes(), bar.get_hatch()) for bar in bars]
     assert len(set(looks)) == len(bars) == 32
     assert all(a[0] != b[0] for a, b in itertools.pairwise(looks))
 

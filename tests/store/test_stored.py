@@ -105,7 +105,7 @@ def test_a_reader_that_stops_early_leaves_nothing_behind(both):
 def test_a_shard_that_is_gone_says_what_to_do(both):
     _, found = both
     found._shards[2].unlink()
-    with pytest.raises(StoreError, match=r"shard-.*\.parquet' again \(No such file.*run the same command again"):
+    with pytest.raises(StoreError, match=r"shard-.*\.parquet' again: it was removed.*no_cache=True.*same command"):
         list(found.blocks())
 
 
