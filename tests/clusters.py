@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -41,7 +43,13 @@ class Driver:
 
     process: subprocess.Popen[str]
     folder: Path
+    printed: IO[str]
     family: set[psutil.Process] = field(default_factory=set)
+
+    def said(self) -> str:
+        """Return what it has printed so far, without errors and progress."""
+        # Both processes share the place in the file, so it must not be moved.
+        return os.pread(self.printed.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
     def workers(self) -> list[psutil.Process]:
         """Return the worker processes of its local cluster."""
@@ -70,7 +78,7 @@ class Driver:
     def end(self) -> Finished:
         """Wait for its end."""
         _, err = self.process.communicate(timeout=PATIENCE_S)
-        return Finished(self.process.returncode, "", err, self.folder)
+        return Finished(self.process.returncode, self.said(), err, self.folder)
 
     def left(self) -> list[psutil.Process]:
         """Return those of its processes that still run, after they had time to end."""
@@ -80,18 +88,20 @@ class Driver:
 @contextmanager
 def driver(*arguments: str | Path, out: Path, env: Mapping[str, str] | None = None) -> Iterator[Driver]:
     """Start a job in a group of processes of its own, and leave none of them behind."""
-    process = subprocess.Popen(
-        [COMMAND, *arguments, "--out", out],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
-    )
-    with process:
+    with (
+        tempfile.TemporaryFile("w+") as printed,
+        subprocess.Popen(
+            [COMMAND, *arguments, "--out", out],
+            stdout=printed,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
+        ) as process,
+    ):
         try:
-            yield Driver(process, out)
+            yield Driver(process, out, printed)
         finally:
             _end(process)
 

@@ -24,7 +24,7 @@ def opened(config: ExecutorConfig, device: str, observer: Observer) -> Iterator[
     Raises
     ------
     ConfigError
-        When no worker can be used: another version, for instance.
+        When no worker can be used: another version, for instance; or when the address of the scheduler is none.
     DeviceError
         When Dask is not installed, or the local cluster cannot be started.
     JobError

@@ -18,7 +18,7 @@ from typing import Any
 
 from gpu_cluster.backend import multi_gpu
 from gpu_cluster.config import ExecutorConfig
-from gpu_cluster.errors import DeviceError, GpuClusterError, InterruptedJobError, JobError
+from gpu_cluster.errors import ConfigError, DeviceError, GpuClusterError, InterruptedJobError, JobError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
 
@@ -151,21 +151,24 @@ def joined(config: ExecutorConfig, observer: Observer) -> Iterator[Any]:
 
     Raises
     ------
+    ConfigError
+        When the address of the scheduler is none.
     JobError
         When it does not answer for long.
     """
-    from distributed import Client
-
     place = config.scheduler or f"the scheduler of {printable(str(config.scheduler_file))!r}"
     deadline, told = time.monotonic() + PATIENCE_S, False
     while True:
         try:
-            if config.scheduler_file is not None:
-                client = Client(scheduler_file=str(config.scheduler_file), set_as_default=False, timeout=_ATTEMPT_S)
-            else:
-                client = Client(config.scheduler, set_as_default=False, timeout=_ATTEMPT_S)
+            client = _client(config)
             break
-        except (OSError, TimeoutError, ValueError) as error:
+        # A file that is half written is a ValueError, and another one a KeyError or a TypeError.
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            if config.scheduler is not None and isinstance(error, ValueError):
+                raise ConfigError(
+                    f"--scheduler {printable(config.scheduler)!r} is not an address such as tcp://node1:8786: "
+                    f"{_brief(error)}"
+                ) from error
             if observer.stopping():
                 raise InterruptedJobError("interrupted while the job waited for the scheduler") from error
             if time.monotonic() > deadline:
@@ -179,3 +182,14 @@ def joined(config: ExecutorConfig, observer: Observer) -> Iterator[Any]:
             time.sleep(1)
     with client:
         yield client
+
+
+def _client(config: ExecutorConfig) -> Any:
+    """Try once to reach the scheduler that the options name."""
+    from distributed import Client
+
+    if config.scheduler_file is not None:
+        # Dask would wait for the file without end.
+        os.stat(config.scheduler_file)
+        return Client(scheduler_file=str(config.scheduler_file), set_as_default=False, timeout=_ATTEMPT_S)
+    return Client(config.scheduler, set_as_default=False, timeout=_ATTEMPT_S)

@@ -394,9 +394,8 @@ def test_a_full_disk_on_one_worker_ends_the_job_as_it_ends_a_serial_one(tmp_path
 def test_a_scheduler_that_is_not_there_is_waited_for_until_the_job_is_told_to_end(tmp_path, pictures):
     given = ("run", pictures, *SHARDED, *QUICK, "--scheduler-file", tmp_path / "none.json")
     with driver(*given, "--cache", tmp_path / "store", out=tmp_path / "run") as job:
-        assert job.process.stderr is not None
-        told = f"Waiting for the scheduler of '{tmp_path / 'none.json'}'"
-        assert any(told in line for line in iter(job.process.stderr.readline, ""))
+        told = f"Waiting for the scheduler of '{tmp_path / 'none.json'}', 300 s at most"
+        job.wait_until(lambda: told in job.said())
         job.process.send_signal(signal.SIGTERM)
         done = job.end()
     assert done.code == 143
