@@ -31,8 +31,9 @@ def cluster_of_two(folder: Path) -> Iterator[list[str]]:
     file = folder / "scheduler.json"
     commands: list[list[str | Path]] = [
         [BIN / "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file],
-        *([[BIN / "dask", "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard"]] * 2),
     ]
+    worker: list[str | Path] = [BIN / "dask", "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard"]
+    commands += [worker, worker]
     processes = []
     try:
         for command in commands:

@@ -141,10 +141,9 @@ def test_a_picture_that_is_gone_by_now_is_bad_and_no_reason_is_kept(tmp_path, ro
     files = write_pictures(tmp_path / "in", 3)
 
     class Removing(Observer):
-        def stopping(self) -> bool:
-            # This is asked when the scan is done, before the first batch is read.
-            files[1].unlink(missing_ok=True)
-            return False
+        def progress(self, stage: str, done: int, total: int) -> None:
+            if stage == "scan" and done == total:
+                files[1].unlink()
 
     found = embedded(files, root, Removing())
     assert found.bad == {1: "it changed while the job ran"}
