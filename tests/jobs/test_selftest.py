@@ -58,7 +58,10 @@ def not_a_number(rows: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def cpu() -> Measured:
     """What is measured on the CPU, of every third picture of the sample set."""
-    given = {"images": tuple(sorted(FLOWERS.glob("*.png"))[::3]), "labels": FLOWERS / "flower_labels.csv"}
+    given: dict[str, Any] = {
+        "images": tuple(sorted(FLOWERS.glob("*.png"))[::3]),
+        "labels": FLOWERS / "flower_labels.csv",
+    }
     config = build_config(RunConfig, k=10, image_size=32, no_cache=True, **given)
 
     def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> extractors.Extractor:
