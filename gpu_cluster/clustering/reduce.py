@@ -15,7 +15,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, IntArray, PCAFit, Rows
 from gpu_cluster.backend.base import Scaling
-from gpu_cluster.backend.rows import filled
+from gpu_cluster.backend.rows import BLOCK_ROWS, filled
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.config import ReduceConfig
@@ -94,18 +94,20 @@ def apply(reduction: Reduction, x: Rows, backend: Backend) -> tuple[Array, Array
     n, d = x.shape
     space = backend.empty_space((n, d if reduction.kept is None else reduction.kept))
     pcs = backend.empty((n, 2))
-    for rows, (part, firsts) in x.map(partial(_projected, reduction)):
+    # Bytes: a block, what `scale` makes of it, and two temporaries of that.
+    bytes_each = 4 * 4 * d * min(n, BLOCK_ROWS)
+    for rows, (part, firsts) in x.map(partial(_projected, reduction, bytes_each)):
         space[rows, :] = part
         pcs[rows, :] = firsts
     return space, pcs
 
 
-def _projected(reduction: Reduction, blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
+def _projected(reduction: Reduction, bytes_each: int, blocks: Iterator[Array], backend: Backend) -> tuple[Array, ...]:
     """Return of the r rows of a span: themselves in the space (r, m), and their first two components (r, 2)."""
     xp = backend.xp
     axes = xp.matrix_transpose(reduction.components)
-    parts, firsts = [], []
-    for block in blocks:
+
+    def of_block(block: Array) -> tuple[Array, Array]:
         scaled = scale(block, reduction.scaling, backend, low=reduction.low, span=reduction.span)
         # x C' - m C' instead of (x - m) C' avoids a second block.
         scores = scaled @ axes - reduction.mean @ axes
@@ -114,8 +116,9 @@ def _projected(reduction: Reduction, blocks: Iterator[Array], backend: Backend) 
             part = part / reduction.divisors
         if reduction.normalize:
             part = part / kmeans.row_norms(part, backend)
-        parts.append(part)
-        firsts.append(_first_two(scores, backend))
+        return part, _first_two(scores, backend)
+
+    parts, firsts = zip(*backend.each(of_block, blocks, bytes_each=bytes_each), strict=True)
     return xp.concat(parts), xp.concat(firsts)
 
 
