@@ -1,0 +1,217 @@
+"""Tasks in the workers of a cluster: order, retries, and what happens to tasks that end their workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpu_cluster.config import ExecutorConfig, InputConfig, StoreConfig
+from gpu_cluster.embedding.embed import Elsewhere, embed
+from gpu_cluster.errors import ConfigError, StoreError
+from gpu_cluster.executor import Executor, Lost, RefusedWorkerError, Reporter, Stage, opened
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import open_source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.store.store import Store
+from tests.executor.killers import KillerRecipe, KillingFiles
+from tests.helpers import Noticing, kept, scanned, write_pictures
+
+pytest.importorskip("distributed", reason="needs the extra dask")
+
+
+class Watching(Noticing):
+    """Keeps the progress too, and asks to stop when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[int] = []
+        self.stops = False
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self.done.append(done)
+
+    def stopping(self) -> bool:
+        return self.stops
+
+
+@pytest.fixture(scope="module")
+def _opened() -> Iterator[tuple[Executor, Watching]]:
+    observer = Watching()
+    with opened(ExecutorConfig(workers=2), "cpu", observer) as executor:
+        yield executor, observer
+
+
+@pytest.fixture
+def workers(_opened: tuple[Executor, Watching]) -> Executor:
+    """Two workers, which all these tests share."""
+    return _opened[0]
+
+
+def results(executor: Executor, function: Callable[..., Any], tasks: list[Any], observer: Watching) -> list[Any]:
+    return list(executor.map_in_order(function, tasks, Stage("embed", observer, len(tasks))))
+
+
+def slow_at_first(task: int, reporter: Reporter) -> int:
+    time.sleep(0.5 if task == 0 else 0.01)
+    reporter.progress(1)
+    return task * task
+
+
+def test_results_come_in_the_order_of_the_tasks_and_progress_never_steps_back(workers):
+    observer = Watching()
+    assert results(workers, slow_at_first, list(range(8)), observer) == [task * task for task in range(8)]
+    assert observer.done == sorted(observer.done)
+    assert observer.done[-1] == 8
+
+
+def test_the_tasks_are_shared_out(workers):
+    before = {address: share.n_tasks for address, share in workers.shares().items()}
+    results(workers, slow_at_first, list(range(8)), Watching())
+    done = {address: share.n_tasks - before.get(address, 0) for address, share in workers.shares().items()}
+    assert sum(done.values()) == 8
+    assert sum(n > 0 for n in done.values()) == 2
+
+
+def without_room(task: int, reporter: Reporter) -> int:
+    raise StoreError(f"no room for {task}")
+
+
+def test_what_a_task_raises_is_raised_by_the_job(workers):
+    with pytest.raises(StoreError, match="no room for 3"):
+        results(workers, without_room, [3], Watching())
+    assert results(workers, slow_at_first, [5], Watching()) == [25]
+
+
+def dies_once(marker: Path, reporter: Reporter) -> str:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def dies(task: int, reporter: Reporter) -> int:
+    if task == 1:
+        os._exit(11)
+    return task
+
+
+def test_a_task_whose_worker_is_killed_is_done_by_another(workers, tmp_path):
+    observer = Watching()
+    assert results(workers, dies_once, [tmp_path / "marker"], observer) == ["done"]
+    assert sum("died during a task of embed; others do it" in notice for notice in observer.notices) == 1
+
+
+def test_a_task_that_ends_its_workers_is_lost_and_the_others_are_not(workers):
+    found = results(workers, dies, [0, 1, 2], Watching())
+    assert [found[0], found[2]] == [0, 2]
+    assert isinstance(found[1], Lost)
+    assert found[1].reason.startswith("2 workers died one after the other, the last one was ")
+
+
+def test_a_worker_that_dies_before_its_result_is_fetched_costs_nothing_but_the_task(workers, tmp_path, monkeypatch):
+    real = workers._fetch
+    killed: list[int] = []
+
+    def fetch(future: Any) -> None:
+        if future.status == "finished" and not killed:
+            (pid,) = {int(file.name) for file in tmp_path.iterdir()}
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+        real(future)
+
+    monkeypatch.setattr(workers, "_fetch", fetch)
+    assert results(workers, notes_its_process, [tmp_path], Watching()) == ["done"]
+    assert {int(file.name) for file in tmp_path.iterdir()} >= set(killed)
+    assert len(killed) == 1
+
+
+def notes_its_process(folder: Path, reporter: Reporter) -> str:
+    (folder / str(os.getpid())).touch()
+    return "done"
+
+
+def until_told(file: Path, reporter: Reporter) -> str:
+    file.touch()
+    while not reporter.stopping():
+        time.sleep(0.05)
+    return file.name
+
+
+def test_a_job_that_is_asked_to_stop_gets_what_its_tasks_in_work_have(tmp_path):
+    class Stopping(Watching):
+        def stopping(self) -> bool:
+            return (tmp_path / "begun").exists()
+
+    with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own:
+        assert results(own, until_told, [tmp_path / "begun", tmp_path / "never"], Stopping()) == ["begun"]
+    assert not (tmp_path / "never").exists()
+
+
+def test_tasks_wait_while_no_worker_is_there(workers):
+    pids = {pid for (pid,) in results(workers, own_process, [0, 1, 2, 3], Watching())}
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert results(workers, slow_at_first, [0, 1, 2], Watching()) == [0, 1, 4]
+
+
+def own_process(task: int, reporter: Reporter) -> list[int]:
+    time.sleep(0.3)
+    return [os.getpid()]
+
+
+def fits_nobody(task: int, reporter: Reporter) -> int:
+    raise RefusedWorkerError("has 1 and not 2 as this job")
+
+
+def test_when_all_workers_are_refused_the_job_ends_and_says_why():
+    with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own:
+        with pytest.raises(ConfigError, match=r"no worker can be used: the worker \S+ has 1 and not 2 as this job"):
+            results(own, fits_nobody, [0], Watching())
+
+
+@pytest.mark.slow
+def test_a_picture_that_kills_its_worker_is_found_and_all_others_are_embedded(workers, tmp_path):
+    files = write_pictures(tmp_path / "in", 12)
+    store, observer = Store(tmp_path / "store", Watching()), Watching()
+    manifest = scanned(files, store)
+    content = manifest.files[5].content_hash
+
+    def found(recipe: KillerRecipe, elsewhere: Elsewhere | None, store: Store) -> Any:
+        engine = recipe.make()
+        return embed(
+            manifest,
+            open_source(files[0].parent),
+            engine,
+            store=store,
+            store_config=StoreConfig(shard_size=6),
+            observer=observer,
+            elsewhere=elsewhere,
+        )
+
+    recipe = KillerRecipe(str(content))
+    lost = found(recipe, Elsewhere(workers, recipe, InputConfig()), store)
+    right = found(KillerRecipe(), None, Store(tmp_path / "other", Watching()))
+    assert list(lost.bad) == [5]
+    assert lost.bad[5].startswith("it ends the process that embeds it: 2 workers died one after the other")
+    assert lost.rows.tolist() == [row for row in range(12) if row != 5]
+    np.testing.assert_array_equal(lost.x.whole(), np.delete(right.x.whole(), 5, axis=0))
+    assert sorted(kept(tmp_path / "store")) == sorted(
+        str(facts.content_hash) for row, facts in enumerate(manifest.files) if row != 5
+    )
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_its_worker_in_the_scan_is_found_and_all_others_are_scanned(workers, tmp_path):
+    files = write_pictures(tmp_path / "in", 5)
+    manifest = Manifest(tmp_path / "in", tuple(file.name for file in files))
+    found = scan(manifest, KillingFiles(tmp_path / "in"), InputConfig(), Watching(), executor=workers)
+    assert list(found.bad) == [3]
+    assert found.bad[3].startswith("it ends the process that reads its header: 2 workers died one after the other")
+    assert [bool(facts.content_hash) for facts in found.files] == [True, True, True, False, True]
