@@ -42,6 +42,7 @@ class _Try:
     deaths : during how many of its attempts a worker died
     attempt : the number of this attempt
     done : its items that are done
+    bound : the workers that it was given out for
     """
 
     position: int
@@ -49,6 +50,7 @@ class _Try:
     deaths: int = 0
     attempt: int = -1
     done: int = 0
+    bound: frozenset[str] = frozenset()
 
 
 class Ordered(Generic[T, R]):
@@ -104,7 +106,7 @@ class Ordered(Generic[T, R]):
             if not self._waiting or len(self.running) >= self._executor.workers.n_usable():
                 return
             one = self._waiting.pop()
-            one.attempt = next(_attempts)
+            one.attempt, one.bound = next(_attempts), self._executor.workers.usable()
             self.running[self._executor.submit(self._function, one.attempt, one.task)] = one
 
     def _look(self) -> None:
@@ -115,12 +117,21 @@ class Ordered(Generic[T, R]):
         self._looked = now
         if self._executor.look() and self._executor.workers.n_usable():
             self._seen = now
+            self._give_out_again()
         elif now - self._seen > PATIENCE_S:
             refused = self._executor.workers.why_refused()
             raise JobError(
                 f"there has been no worker for {PATIENCE_S:.0f} s{f' ({refused})' if refused else ''}; what is "
                 "finished is kept in the store: run the same command again"
             )
+
+    def _give_out_again(self) -> None:
+        """Take back tasks whose workers are all gone: Dask does not give these to workers that came later."""
+        for future, one in list(self.running.items()):
+            if not self._executor.is_ready(future) and not self._executor.workers.is_any_here(one.bound):
+                self._executor.drop(future)
+                self._retry(one)
+                del self.running[future]
 
     def _take(self, future: Any) -> None:
         from distributed import KilledWorker
