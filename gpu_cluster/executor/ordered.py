@@ -24,7 +24,7 @@ R = TypeVar("R")
 # After a request to stop, tasks in work are waited for this long at least: they end after their batch.
 _FINISHING_S = 8.0
 # So often the job looks which workers are there.
-_LOOKING_S = 2.0
+_LOOKING_S = 0.5
 # A task during which so many workers died is not tried once more: most likely it is the task that ends them.
 _MOST_DEATHS = 2
 
@@ -162,6 +162,7 @@ class Ordered(Generic[T, R]):
 
     def _after_death(self, one: _Try, error: Any) -> None:
         address = getattr(error.last_worker, "address", "")
+        self._executor.workers.died(address)
         self._stage.observer.notice(f"The worker {address} died during a task of {self._stage.name}; others do it")
         if one.deaths < _MOST_DEATHS:
             self._retry(one)

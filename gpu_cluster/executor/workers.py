@@ -66,6 +66,10 @@ class Workers:
         """Return those that fit and were there at the last look."""
         return frozenset(self._here & self.fit)
 
+    def died(self, address: str) -> None:
+        """Note that a worker is gone, so that it gets no task before the next look."""
+        self._here = self._here - {address}
+
     def is_any_here(self, addresses: frozenset[str]) -> bool:
         """Return whether one of these was there at the last look."""
         return bool(self._here & addresses)
