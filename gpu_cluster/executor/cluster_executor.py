@@ -141,10 +141,21 @@ class ClusterExecutor(Executor):
         """Begin a task in some worker; return its future."""
         with reached():
             future = self._client.submit(
-                worker.run_task, function, task, self._job, attempt, pure=False, **self.workers.bound()
+                worker.run_task,
+                function,
+                task,
+                self._job,
+                attempt,
+                pure=False,
+                workers=sorted(self.workers.usable()),
             )
         future.add_done_callback(self._fetch)
         return future
+
+    def drop(self, future: Any) -> None:
+        """Give up a task."""
+        with reached():
+            self._client.cancel([future])
 
     def is_ready(self, future: Any) -> bool:
         """Return whether a task has ended, or its result is here already."""

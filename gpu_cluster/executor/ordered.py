@@ -24,7 +24,7 @@ R = TypeVar("R")
 # After a request to stop, tasks in work are waited for this long at least: they end after their batch.
 _FINISHING_S = 8.0
 # So often the job looks which workers are there.
-_LOOKING_S = 2.0
+_LOOKING_S = 0.5
 # A task during which so many workers died is not tried once more: most likely it is the task that ends them.
 _MOST_DEATHS = 2
 
@@ -42,6 +42,7 @@ class _Try:
     deaths : during how many of its attempts a worker died
     attempt : the number of this attempt
     done : its items that are done
+    bound : the workers that it was given out for
     """
 
     position: int
@@ -49,6 +50,7 @@ class _Try:
     deaths: int = 0
     attempt: int = -1
     done: int = 0
+    bound: frozenset[str] = frozenset()
 
 
 class Ordered(Generic[T, R]):
@@ -104,7 +106,7 @@ class Ordered(Generic[T, R]):
             if not self._waiting or len(self.running) >= self._executor.workers.n_usable():
                 return
             one = self._waiting.pop()
-            one.attempt = next(_attempts)
+            one.attempt, one.bound = next(_attempts), self._executor.workers.usable()
             self.running[self._executor.submit(self._function, one.attempt, one.task)] = one
 
     def _look(self) -> None:
@@ -115,12 +117,21 @@ class Ordered(Generic[T, R]):
         self._looked = now
         if self._executor.look() and self._executor.workers.n_usable():
             self._seen = now
+            self._give_out_again()
         elif now - self._seen > PATIENCE_S:
             refused = self._executor.workers.why_refused()
             raise JobError(
                 f"there has been no worker for {PATIENCE_S:.0f} s{f' ({refused})' if refused else ''}; what is "
                 "finished is kept in the store: run the same command again"
             )
+
+    def _give_out_again(self) -> None:
+        """Take back tasks whose workers are all gone: Dask does not give these to workers that came later."""
+        for future, one in list(self.running.items()):
+            if not self._executor.is_ready(future) and not self._executor.workers.is_any_here(one.bound):
+                self._executor.drop(future)
+                self._retry(one)
+                del self.running[future]
 
     def _take(self, future: Any) -> None:
         from distributed import KilledWorker
@@ -151,6 +162,7 @@ class Ordered(Generic[T, R]):
 
     def _after_death(self, one: _Try, error: Any) -> None:
         address = getattr(error.last_worker, "address", "")
+        self._executor.workers.died(address)
         self._stage.observer.notice(f"The worker {address} died during a task of {self._stage.name}; others do it")
         if one.deaths < _MOST_DEATHS:
             self._retry(one)

@@ -62,12 +62,17 @@ class Workers:
         """Return how many that fit were there at the last look."""
         return len(self._here & self.fit)
 
-    def bound(self) -> dict[str, Any]:
-        """Return the options that bind a task to those that fit.
+    def usable(self) -> frozenset[str]:
+        """Return those that fit and were there at the last look."""
+        return frozenset(self._here & self.fit)
 
-        They are bound loosely: if all of these die, the task is for those that take their places.
-        """
-        return {"workers": sorted(self._here & self.fit), "allow_other_workers": True}
+    def died(self, address: str) -> None:
+        """Note that a worker is gone, so that it gets no task before the next look."""
+        self._here = self._here - {address}
+
+    def is_any_here(self, addresses: frozenset[str]) -> bool:
+        """Return whether one of these was there at the last look."""
+        return bool(self._here & addresses)
 
     def look(self, job: worker.JobOfWorker) -> bool:
         """Find out who is there, and ask those that are new whether they fit.

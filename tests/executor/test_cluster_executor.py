@@ -171,9 +171,9 @@ def fits_nobody(task: int, reporter: Reporter) -> int:
 
 
 def test_when_all_workers_are_refused_the_job_ends_and_says_why():
-    with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own:
-        with pytest.raises(ConfigError, match=r"no worker can be used: the worker \S+ has 1 and not 2 as this job"):
-            results(own, fits_nobody, [0], Watching())
+    why = r"no worker can be used: the worker \S+ has 1 and not 2 as this job"
+    with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own, pytest.raises(ConfigError, match=why):
+        results(own, fits_nobody, [0], Watching())
 
 
 @pytest.mark.slow
