@@ -122,7 +122,7 @@ def _looked_at(
             yield from found
         done = last
     if done < n:
-        raise InterruptedJobError("interrupted in the scan; run the same command again")
+        raise InterruptedJobError("interrupted; no results were written: run the same command again")
 
 
 def _after_loss(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpu_cluster
-from gpu_cluster.backend import Choice, CpuBackend
+from gpu_cluster.backend import Choice, CpuBackend, memory
 from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.events import Recorder
@@ -131,13 +131,15 @@ TOO_MUCH = (
     ("n", "free", "said"),
     [
         (500, 10**12, []),
-        (100_000, 10**12, [f"With 100,000 pictures, {NEEDS.format('1.2', '1000.0')}"]),
+        (100_000, 10**12, [f"With 100,000 pictures, {NEEDS.format('1.3', '1000.0')}"]),
         (500, 10**6, [f"With 500 pictures, {NEEDS.format('0.8', '0.0')}{TOO_MUCH}"]),
     ],
     ids=["little", "streamed", "too much"],
 )
 def test_a_job_says_what_memory_it_needs_where_it_is_much_or_more_than_is_free(tmp_path, monkeypatch, n, free, said):
     monkeypatch.setattr(prepare, "free_host_bytes", lambda: free)
+    # Each core has a block of rows in work.
+    monkeypatch.setattr(memory, "usable_cores", lambda: 2)
     job = prepare.Job(
         config=RunConfig(),
         events=Recorder(),
