@@ -133,7 +133,7 @@ class Cluster:
     def add_worker(self, *before: str, env: Mapping[str, str] | None = None, nanny: bool = True) -> psutil.Process:
         """Start a worker, by a command that begins with `before`; return its process, or that of its nanny."""
         log = self.folder / f"worker-{len(self.workers)}"
-        given = ["--scheduler-file", self.file, "--nthreads", "1", "--no-dashboard"]
+        given: list[str | Path] = ["--scheduler-file", self.file, "--nthreads", "1", "--no-dashboard"]
         with log.open("w") as stream:
             started = subprocess.Popen(
                 [*before, DASK, "worker", *given, *([] if nanny else ["--no-nanny"])],

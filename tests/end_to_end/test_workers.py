@@ -21,7 +21,18 @@ import pytest
 
 from gpu_cluster.config import shipped_data
 from tests.clusters import N_PICTURES, PATIENCE_S, QUICK, SHARDED, Cluster, cluster, driver, n_shards, wait_for
-from tests.helpers import Finished, age, everything, gpu_cluster, kept, n_computed, shards_of, write_pictures
+from tests.helpers import (
+    EMBEDDED,
+    Finished,
+    age,
+    everything,
+    gpu_cluster,
+    kept,
+    logged,
+    n_computed,
+    shards_of,
+    write_pictures,
+)
 
 pytest.importorskip("distributed", reason="needs the extra dask")
 
@@ -182,7 +193,7 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
     store, options = tmp_path / "store", ("--image-size", "128", "--batch-size", "2")
     given = ("run", pictures, *options, *QUICK, *two_workers.options, "--cache", store)
     with driver(*given, out=tmp_path / "run") as job:
-        job.wait_until(lambda: any("embed:" in line for line in iter(job.process.stderr.readline, "")))
+        job.wait_until(lambda: logged(tmp_path, EMBEDDED))
         job.process.kill()
     # Batches that were complete are kept: the task heard that nobody waits for it.
     wait_for(lambda: n_shards(store) == 1, "the end of the task")
@@ -199,8 +210,7 @@ def stopped(tmp_path: Path, pictures: Path, number: int, *, whole_group: bool) -
     # Two shards of everything: without the batches that are complete, nothing would be kept.
     given = ("--image-size", "128", "--batch-size", "2", "--shard-size", str(N_PICTURES // 2), "--workers", "2")
     with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
-        assert job.process.stderr is not None
-        job.wait_until(lambda: any("embed:" in line for line in iter(job.process.stderr.readline, "")))
+        job.wait_until(lambda: logged(tmp_path, EMBEDDED))
         assert len(job.workers()) == 2
         if whole_group:
             job.signal_all(number)
@@ -235,6 +245,7 @@ def test_a_second_ctrl_c_ends_a_job_with_workers_at_once(tmp_path, pictures):
     with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: bool(job.workers()) and '"stage_started", "stage": "embed"' in events_of(tmp_path))
         job.signal_all(signal.SIGINT)
+        assert job.process.stderr is not None
         assert any(line.startswith("interrupted: ") for line in iter(job.process.stderr.readline, ""))
         job.signal_all(signal.SIGINT)
         done = job.end()
@@ -420,7 +431,7 @@ if __name__ == "__main__":
 def script(folder: Path, text: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     """Run a script of a user."""
     (folder / "script.py").write_text(text)
-    given = [sys.executable, folder / "script.py", *arguments]
+    given: list[str | Path] = [sys.executable, folder / "script.py", *arguments]
     return subprocess.run(given, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
