@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# The iterations of t-SNE on so few rows are short. OpenMP's threads wait for each other after each of them by keeping
+# their cores busy, so that several threads take ten times as long as one where something else runs too.
+_ONE_THREAD_ROWS = 500
+
+
 class CpuBackend(Backend):
     """Computes on the CPU; its device memory is the host's, so both transfers are the identity."""
 
@@ -177,7 +182,11 @@ class CpuBackend(Backend):
         n = x.shape[0]
         # Half of scikit-learn's default number of iterations: starting from principal components, the layout no longer
         # changes much after these.
-        return TSNE(init="pca", perplexity=perplexity(n), max_iter=500, random_state=seed).fit_transform(x)
+        layout = TSNE(init="pca", perplexity=perplexity(n), max_iter=500, random_state=seed)
+        if n > _ONE_THREAD_ROWS:
+            return layout.fit_transform(x)
+        (found,) = _at_the_same_time(layout.fit_transform, [x], 1)
+        return found
 
     def label_scores(self, truth: HostArray, labels: Array) -> dict[str, float]:
         from sklearn import metrics
