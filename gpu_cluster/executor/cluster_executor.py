@@ -141,14 +141,28 @@ class ClusterExecutor(Executor):
         """Look which workers are there; return whether the scheduler has answered."""
         return self.workers.look(self._job)
 
-    def submit(self, function: Callable[..., Any], attempt: int, task: Any) -> Any:
-        """Begin a task in some worker; return its future."""
+    def submit(self, function: Callable[..., Any], attempt: int, task: Any, workers: frozenset[str]) -> Any:
+        """Begin a task in one of these workers; return its future."""
         # Dask's scheduler unpickles all arguments. Those of a task may be arrays of a card, and it may have none.
         work = pickle.dumps((function, task))
         with reached():
-            future = self._client.submit(worker.run_task, work, self._job, attempt, pure=False, **self.workers.bound())
+            # If all of these are gone when it begins, another one does it, and refuses if it does not fit.
+            future = self._client.submit(
+                worker.run_task,
+                work,
+                self._job,
+                attempt,
+                pure=False,
+                workers=sorted(workers),
+                allow_other_workers=True,
+            )
         future.add_done_callback(self._fetch)
         return future
+
+    def take_back(self, future: Any) -> None:
+        """Let nobody begin a task any more."""
+        with reached():
+            self._client.cancel([future])
 
     def is_ready(self, future: Any) -> bool:
         """Return whether a task has ended, or its result is here already."""

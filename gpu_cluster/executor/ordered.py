@@ -42,6 +42,7 @@ class _Try:
     deaths : during how many of its attempts a worker died
     attempt : the number of this attempt
     done : its items that are done
+    workers : those that this attempt was given to
     """
 
     position: int
@@ -49,6 +50,7 @@ class _Try:
     deaths: int = 0
     attempt: int = -1
     done: int = 0
+    workers: frozenset[str] = frozenset()
 
 
 class Ordered(Generic[T, R]):
@@ -104,8 +106,8 @@ class Ordered(Generic[T, R]):
             if not self._waiting or len(self.running) >= self._executor.workers.n_usable():
                 return
             one = self._waiting.pop()
-            one.attempt = next(_attempts)
-            self.running[self._executor.submit(self._function, one.attempt, one.task)] = one
+            one.attempt, one.workers = next(_attempts), self._executor.workers.usable()
+            self.running[self._executor.submit(self._function, one.attempt, one.task, one.workers)] = one
 
     def _look(self) -> None:
         """Look who is there from time to time; give up when there has been no worker for long."""
@@ -113,7 +115,10 @@ class Ordered(Generic[T, R]):
         if now - self._looked < _LOOKING_S:
             return
         self._looked = now
-        if self._executor.look() and self._executor.workers.n_usable():
+        answered = self._executor.look()
+        if answered:
+            self._take_back()
+        if answered and self._executor.workers.n_usable():
             self._seen = now
         elif now - self._seen > PATIENCE_S:
             refused = self._executor.workers.why_refused()
@@ -121,6 +126,17 @@ class Ordered(Generic[T, R]):
                 f"there has been no worker for {PATIENCE_S:.0f} s{f' ({refused})' if refused else ''}; what is "
                 "finished is kept in the store: run the same command again"
             )
+
+    def _take_back(self) -> None:
+        """Take back the tasks whose workers are all gone.
+
+        If there was no worker at all when such a task came to Dask, Dask gives it to none that joins later.
+        """
+        for future, one in list(self.running.items()):
+            if self._executor.workers.are_gone(one.workers) and not self._executor.is_ready(future):
+                self._executor.take_back(future)
+                self._retry(one)
+                del self.running[future]
 
     def _take(self, future: Any) -> None:
         from distributed import KilledWorker

@@ -60,14 +60,15 @@ class Workers:
 
     def n_usable(self) -> int:
         """Return how many that fit were there at the last look."""
-        return len(self._here & self.fit)
+        return len(self.usable())
 
-    def bound(self) -> dict[str, Any]:
-        """Return the options that bind a task to those that fit.
+    def usable(self) -> frozenset[str]:
+        """Return those that fit and were there at the last look."""
+        return frozenset(self._here & self.fit)
 
-        They are bound loosely: if all of these die, the task is for those that take their places.
-        """
-        return {"workers": sorted(self._here & self.fit), "allow_other_workers": True}
+    def are_gone(self, addresses: frozenset[str]) -> bool:
+        """Return whether none of these was there at the last look."""
+        return self._here.isdisjoint(addresses)
 
     def look(self, job: worker.JobOfWorker) -> bool:
         """Find out who is there, and ask those that are new whether they fit.

@@ -289,3 +289,19 @@ def test_a_scheduler_that_cannot_load_gpu_cluster_is_refused_before_work_starts(
                 pass
         finally:
             scheduler.terminate()
+
+
+class Impatient(Watching):
+    """Asks to stop after half a minute, so that a job that would wait without end fails its test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until = time.monotonic() + 30
+
+    def stopping(self) -> bool:
+        return time.monotonic() > self.until
+
+
+def test_a_task_whose_only_worker_is_killed_is_done_by_the_one_that_takes_its_place(tmp_path):
+    with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own:
+        assert results(own, dies_once, [tmp_path / "marker"], Impatient()) == ["done"]
