@@ -4,8 +4,8 @@ Do not assume that this code has run on a GPU unless README's 'verified' section
 call in this file against the signatures of the locked wheels.
 
 Input of k-means: a space on the driver's host, starts, and a client, which is handed in. Output: centres on the host.
-Labels, distances and the inertia are computed from these on the driver, as everywhere. Beside `executor.py`, this is
-the only file that knows Dask.
+Labels, distances and the inertia are computed from these on the driver, as everywhere. Beside the package `executor`,
+this is the only file that knows Dask.
 """
 
 from __future__ import annotations

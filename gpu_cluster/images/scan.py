@@ -116,9 +116,12 @@ def _looked_at(
     for (first, last), found in zip(
         waiting, executor.map_in_order(_look_at_slice, tasks, Stage("scan", observer, n)), strict=False
     ):
-        facts = found
         if isinstance(found, Lost):
-            facts = list(_after_loss(task, (first, last), found, executor, Stage("scan", observer, n, first)))
+            facts: Sequence[FileFacts] = list(
+                _after_loss(task, (first, last), found, executor, Stage("scan", observer, n, first))
+            )
+        else:
+            facts = found
         yield from facts
         # After a request to stop, those of a slice that was lost are not complete.
         done = first + len(facts)
