@@ -147,7 +147,9 @@ def fit_kmeans(
     from distributed import KilledWorker
 
     try:
-        return _fit(_on_cards(x, client, workers), starts, client, max_iter=max_iter, least_shift=least_shift)
+        # cuml.dask asks Dask for the current client where it waits, although it is given one.
+        with client.as_current():
+            return _fit(_on_cards(x, client, workers), starts, client, max_iter=max_iter, least_shift=least_shift)
     # cuml.dask raises what its workers raised: NCCL's and CUDA's errors are RuntimeErrors, lost connections OSErrors.
     except (RuntimeError, MemoryError, OSError, KilledWorker) as error:
         raise DeviceError(f"k-means on {len(workers)} cards failed: {type(error).__name__}: {error}") from error
