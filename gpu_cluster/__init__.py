@@ -14,6 +14,7 @@ These are the packages and modules, from the top down. A package imports only fr
 - `images`: the pictures: where they are (`source`), which files are pictures (`discover`), their headers (`scan`),
   labels, pixels (`decode`) and thumbnails
 - `store`: keeps embeddings and scans on disk between runs
+- `executor`: where the tasks of a job run: in this process, or in the workers of a Dask cluster
 - the modules that all of these may use: `results` and `records` (what passes between packages), `verdict` (whether the
   groups are clear), `run_folder` (the files of a run), `inventory` (which of them are ours), `output` (which folder is
   written), `staging` (how it is made and gets its name), `sampling`, `manifest` (the list of files), `facts` (what a

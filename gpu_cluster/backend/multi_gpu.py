@@ -4,8 +4,8 @@ Do not assume that this code has run on a GPU unless README's 'verified' section
 call in this file against the signatures of the locked wheels.
 
 Input of k-means: a space on the driver's host, starts, and a client, which is handed in. Output: centres on the host.
-Labels, distances and the inertia are computed from these on the driver, as everywhere. Beside `executor.py`, this is
-the only file that knows Dask.
+Labels, distances and the inertia are computed from these on the driver, as everywhere. Beside the package `executor`,
+this is the only file that knows Dask.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def fit_kmeans(
     from distributed import KilledWorker
 
     try:
-        return _fit(_on_cards(x, client, workers), starts, client, max_iter=max_iter, least_shift=least_shift)
+        # cuml.dask asks Dask for the current client where it waits, although it is given one.
+        with client.as_current():
+            return _fit(_on_cards(x, client, workers), starts, client, max_iter=max_iter, least_shift=least_shift)
     # cuml.dask raises what its workers raised: NCCL's and CUDA's errors are RuntimeErrors, lost connections OSErrors.
     except (RuntimeError, MemoryError, OSError, KilledWorker) as error:
         raise DeviceError(f"k-means on {len(workers)} cards failed: {type(error).__name__}: {error}") from error

@@ -305,7 +305,10 @@ class _Work:
     def compute_elsewhere(
         self, shards: Sequence[IntArray], engine: Engine, shard_size: int, elsewhere: Elsewhere
     ) -> None:
-        """Embed the contents of all shards by an executor; a task that ends its workers is split until it is found."""
+        """Embed the contents of all shards by an executor; a task that ends its workers is split until it is found.
+
+        What a task did not embed, without a request to stop, is given out again.
+        """
         assert self.shards is not None, "the results of tasks come through shards"
         waiting = _together(shards, shard_size)
         while waiting:
@@ -317,6 +320,9 @@ class _Work:
                     lost += self._halves(np.concatenate(parts), found)
                 else:
                     self._take(np.concatenate(parts), found, engine)
+                    # A worker that lost its scheduler for a while has ended its task too early.
+                    rest = [part[~self._done[part]] for part in parts]
+                    lost += [rest] if sum(map(len, rest)) else []
             self._progress(0)
             if self.observer.stopping():
                 raise self._interrupted()

@@ -7,6 +7,7 @@ what a task does, or how the cluster was started.
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import socket
 import time
@@ -69,6 +70,7 @@ class ClusterExecutor(Executor):
     def begin(self, n_wanted: int | None) -> None:
         """Wait for the workers, and refuse those that cannot do the tasks of this job."""
         if self._joined:
+            self._check_scheduler()
             self._wait_for_workers(n_wanted or 1)
         self.workers.begin(self._job)
         place = "in this machine" if not self._joined else f"of the cluster at {self._client.scheduler.address}"
@@ -97,8 +99,10 @@ class ClusterExecutor(Executor):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for stale in folder.glob(f"{_TOKEN}*"):
-                if time.time() - stale.stat().st_mtime > _STALE_S:
-                    stale.unlink(missing_ok=True)
+                # Another job may remove its own at this moment.
+                with suppress(FileNotFoundError):
+                    if time.time() - stale.stat().st_mtime > _STALE_S:
+                        stale.unlink()
             token.write_text(self._job.token, encoding="ascii")
         except OSError as error:
             raise ConfigError(
@@ -137,23 +141,26 @@ class ClusterExecutor(Executor):
         """Look which workers are there; return whether the scheduler has answered."""
         return self.workers.look(self._job)
 
-    def submit(self, function: Callable[..., Any], attempt: int, task: Any) -> Any:
-        """Begin a task in some worker; return its future."""
+    def submit(self, function: Callable[..., Any], attempt: int, task: Any, workers: frozenset[str]) -> Any:
+        """Begin a task in one of these workers; return its future."""
+        # Dask's scheduler unpickles all arguments. Those of a task may be arrays of a card, and it may have none.
+        work = pickle.dumps((function, task))
         with reached():
+            # If all of these are gone when it begins, another one does it, and refuses if it does not fit.
             future = self._client.submit(
                 worker.run_task,
-                function,
-                task,
+                work,
                 self._job,
                 attempt,
                 pure=False,
-                workers=sorted(self.workers.usable()),
+                workers=sorted(workers),
+                allow_other_workers=True,
             )
         future.add_done_callback(self._fetch)
         return future
 
-    def drop(self, future: Any) -> None:
-        """Give up a task."""
+    def take_back(self, future: Any) -> None:
+        """Let nobody begin a task any more."""
         with reached():
             self._client.cancel([future])
 
@@ -245,6 +252,19 @@ class ClusterExecutor(Executor):
             f"{socket.gethostname()}, and for the worker {address} on {host} {wrong}; use a folder that is shared, or "
             "workers on this machine (--workers)"
         )
+
+    def _check_scheduler(self) -> None:
+        """Check that the scheduler can load gpu-cluster: it unpickles what it passes on to the workers."""
+        try:
+            with reached():
+                self._client.run_on_scheduler(worker.versions)
+        except JobError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"the scheduler {self._client.scheduler.address} cannot load gpu-cluster ({type(error).__name__}: "
+                f"{error}): start it in an environment with the same gpu-cluster and Dask as the workers"
+            ) from error
 
     def _wait_for_workers(self, n_wanted: int) -> None:
         deadline = time.monotonic() + PATIENCE_S

@@ -42,7 +42,7 @@ class _Try:
     deaths : during how many of its attempts a worker died
     attempt : the number of this attempt
     done : its items that are done
-    bound : the workers that it was given out for
+    workers : those that this attempt was given to
     """
 
     position: int
@@ -50,7 +50,7 @@ class _Try:
     deaths: int = 0
     attempt: int = -1
     done: int = 0
-    bound: frozenset[str] = frozenset()
+    workers: frozenset[str] = frozenset()
 
 
 class Ordered(Generic[T, R]):
@@ -106,8 +106,8 @@ class Ordered(Generic[T, R]):
             if not self._waiting or len(self.running) >= self._executor.workers.n_usable():
                 return
             one = self._waiting.pop()
-            one.attempt, one.bound = next(_attempts), self._executor.workers.usable()
-            self.running[self._executor.submit(self._function, one.attempt, one.task)] = one
+            one.attempt, one.workers = next(_attempts), self._executor.workers.usable()
+            self.running[self._executor.submit(self._function, one.attempt, one.task, one.workers)] = one
 
     def _look(self) -> None:
         """Look who is there from time to time; give up when there has been no worker for long."""
@@ -115,9 +115,11 @@ class Ordered(Generic[T, R]):
         if now - self._looked < _LOOKING_S:
             return
         self._looked = now
-        if self._executor.look() and self._executor.workers.n_usable():
+        answered = self._executor.look()
+        if answered:
+            self._take_back()
+        if answered and self._executor.workers.n_usable():
             self._seen = now
-            self._give_out_again()
         elif now - self._seen > PATIENCE_S:
             refused = self._executor.workers.why_refused()
             raise JobError(
@@ -125,11 +127,14 @@ class Ordered(Generic[T, R]):
                 "finished is kept in the store: run the same command again"
             )
 
-    def _give_out_again(self) -> None:
-        """Take back tasks whose workers are all gone: Dask does not give these to workers that came later."""
+    def _take_back(self) -> None:
+        """Take back the tasks whose workers are all gone.
+
+        If there was no worker at all when such a task came to Dask, Dask gives it to none that joins later.
+        """
         for future, one in list(self.running.items()):
-            if not self._executor.is_ready(future) and not self._executor.workers.is_any_here(one.bound):
-                self._executor.drop(future)
+            if self._executor.workers.are_gone(one.workers) and not self._executor.is_ready(future):
+                self._executor.take_back(future)
                 self._retry(one)
                 del self.running[future]
 

@@ -6,10 +6,10 @@ This module must not know what a task does.
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -60,8 +60,8 @@ _one_at_a_time = threading.Lock()
 _fitting: set[JobOfWorker] = set()
 
 
-def run_task(function: Callable[[Any, Reporter], Any], task: Any, job: JobOfWorker, attempt: int) -> Done:
-    """Run a task in this worker.
+def run_task(work: bytes, job: JobOfWorker, attempt: int) -> Done:
+    """Run a task in this worker; `work` is the pickle of a function of a task and a `Reporter`, and of its task.
 
     Raises
     ------
@@ -76,6 +76,13 @@ def run_task(function: Callable[[Any, Reporter], Any], task: Any, job: JobOfWork
         if wrong is not None:
             raise RefusedWorkerError(f"{worker.address} {wrong}")
         _fitting.add(job)
+    try:
+        function, task = pickle.loads(work)
+    except Exception as error:
+        # The job has pickled it, so this process has not what that one has, such as a card.
+        raise RefusedWorkerError(
+            f"{worker.address} cannot load a task of this job ({type(error).__name__}: {error})"
+        ) from error
     reporter = _ToTheJob(worker, worker.get_current_task(), job.token, attempt)
     with _one_at_a_time:
         start = time.monotonic()

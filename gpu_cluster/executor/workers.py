@@ -60,7 +60,7 @@ class Workers:
 
     def n_usable(self) -> int:
         """Return how many that fit were there at the last look."""
-        return len(self._here & self.fit)
+        return len(self.usable())
 
     def usable(self) -> frozenset[str]:
         """Return those that fit and were there at the last look."""
@@ -70,9 +70,9 @@ class Workers:
         """Note that a worker is gone, so that it gets no task before the next look."""
         self._here = self._here - {address}
 
-    def is_any_here(self, addresses: frozenset[str]) -> bool:
-        """Return whether one of these was there at the last look."""
-        return bool(self._here & addresses)
+    def are_gone(self, addresses: frozenset[str]) -> bool:
+        """Return whether none of these was there at the last look."""
+        return self._here.isdisjoint(addresses)
 
     def look(self, job: worker.JobOfWorker) -> bool:
         """Find out who is there, and ask those that are new whether they fit.

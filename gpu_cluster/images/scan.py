@@ -117,10 +117,14 @@ def _looked_at(
         waiting, executor.map_in_order(_look_at_slice, tasks, Stage("scan", observer, n)), strict=False
     ):
         if isinstance(found, Lost):
-            yield from _after_loss(task, (first, last), found, executor, Stage("scan", observer, n, first))
+            facts: Sequence[FileFacts] = list(
+                _after_loss(task, (first, last), found, executor, Stage("scan", observer, n, first))
+            )
         else:
-            yield from found
-        done = last
+            facts = found
+        yield from facts
+        # After a request to stop, those of a slice that was lost are not complete.
+        done = first + len(facts)
     if done < n:
         raise InterruptedJobError("interrupted; no results were written: run the same command again")
 

@@ -22,12 +22,15 @@ N_WORKERS = 3
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Return a client of workers in this process, where imitated modules can be seen by them."""
+    """Return a client of workers in this process, where imitated modules can be seen by them.
+
+    As that of a job, it is not the client that Dask takes where none is given.
+    """
     with (
         distributed.LocalCluster(
             n_workers=N_WORKERS, threads_per_worker=1, processes=False, dashboard_address=None, protocol="inproc"
         ) as cluster,
-        distributed.Client(cluster) as found,
+        distributed.Client(cluster, set_as_default=False) as found,
     ):
         yield found
 

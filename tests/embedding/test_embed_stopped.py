@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 
 from gpu_cluster.backend import CpuBackend, IntArray
-from gpu_cluster.config import EmbedConfig, StoreConfig
-from gpu_cluster.embedding.embed import embed
+from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig
+from gpu_cluster.embedding.embed import Elsewhere, embed
+from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.tasks import EngineRecipe
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.executor import Reporter, Serial, Stage
 from gpu_cluster.images.source import Picture, open_source
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import Store
@@ -94,17 +98,29 @@ class CtrlC(Kill):
             raise KeyboardInterrupt from None
 
 
-def embedded(files: Sequence[Path], root: Path | None, observer: Observer | None = None, **store: Any) -> Embeddings:
+def engine() -> ShowsTheBatch:
+    extractor = Extractor({"features": "mean colours and those of the batch"}, 4, lambda _precision: lambda x: x)
+    return ShowsTheBatch(CpuBackend(), extractor, EmbedConfig(batch_size=BATCH))
+
+
+def embedded(
+    files: Sequence[Path],
+    root: Path | None,
+    observer: Observer | None = None,
+    *,
+    elsewhere: Elsewhere | None = None,
+    **store: Any,
+) -> Embeddings:
     observer = observer or Observer()
     opened = None if root is None else Store(root, observer)
-    extractor = Extractor({"features": "mean colours and those of the batch"}, 4, lambda _precision: lambda x: x)
     return embed(
         scanned(files, opened),
         open_source(files[0].parent),
-        ShowsTheBatch(CpuBackend(), extractor, EmbedConfig(batch_size=BATCH)),
+        engine(),
         store=opened,
         store_config=StoreConfig(**{"shard_size": SHARD, **store}),
         observer=observer,
+        elsewhere=elsewhere,
     )
 
 
@@ -228,3 +244,33 @@ def test_a_job_stopped_before_its_first_batch_names_no_folder_where_anything_is_
 
     with pytest.raises(InterruptedJobError, match=r"^interrupted with 0 of 22 pictures embedded: run the same command"):
         embedded(files, root, Stopped())
+
+
+@dataclass(frozen=True)
+class Recipe(EngineRecipe):
+    """Makes the engine whose numbers tell the batch."""
+
+    def make(self) -> Engine:
+        return engine()
+
+
+class Hasty(Serial):
+    """Tells each task to end after its first batch, as a worker does that lost its scheduler for a while."""
+
+    is_remote = True
+
+    def map_in_order(self, function: Any, tasks: Any, stage: Stage) -> Iterator[Any]:
+        return (function(task, EndsNow()) for task in tasks)
+
+
+class EndsNow(Reporter):
+    def progress(self, done: int) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return True
+
+
+def test_what_a_task_did_not_embed_is_given_out_again_in_the_same_batches(files, alone, root):
+    found = embedded(files, root, elsewhere=Elsewhere(Hasty(), Recipe(), InputConfig()))
+    assert_same(found, alone)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,9 +74,12 @@ def test_results_come_in_the_order_of_the_tasks_and_progress_never_steps_back(wo
 
 
 def test_the_tasks_are_shared_out(workers):
-    before = {address: share.n_tasks for address, share in workers.shares().items()}
+    def tasks() -> dict[str, int]:
+        return {address: share.n_tasks for address, share in workers.shares().get("embed", {}).items()}
+
+    before = tasks()
     results(workers, slow_at_first, list(range(8)), Watching())
-    done = {address: share.n_tasks - before.get(address, 0) for address, share in workers.shares().items()}
+    done = {address: n - before.get(address, 0) for address, n in tasks().items()}
     assert sum(done.values()) == 8
     assert sum(n > 0 for n in done.values()) == 2
 
@@ -215,3 +220,89 @@ def test_a_file_that_kills_its_worker_in_the_scan_is_found_and_all_others_are_sc
     assert list(found.bad) == [3]
     assert found.bad[3].startswith("it ends the process that reads its header: 2 workers died one after the other")
     assert [bool(facts.content_hash) for facts in found.files] == [True, True, True, False, True]
+
+
+class Traced:
+    """Leaves a file named after each process that unpickles it; some processes cannot."""
+
+    def __init__(self, folder: Path, only: int | None = None) -> None:
+        self.folder = folder
+        self.only = only
+
+    def __reduce__(self) -> Any:
+        return _traced, (self.folder, self.only)
+
+
+def _traced(folder: Path, only: int | None) -> Traced:
+    (folder / str(os.getpid())).touch()
+    if only not in (None, os.getpid()):
+        raise ImportError("no card here")
+    return Traced(folder, only)
+
+
+def takes_anything(task: Any, reporter: Reporter) -> int:
+    return os.getpid()
+
+
+def test_a_task_is_unpickled_by_its_worker_only(workers, tmp_path):
+    # The scheduler of a local cluster is in this process. One of another cluster may have no card for arrays of a card.
+    found = results(workers, takes_anything, [Traced(tmp_path)], Watching())
+    assert [str(pid) for pid in found] == [file.name for file in tmp_path.iterdir()]
+
+
+def test_a_worker_that_cannot_load_a_task_is_refused(tmp_path):
+    with (
+        opened(ExecutorConfig(workers=1), "cpu", Watching()) as own,
+        pytest.raises(ConfigError, match=r"cannot load a task of this job \(ImportError: no card here\)"),
+    ):
+        results(own, takes_anything, [Traced(tmp_path, only=os.getpid())], Watching())
+
+
+def test_a_token_that_another_job_removes_at_this_moment_is_no_error(workers, tmp_path):
+    (tmp_path / ".gpu-cluster-gone").symlink_to(tmp_path / "nothing")
+    workers.share(tmp_path, "the store")
+
+
+# A scheduler in an environment without gpu-cluster.
+BARE = """
+import sys
+
+class WithoutUs:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "gpu_cluster":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, WithoutUs())
+from distributed.cli.dask_scheduler import main
+main()
+"""
+
+
+def test_a_scheduler_that_cannot_load_gpu_cluster_is_refused_before_work_starts(tmp_path):
+    file = tmp_path / "scheduler.json"
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    with subprocess.Popen([sys.executable, "-c", BARE, *options, "--scheduler-file", str(file)]) as scheduler:
+        try:
+            with (
+                pytest.raises(ConfigError, match=r"the scheduler tcp://\S+ cannot load gpu-cluster"),
+                opened(ExecutorConfig(scheduler_file=file), "cpu", Watching()),
+            ):
+                pass
+        finally:
+            scheduler.terminate()
+
+
+class Impatient(Watching):
+    """Asks to stop after half a minute, so that a job that would wait without end fails its test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until = time.monotonic() + 30
+
+    def stopping(self) -> bool:
+        return time.monotonic() > self.until
+
+
+def test_a_task_whose_only_worker_is_killed_is_done_by_the_one_that_takes_its_place(tmp_path):
+    with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own:
+        assert results(own, dies_once, [tmp_path / "marker"], Impatient()) == ["done"]

@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 
 from gpu_cluster.config import InputConfig
+from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.executor import Lost, Serial, Stage
 from gpu_cluster.images import scan as scan_module
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import content_hash, open_source
@@ -310,3 +312,21 @@ def test_a_change_in_the_same_tick_of_the_clock_as_the_scan_is_noticed_by_the_ne
     write_where_clocks_tick_in_seconds(file, contents[0])
     before = hashes_of(scanned([file], Store(tmp_path / "store", Observer()), EditsAtOnce()))
     assert hashes_of(scanned([file], Store(tmp_path / "store", Observer()))) != before
+
+
+class StopsAfterALoss(Serial):
+    """The workers of the first task died; then the job is asked to stop."""
+
+    lost = False
+
+    def map_in_order(self, function: Any, tasks: Any, stage: Stage) -> Any:
+        if not self.lost:
+            self.lost = True
+            yield Lost("2 workers died")
+
+
+def test_a_job_that_is_stopped_while_it_looks_for_the_file_that_ends_workers_is_interrupted(tmp_path):
+    files = write_pictures(tmp_path, 3)
+    manifest = Manifest(tmp_path, tuple(file.name for file in files))
+    with pytest.raises(InterruptedJobError, match="interrupted in the scan"):
+        scan(manifest, open_source(tmp_path), InputConfig(), Observer(), executor=StopsAfterALoss())
