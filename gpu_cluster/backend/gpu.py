@@ -229,7 +229,12 @@ class GpuBackend(Backend):
     def fit_kmeans(self, x: Array, starts: Array, *, max_iter: int, tol: float) -> KMeansFit:
         if not isinstance(x, HostRows):
             return self._fit(x, starts, max_iter=max_iter, tol=tol)
-        cards = {} if self._client is None else multi_gpu.cards(self._client)
+        cards: dict[str, int] = {}
+        if self._client is not None:
+            try:
+                cards = multi_gpu.cards(self._client)
+            except DeviceError as error:
+                log.warning("%s; k-means runs on this card alone", error)
         place = self._place(x.shape, list(cards.values()))
         log.info("k-means on %s: %s", place.where, place.reason)
         if place.where is Where.CARDS:

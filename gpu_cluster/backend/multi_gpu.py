@@ -100,11 +100,22 @@ def _card_names() -> list[str]:
 def cards(client: Any) -> dict[str, int]:
     """Return the free memory, in bytes, of each card that the workers of a client have, by the worker's address.
 
-    Of several workers with the same card only the first counts, because NCCL takes one process a card.
+    Of several workers with the same card only the first counts, because NCCL takes one process a card. A worker that
+    cannot answer, such as one without this package, has none.
+
+    Raises
+    ------
+    DeviceError
+        When the cluster cannot be asked.
     """
+    try:
+        answers = client.run(_own_card, on_error="return")
+    # Whatever Dask raises when the scheduler or a worker is lost meanwhile.
+    except Exception as error:
+        raise DeviceError(f"the workers cannot be asked for their cards ({type(error).__name__}: {error})") from error
     found, seen = {}, set()
-    for address, card in sorted(client.run(_own_card).items()):
-        if card is not None and card[0] not in seen:
+    for address, card in sorted(answers.items()):
+        if card is not None and not isinstance(card, Exception) and card[0] not in seen:
             seen.add(card[0])
             found[address] = card[1]
     return found

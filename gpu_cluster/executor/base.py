@@ -53,12 +53,20 @@ class Share:
 
 @dataclass(frozen=True)
 class Stage:
-    """What an executor needs to report progress: the stage, its items in all, and those done before the first task."""
+    """What an executor needs to know of a stage.
+
+    Attributes
+    ----------
+    name, observer : the stage, and who is told of its progress
+    total, done_before : its items in all, and those done before the first task
+    most_ahead : how many results may be held at most because an earlier one is missing
+    """
 
     name: str
     observer: Observer
     total: int
     done_before: int = 0
+    most_ahead: int = 4_096
 
     def progress(self, done: int) -> None:
         """Report that so many items of the tasks are done."""

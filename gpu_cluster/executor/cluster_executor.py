@@ -10,6 +10,7 @@ import os
 import pickle
 import queue
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -156,7 +157,7 @@ class ClusterExecutor(Executor):
                 workers=sorted(workers),
                 allow_other_workers=True,
             )
-        future.add_done_callback(self._fetch)
+        future.add_done_callback(self._begin_to_fetch)
         return future
 
     def take_back(self, future: Any) -> None:
@@ -181,8 +182,12 @@ class ClusterExecutor(Executor):
             raise JobError(f"the result of a task cannot be fetched: {type(found).__name__}: {found}") from found
         return found
 
+    def _begin_to_fetch(self, future: Any) -> None:
+        # A thread for each result: neither that which hears signals, nor Dask's only one for callbacks, may wait for a
+        # worker's answer. When the client is closed meanwhile, the answer never comes, and nobody waits for the thread.
+        threading.Thread(target=self._fetch, args=(future,), daemon=True, name="fetch").start()
+
     def _fetch(self, future: Any) -> None:
-        # This runs in a thread of Dask: the thread that hears signals must not wait for a worker's answer.
         try:
             if future.status == "finished":
                 # If the worker dies before it hands this over, the task runs again elsewhere, and this waits for it.

@@ -70,6 +70,9 @@ def local(n: int, device: str) -> Iterator[Any]:
         # This job has its own rule for tasks whose worker died.
         "distributed.scheduler.allowed-failures": 0,
         "distributed.scheduler.worker-ttl": f"{_HUNG_S}s",
+        # So long after the death of a worker the cluster looks whether it is back. If at that moment it had died once
+        # more, it would never be started again: a picture that ends its workers ends several of them.
+        "distributed.deploy.lost-worker-timeout": "365 days",
     }
     given = {name for name in ours if f"DASK_{name.replace('.', '__').replace('-', '_').upper()}" in os.environ}
     options: dict[str, Any] = {

@@ -105,6 +105,10 @@ class Ordered(Generic[T, R]):
                 self._waiting += [_Try(position, task) for position, task in itertools.islice(self._tasks, 1)]
             if not self._waiting or len(self.running) >= self._executor.workers.n_usable():
                 return
+            # Results that an earlier one keeps back are held, so there must not be many; what is given out again comes
+            # first of all.
+            if len(self._results) >= self._stage.most_ahead and self._waiting[-1].attempt < 0:
+                return
             one = self._waiting.pop()
             one.attempt, one.workers = next(_attempts), self._executor.workers.usable()
             self.running[self._executor.submit(self._function, one.attempt, one.task, one.workers)] = one

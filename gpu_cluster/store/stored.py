@@ -22,6 +22,9 @@ from gpu_cluster.files import printable
 from gpu_cluster.store.embeddings import embeddings_of
 from gpu_cluster.store.shards import opened
 
+# Results of spans that are held while an earlier one is missing: a covariance of 1,024 columns has 8 MB.
+_MOST_AHEAD = 64
+
 
 class StoredRows(Rows):
     """Embeddings (n, d) that lie in shards; it holds where each of them lies, and reads some blocks ahead.
@@ -85,7 +88,7 @@ class StoredRows(Rows):
         spans = list(span_slices(n))
         tasks = (_SpanTask(self._part(span), self._backend, function) for span in spans)
         done = 0
-        stage = Stage("reduce", self._observer, n)
+        stage = Stage("reduce", self._observer, n, most_ahead=_MOST_AHEAD)
         for span, found in zip(spans, self._executor.map_in_order(_of_span, tasks, stage), strict=False):
             if isinstance(found, Lost):
                 raise JobError(f"embeddings cannot be read by workers: {found.reason}; run the same command again")
