@@ -190,7 +190,7 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
     tmp_path, pictures, serial, two_workers
 ):
     # One shard of everything, which takes a worker many seconds.
-    store, options = tmp_path / "store", ("--image-size", "128", "--batch-size", "2")
+    store, options = tmp_path / "store", ("--image-size", "320", "--batch-size", "2")
     given = ("run", pictures, *options, *QUICK, *two_workers.options, "--cache", store)
     with driver(*given, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
@@ -208,7 +208,7 @@ def stopped(tmp_path: Path, pictures: Path, number: int, *, whole_group: bool) -
     """Signal a job with two workers while it embeds; check that it keeps whole batches and leaves no process."""
     store = tmp_path / "store"
     # Two shards of everything: without the batches that are complete, nothing would be kept.
-    given = ("--image-size", "128", "--batch-size", "2", "--shard-size", str(N_PICTURES // 2), "--workers", "2")
+    given = ("--image-size", "320", "--batch-size", "2", "--shard-size", str(N_PICTURES // 2), "--workers", "2")
     with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
         assert len(job.workers()) == 2
