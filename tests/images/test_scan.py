@@ -328,5 +328,5 @@ class StopsAfterALoss(Serial):
 def test_a_job_that_is_stopped_while_it_looks_for_the_file_that_ends_workers_is_interrupted(tmp_path):
     files = write_pictures(tmp_path, 3)
     manifest = Manifest(tmp_path, tuple(file.name for file in files))
-    with pytest.raises(InterruptedJobError, match="interrupted in the scan"):
+    with pytest.raises(InterruptedJobError, match="interrupted; no results were written"):
         scan(manifest, open_source(tmp_path), InputConfig(), Observer(), executor=StopsAfterALoss())
