@@ -16,6 +16,11 @@ from typing import IO, Any
 from gpu_cluster.errors import InterruptedJobError
 
 
+def interrupted(go_on: str = "run the same command again") -> InterruptedJobError:
+    """Return the error of a job that was asked to stop when it had written nothing; `go_on` says what to do."""
+    return InterruptedJobError(f"interrupted; no results were written: {go_on}")
+
+
 class Observer:
     """An observer that ignores every event; subclasses override the methods that they need."""
 
@@ -144,7 +149,7 @@ class Recorder(Observers):
             When an observer asks to stop. This is needed if some library has caught the exception of a signal.
         """
         if self.stopping():
-            raise InterruptedJobError(f"interrupted; no results were written: {self._go_on}")
+            raise interrupted(self._go_on)
         self.stage_started(stage)
         start = time.perf_counter()
         try:

@@ -32,10 +32,11 @@ from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.config import DecodingConfig, EmbedConfig, ExecutorConfig, RunConfig, StoreConfig, shipped_data
-from gpu_cluster.embedding.embed import Elsewhere, embed
+from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.tasks import EngineRecipe, Vgg16Recipe
+from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, open_source

@@ -176,10 +176,8 @@ def _distance_sums(x: Array, member: Array, precision: Any, backend: Backend) ->
 
     def of_pair(pair: tuple[int, int]) -> tuple[Array, Array | None]:
         rows, columns = parts[pair[0]], parts[pair[1]]
-        left, right = (
-            _beside_squares(x[rows, :], backend, left=True),
-            _beside_squares(x[columns, :], backend, left=False),
-        )
+        left = _beside_squares(x[rows, :], backend, left=True)
+        right = _beside_squares(x[columns, :], backend, left=False)
         # Rounding can put the square of a distance of 0 below 0.
         distances = xp.astype(xp.abs(left @ xp.matrix_transpose(right)), precision, copy=False)
         distances **= 0.5
@@ -191,7 +189,8 @@ def _distance_sums(x: Array, member: Array, precision: Any, backend: Backend) ->
 
     # Distances are the same in both directions, so each pair of blocks is computed once.
     pairs = [(number, other) for number in range(len(parts)) for other in range(number + 1)]
-    found = backend.each(of_pair, pairs, bytes_each=16 * _SILHOUETTE_ROWS**2)
+    # Bytes: the distances, zeros and what takes their places, in float64, and the mask of the diagonal.
+    found = backend.each(of_pair, pairs, bytes_each=25 * _SILHOUETTE_ROWS**2)
     for (number, other), (of_rows, of_columns) in zip(pairs, found, strict=True):
         sums[number] = sums[number] + of_rows
         if of_columns is not None:

@@ -44,7 +44,7 @@ def check_installed(device: str, *, local: bool) -> None:
     DeviceError
         When they are not; the message says what to install.
     """
-    wanted = ["distributed"] + ["dask_cuda"] * (local and device == "gpu")
+    wanted = ["distributed"] + ["cryptography"] * local + ["dask_cuda"] * (local and device == "gpu")
     missing = [name for name in wanted if find_spec(name) is None]
     if missing:
         raise DeviceError(

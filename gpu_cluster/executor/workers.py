@@ -104,6 +104,8 @@ class Workers:
         return True
 
     def _answered(self, address: str, answer: Any) -> None:
+        from distributed import KilledWorker
+
         if answer.status == "finished":
             with reached():
                 wrong = answer.result()
@@ -111,7 +113,7 @@ class Workers:
                 self.fit.add(address)
             else:
                 self.refuse(address, wrong)
-        elif answer.status == "error" and type(answer.exception()).__name__ != "KilledWorker":
+        elif answer.status == "error" and not isinstance(answer.exception(), KilledWorker):
             self.refuse(address, _no_gpu_cluster(answer.exception()))
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

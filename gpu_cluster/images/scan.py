@@ -19,8 +19,7 @@ import numpy as np
 
 from gpu_cluster.columns import Column
 from gpu_cluster.config import DecodingConfig
-from gpu_cluster.errors import InterruptedJobError
-from gpu_cluster.events import Observer
+from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
 from gpu_cluster.files import ChangedError
 from gpu_cluster.images import decode, decoders
@@ -126,7 +125,7 @@ def _looked_at(
         # After a request to stop, those of a slice that was lost are not complete.
         done = first + len(facts)
     if done < n:
-        raise InterruptedJobError("interrupted; no results were written: run the same command again")
+        raise interrupted()
 
 
 def _after_loss(

@@ -31,9 +31,9 @@ from gpu_cluster.config import (
     parse_k_range,
 )
 from gpu_cluster.embedding import vgg16
-from gpu_cluster.embedding.embed import Elsewhere
 from gpu_cluster.embedding.engines import Engine, check_installed
 from gpu_cluster.embedding.tasks import Vgg16Recipe
+from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.errors import ConfigError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
 from gpu_cluster.executor import Executor
@@ -138,21 +138,24 @@ def opened(
             until_the_end.enter_context(decoders.limited(config.input))
             executor = until_the_end.enter_context(executors.opened(workers, choice.backend.name, events))
             choice.backend.join(executor.client)
-            _share(executor, manifest, store)
+            _share(executor, manifest, source, store)
             manifest = scan(
                 manifest, source, config.input, events, store=store, rehash=config.store.rehash, executor=executor
             )
         yield Job(config, events, weights, choice, manifest, source, store, tools, executor)
 
 
-def _share(executor: Executor, manifest: Manifest, store: Store | None) -> None:
+def _share(executor: Executor, manifest: Manifest, source: Source, store: Store | None) -> None:
     """Check that the workers of an executor see the store and the pictures of a job."""
     if store is not None:
         executor.share(store.root, "the store")
-    for row in range(len(manifest)):
+    for location in manifest.paths:
+        file = source.local_path(location)
+        # One that is not there, or may not be looked at, is a bad file and says nothing of the workers.
         with suppress(OSError):
-            executor.show(manifest.file(row), "the pictures")
-            return
+            if file is not None:
+                executor.show(file, "the pictures")
+                return
 
 
 def choose_device(config: JobConfig) -> Choice:

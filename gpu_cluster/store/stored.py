@@ -15,8 +15,8 @@ import numpy as np
 from gpu_cluster.backend import Array, Backend, FloatArray, IntArray, Rows
 from gpu_cluster.backend.base import HostArray
 from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES, SpanFunction, block_slices, mapped, span_slices
-from gpu_cluster.errors import InterruptedJobError, JobError, StoreError
-from gpu_cluster.events import Observer
+from gpu_cluster.errors import JobError, StoreError
+from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
 from gpu_cluster.files import printable
 from gpu_cluster.store.embeddings import embeddings_of
@@ -95,7 +95,7 @@ class StoredRows(Rows):
             yield span, tuple(self._backend.from_host(one) for one in found)
             done = span.stop
         if done < n:
-            raise InterruptedJobError("interrupted; no results were written: run the same command again")
+            raise interrupted()
 
     def _part(self, span: slice) -> StoredRows:
         """Return the rows of a span as rows of their own, which know only the shards that they need."""

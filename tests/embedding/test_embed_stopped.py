@@ -12,10 +12,11 @@ import pytest
 
 from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig
-from gpu_cluster.embedding.embed import Elsewhere, embed
+from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.tasks import EngineRecipe
+from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import Reporter, Serial, Stage

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from gpu_cluster.config import ExecutorConfig, InputConfig, StoreConfig
-from gpu_cluster.embedding.embed import Elsewhere, embed
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.errors import ConfigError, StoreError
 from gpu_cluster.executor import Executor, Lost, RefusedWorkerError, Reporter, Stage, opened
 from gpu_cluster.images.scan import scan

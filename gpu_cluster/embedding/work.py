@@ -1,0 +1,302 @@
+"""What a job knows of the contents that it embeds, and who computes those that are missing: this process, or others.
+
+Input: a manifest, and an engine or an executor. Output: embeddings and reasons. This module must not know how a place
+for the embeddings is chosen, or what becomes of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_cluster.backend import IntArray, Rows
+from gpu_cluster.config import DecodingConfig
+from gpu_cluster.embedding.engines import Engine
+from gpu_cluster.embedding.kept import Kept
+from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, EmbeddedBatch, embed_shard
+from gpu_cluster.embedding.tasks import Embedded, EmbedTask, EngineRecipe, embed_task
+from gpu_cluster.errors import InterruptedJobError
+from gpu_cluster.events import Observer
+from gpu_cluster.executor import Executor, Lost, Stage
+from gpu_cluster.facts import FileTable
+from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.manifest import Manifest
+from gpu_cluster.store.embeddings import EmbeddingShards
+
+# After a request to stop, the batch in work is waited for this long at least.
+_PATIENCE_S = 8.0
+# So often the thread that waits for a batch looks whether the job is asked to stop.
+_HEARING_S = 0.1
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What computes embeddings in other processes: their executor, how they make the engine, and their limits."""
+
+    executor: Executor
+    recipe: EngineRecipe
+    limits: DecodingConfig
+
+
+def _computed_beside(
+    batches: Generator[EmbeddedBatch, None, None], observer: Observer
+) -> Generator[EmbeddedBatch, None, None]:
+    """Give the caller the batches, which another thread computes, until they end or the observer asks to stop.
+
+    This thread only waits, so it hears signals whatever a decoder or the network does. After a request to stop it waits
+    for the batch in work, but no longer than the network took for the longest one, or `_PATIENCE_S` if that is longer.
+    """
+    pool = ThreadPoolExecutor(1)
+    patience = _PATIENCE_S
+    try:
+        while True:
+            stopped = None
+            batch = pool.submit(next, batches, None)
+            while not wait([batch], _HEARING_S).done:
+                if observer.stopping():
+                    stopped = stopped or time.monotonic()
+                    if time.monotonic() - stopped > patience:
+                        return
+            found = batch.result()
+            if found is None:
+                return
+            patience = max(patience, found.network_s)
+            yield found
+    finally:
+        # If a batch is in work, this comes after it, and nobody waits for it.
+        pool.submit(batches.close)
+        pool.shutdown(wait=False)
+
+
+def _together(shards: Sequence[IntArray], shard_size: int) -> list[list[IntArray]]:
+    """Join shards of which little is missing, which are then written together: otherwise there would be many files."""
+    joined: list[list[IntArray]] = []
+    n = 0
+    for shard in shards:
+        if not joined or n + len(shard) > shard_size:
+            joined.append([])
+            n = 0
+        joined[-1].append(shard)
+        n += len(shard)
+    return joined
+
+
+class Work:
+    """What is known and what is left to compute of the contents of a manifest; each content is computed once.
+
+    In this class, index i is the i-th distinct content. Contents are ordered by the first file in which they occur.
+
+    Attributes
+    ----------
+    content_of : (n,) the index of the content of each file that is not bad
+    kept : where the embeddings are; chosen before anything else is done
+    observer : who is told of the progress
+    shards : where they are written; None if they are not
+    lasting : whether these stay when the job has ended
+    """
+
+    kept: Kept
+    shards: EmbeddingShards | None = None
+    lasting = False
+
+    def __init__(self, manifest: Manifest, source: Source, observer: Observer, *, go_on: str) -> None:
+        bad = manifest.bad
+        rows = np.array([row for row in range(len(manifest)) if row not in bad], dtype=np.int64)
+        self._manifest = manifest
+        self._source = source
+        self._rows = rows
+        self.observer = observer
+        self._go_on = go_on
+        firsts = np.array([row not in manifest.duplicates for row in rows], dtype=bool)
+        self._first_rows = rows[firsts]
+        originals = [manifest.duplicates[row] for row in rows[~firsts]]
+        self.content_of = np.empty(len(rows), dtype=np.int64)
+        self.content_of[firsts] = np.arange(len(self._first_rows))
+        self.content_of[~firsts] = np.searchsorted(self._first_rows, originals)
+        self._done = np.zeros(len(self._first_rows), dtype=bool)
+        self._n_done = 0
+        self._bad: dict[int, str] = {}
+        # For each content that was embedded after the last write to the store, whether the store may keep its result.
+        self._unwritten: dict[int, bool] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Number of files that are not bad."""
+        return len(self._rows)
+
+    @property
+    def n_contents(self) -> int:
+        """Number of distinct contents."""
+        return len(self._first_rows)
+
+    def count_good(self, contents: npt.NDArray[np.bool_] | None = None) -> int:
+        """Return how many contents, of those in a mask (or of all), have an embedding by now."""
+        done = self._done if contents is None else self._done & contents
+        return int(done.sum()) - sum(bool(done[index]) for index in self._bad)
+
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """Return for each content whether it has neither an embedding nor a reason."""
+        return ~self._done
+
+    def read_store(self) -> None:
+        """Take the embeddings and reasons that the store holds."""
+        assert self.shards is not None, "without a store, nothing is read"
+        for shard in self.shards.find(self.hashes(np.arange(self.n_contents))):
+            self.kept.found(shard)
+            self._note(shard.at, shard.reasons)
+            self._progress(len(shard.at))
+            if self.observer.stopping():
+                raise self._interrupted()
+
+    def compute(self, shards: Sequence[IntArray], engine: Engine, shard_size: int) -> None:
+        """Embed the contents of all shards; the store keeps the results that depend only on the content."""
+        for parts in _together(shards, shard_size):
+            for part in parts:
+                try:
+                    self._compute_shard(part, engine)
+                # Ctrl-C in Python, or a second one on the command line.
+                except KeyboardInterrupt:
+                    self._write()
+                    raise
+                if self.observer.stopping():
+                    self._write()
+                    raise self._interrupted()
+            self._write()
+
+    def _compute_shard(self, shard: IntArray, engine: Engine) -> None:
+        """Embed the contents of a shard until the observer asks to stop."""
+        if self.observer.stopping():
+            return
+        limit = engine.batch_size
+        embedded = embed_shard([self._picture(index) for index in shard], engine)
+        for batch in _computed_beside(embedded, self.observer):
+            indices = shard[batch.positions]
+            self.kept.computed(indices, batch.x)
+            self._note(indices, batch.reasons)
+            self._unwritten |= zip(indices.tolist(), batch.lasting.tolist(), strict=True)
+            self._progress(len(indices))
+            if self.observer.stopping():
+                break
+        if engine.batch_size < limit:
+            self.observer.notice(
+                f"Out of memory on the {engine.backend.name}: going on with batches of {engine.batch_size}"
+            )
+
+    def compute_elsewhere(
+        self, shards: Sequence[IntArray], engine: Engine, shard_size: int, elsewhere: Elsewhere
+    ) -> None:
+        """Embed the contents of all shards by an executor; a task that ends its workers is split until it is found.
+
+        What a task did not embed, without a request to stop, is given out again.
+        """
+        assert self.shards is not None, "the results of tasks come through shards"
+        waiting = _together(shards, shard_size)
+        while waiting:
+            lost: list[list[IntArray]] = []
+            stage = Stage("embed", self.observer, self.n_contents, self._n_done)
+            tasks = (self._task(parts, engine, elsewhere) for parts in waiting)
+            for parts, found in zip(waiting, elsewhere.executor.map_in_order(embed_task, tasks, stage), strict=False):
+                if isinstance(found, Lost):
+                    lost += self._halves(np.concatenate(parts), found)
+                else:
+                    self._take(np.concatenate(parts), found, engine)
+                    # A worker that lost its scheduler for a while has ended its task too early.
+                    rest = [part[~self._done[part]] for part in parts]
+                    lost += [rest] if sum(map(len, rest)) else []
+            self._progress(0)
+            if self.observer.stopping():
+                raise self._interrupted()
+            waiting = lost
+
+    def _task(self, parts: Sequence[IntArray], engine: Engine, elsewhere: Elsewhere) -> EmbedTask:
+        assert self.shards is not None, "see compute_elsewhere"
+        rows = self._first_rows[np.concatenate(parts)]
+        return EmbedTask(
+            recipe=elsewhere.recipe,
+            key=engine.key,
+            folder=self.shards.folder,
+            lasting=self.lasting,
+            limits=elsewhere.limits,
+            source=self._source,
+            locations=[self._manifest.paths[row] for row in rows.tolist()],
+            facts=FileTable(self._manifest.files[row] for row in rows.tolist()),
+            borders=np.cumsum([len(part) for part in parts]).tolist(),
+        )
+
+    def _halves(self, contents: IntArray, lost: Lost) -> list[list[IntArray]]:
+        """Return two tasks in place of one that was lost; a single picture is what ended the workers."""
+        if len(contents) > 1:
+            return [[half] for half in np.array_split(contents, 2)]
+        self._bad[int(contents[0])] = f"it ends the process that embeds it: {lost.reason}"
+        self._done[contents] = True
+        self._n_done += 1
+        return []
+
+    def _take(self, contents: IntArray, found: Embedded, engine: Engine) -> None:
+        """Take the result of a task."""
+        assert self.shards is not None, "see compute_elsewhere"
+        self._bad |= {int(contents[at]): why for at, why in found.reasons.items()}
+        if found.shard is not None:
+            self.kept.elsewhere(contents[found.rows], found.shard, self.shards)
+        engine.batch_size = max(engine.batch_size, found.batch_size)
+        self._done[contents[found.done]] = True
+        # The executor has reported these, when they were done: earlier than in the order of the tasks.
+        self._n_done += len(found.done)
+
+    def _write(self) -> None:
+        """Keep in the store, as one shard, what was embedded since the last call."""
+        # The embedding of a file that changed after the scan does not match the recorded hash.
+        for index in [index for index in self._unwritten if self._picture(index).changed()]:
+            self._bad[index] = CHANGED
+            self._unwritten[index] = False
+        # A row with a reason has any numbers.
+        good = np.array(sorted(self._unwritten.keys() - self._bad.keys()), dtype=np.int64)
+        if len(good):
+            for index in good[~self.kept.finite(good)].tolist():
+                self._bad[index] = NOT_FINITE
+                self._unwritten[index] = False
+        lasting = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
+        self._unwritten.clear()
+        shard = None
+        if self.shards is not None and len(lasting):
+            x, reasons = self.kept.to_write(lasting), [self._bad.get(index) for index in lasting.tolist()]
+            shard = self.shards.keep(self.hashes(lasting), x, reasons)
+        self.kept.written(lasting, shard)
+
+    def finish(self) -> tuple[Rows, IntArray, dict[int, str]]:
+        """Return the embeddings, the manifest row of each of them, and the reasons by manifest row."""
+        bad = {int(self._first_rows[index]): why for index, why in self._bad.items()}
+        for row, first in self._manifest.duplicates.items():
+            if first in bad:
+                bad[row] = f"{self._manifest.status(row)[1]}: {bad[first]}"
+        good = np.array([row not in bad for row in self._rows], dtype=bool)
+        return self.kept.rows(self.content_of[good]), self._rows[good], bad
+
+    def _note(self, indices: IntArray, reasons: Sequence[str | None]) -> None:
+        self._bad |= {int(index): why for index, why in zip(indices, reasons, strict=True) if why is not None}
+        self._done[indices] = True
+
+    def _progress(self, n: int) -> None:
+        self._n_done += n
+        self.observer.progress("embed", self._n_done, self.n_contents)
+
+    def _picture(self, index: int) -> Picture:
+        row = int(self._first_rows[index])
+        return Picture(self._source, self._manifest.paths[row], self._manifest.files[row])
+
+    def hashes(self, indices: IntArray) -> list[str]:
+        """Return the content hashes of these contents."""
+        return [found or "" for found in self._manifest.facts.column("content_hash", self._first_rows[indices])]
+
+    def _interrupted(self) -> InterruptedJobError:
+        kept = ""
+        if self.lasting and self.shards is not None and self._n_done:
+            kept = f"; they are kept in {str(self.shards.folder)!r}"
+        return InterruptedJobError(
+            f"interrupted with {self._n_done:,} of {self.n_contents:,} pictures embedded{kept}: {self._go_on}"
+        )
