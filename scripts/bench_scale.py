@@ -43,8 +43,8 @@ def engine() -> Any:
     return choose_engine(CpuBackend(), Extractor({"features": "drawn"}, N_FEATURES, never), EmbedConfig())
 
 
-def content_hashes(n: int) -> list[str]:
-    return [f"{number:032x}" for number in range(n)]
+def content_hash(number: int) -> str:
+    return f"{number:032x}"
 
 
 def write_store(root: Path, n: int) -> None:
@@ -55,9 +55,8 @@ def write_store(root: Path, n: int) -> None:
     random = np.random.default_rng(0)
     centres = (random.uniform(size=(N_GROUPS, N_FEATURES)) ** 4).astype(np.float32)
     shards = Store(root, Observer()).embeddings(engine().key)
-    hashes = content_hashes(n)
     for first in range(0, n, SHARD):
-        names = hashes[first : first + SHARD]
+        names = [content_hash(number) for number in range(first, min(first + SHARD, n))]
         noise = random.standard_normal((len(names), N_FEATURES), dtype=np.float32)
         x = np.maximum(centres[random.integers(N_GROUPS, size=len(names))] + 0.15 * noise, 0)
         shards.keep(names, x, [None] * len(names))
@@ -67,17 +66,20 @@ def run_stages(root: Path, n: int, until: str) -> dict[str, Any]:
     """Run the stages in this process; return the seconds of each."""
     from gpu_cluster.backend import CpuBackend
     from gpu_cluster.clustering.sequence import find_clusters, find_space
+    from gpu_cluster.columns import Texts
     from gpu_cluster.config import RunConfig, StoreConfig
     from gpu_cluster.embedding.embed import embed
     from gpu_cluster.events import Observer, Recorder
+    from gpu_cluster.facts import FileFacts, FileTable
     from gpu_cluster.images.source import open_source
-    from gpu_cluster.manifest import FileFacts, Manifest
+    from gpu_cluster.manifest import Manifest
     from gpu_cluster.options import build_config
     from gpu_cluster.store.store import Store
 
     events, backend, config = Recorder(), CpuBackend(), build_config(RunConfig)
-    files = tuple(FileFacts(size=1, content_hash=name) for name in content_hashes(n))
-    manifest = Manifest(root, tuple(f"{number:08d}.jpg" for number in range(n)), files)
+    # Columns, as the scan makes them: a Python object for each file would take most of the memory that is measured.
+    files = FileTable(FileFacts(size=1, content_hash=content_hash(number)) for number in range(n))
+    manifest = Manifest(root, Texts(f"{number:08d}.jpg" for number in range(n)), files)
     with events.stage("find in the store"):
         store = Store(root, Observer())
         given: dict[str, Any] = {"store": store, "store_config": StoreConfig(), "observer": Observer()}

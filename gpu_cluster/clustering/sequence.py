@@ -6,6 +6,7 @@ the embeddings come from, or what becomes of the clusters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_cluster.backend import Backend, IntArray, Rows
@@ -14,7 +15,7 @@ from gpu_cluster.clustering.reduce import reduce
 from gpu_cluster.clustering.score import score
 from gpu_cluster.clustering.sweep import sweep_k
 from gpu_cluster.config import ClusteringConfig
-from gpu_cluster.events import Recorder
+from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.results import Clustering, Projection, Scores, Sweep, Truth
 
 
@@ -35,6 +36,7 @@ def find_clusters(
     backend: Backend,
     events: Recorder,
     sweep_space: str = "projection",
+    sweep: Callable[[Projection], Sweep] | None = None,
     holdout: float | None = None,
     truth: Truth | None = None,
     originals: IntArray | None = None,
@@ -45,6 +47,8 @@ def find_clusters(
     ----------
     sweep_space
         Where the sweep runs: `projection`, or `scaled` for the scaled embeddings before PCA.
+    sweep
+        What gives the sweep over k in a space, for a caller that may have it from an earlier time; else it is computed.
     holdout
         Share of the images to score separately too.
     truth
@@ -53,17 +57,18 @@ def find_clusters(
         (n,), host; for each row the first row with the same bytes (see `copies`); None if no row is a copy.
     """
     projection = find_space(x, config, backend=backend, events=events, sweep_space=sweep_space, originals=originals)
-    sweep = find_k(projection, config, backend=backend, events=events)
+    with events.stage("sweep"):
+        swept = find_k(projection, config, backend=backend, events=events) if sweep is None else sweep(projection)
     with events.stage("cluster"):
         clustering = cluster(
             projection.x,
-            sweep.best_k,
+            swept.best_k,
             config.cluster,
             sample=config.sweep.sweep_sample,
             seed=config.seed,
             backend=backend,
             observer=events,
-            found=sweep.fit if projection.sweep_x is projection.x else None,
+            found=swept.fit if projection.sweep_x is projection.x else None,
             originals=originals,
         )
     with events.stage("score"):
@@ -78,7 +83,7 @@ def find_clusters(
             holdout=holdout,
             originals=originals,
         )
-    return Clusters(projection, sweep, clustering, scores)
+    return Clusters(projection, swept, clustering, scores)
 
 
 def find_space(
@@ -95,15 +100,14 @@ def find_space(
         return reduce(x, config.reduce, backend=backend, sweep_space=sweep_space, originals=originals)
 
 
-def find_k(projection: Projection, config: ClusteringConfig, *, backend: Backend, events: Recorder) -> Sweep:
+def find_k(projection: Projection, config: ClusteringConfig, *, backend: Backend, events: Observer) -> Sweep:
     """Return the number of clusters that the sweep chooses: the second step."""
-    with events.stage("sweep"):
-        return sweep_k(
-            projection.sweep_x,
-            config.sweep,
-            config.cluster,
-            config.score,
-            seed=config.seed,
-            backend=backend,
-            observer=events,
-        )
+    return sweep_k(
+        projection.sweep_x,
+        config.sweep,
+        config.cluster,
+        config.score,
+        seed=config.seed,
+        backend=backend,
+        observer=events,
+    )

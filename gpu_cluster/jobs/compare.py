@@ -264,7 +264,8 @@ def _failure(job: _Job, what: str, error: Exception) -> str:
 
 
 def _choose_k(job: _Job, space: _Space) -> int:
-    k = find_k(space.projection, job.config, backend=job.backend, events=job.events).best_k
+    with job.events.stage("sweep"):
+        k = find_k(space.projection, job.config, backend=job.backend, events=job.events).best_k
     job.events.notice(f"k is {k}, chosen in the space of {space.recipe.name}")
     return k
 

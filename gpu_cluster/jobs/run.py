@@ -5,26 +5,25 @@ This module only puts the steps in order; each step is a function in a module of
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gpu_cluster import run_folder
-from gpu_cluster.backend import Backend, FloatArray, IntArray
+from gpu_cluster.backend import Backend
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.clustering.model import Model, save_model
 from gpu_cluster.clustering.near_duplicates import find_near_duplicates
-from gpu_cluster.clustering.sequence import Clusters, find_clusters
+from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.sweep import check_ks
-from gpu_cluster.clustering.tsne import checksums, lay_out
 from gpu_cluster.config import EmbedConfig, RunConfig, parse_k_range
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import JobError
 from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.jobs.kept import KeptResults
 from gpu_cluster.jobs.prepare import (
     Job,
     as_written,
@@ -44,7 +43,7 @@ from gpu_cluster.options import PRESETS, command_line
 from gpu_cluster.report.page import write_page
 from gpu_cluster.report.tables import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
-from gpu_cluster.store.parts import Parts, fingerprint
+from gpu_cluster.store.parts import Parts
 
 
 def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
@@ -144,6 +143,8 @@ def _find(
     if not n:
         return manifest, None
     originals = manifest.originals(embeddings.rows)
+    contents = manifest.facts.column("content_hash", embeddings.rows)
+    kept = KeptResults(parts, [engine.extractor.key, contents], config, backend=backend, events=events)
     with memory_error_explained("clustering", n, d, backend):
         found = find_clusters(
             embeddings.x,
@@ -151,6 +152,7 @@ def _find(
             backend=backend,
             events=events,
             sweep_space=config.sweep.sweep_space,
+            sweep=kept.sweep,
             holdout=config.score.holdout,
             truth=encode_labels(manifest, embeddings.rows),
             originals=originals,
@@ -158,48 +160,10 @@ def _find(
         with events.stage("near_duplicates"):
             near_duplicates = find_near_duplicates(embeddings.x, backend=backend, observer=events, originals=originals)
         with events.stage("tsne"):
-            contents = manifest.facts.column("content_hash", embeddings.rows)
-            tsne = _laid_out(job, found, [engine.extractor.key, contents], originals, parts)
+            tsne = kept.tsne(found.projection, originals)
     return manifest, Findings(
         embeddings, found.projection, found.sweep, found.clustering, found.scores, near_duplicates, tsne
     )
-
-
-def _laid_out(
-    job: Job[RunConfig, tuple[Engine, Path]], found: Clusters, of: object, originals: IntArray | None, parts: Parts
-) -> FloatArray:
-    """Return the t-SNE; the store has it if an earlier run clustered the same embeddings in the same space.
-
-    `of` is what the embeddings were made from.
-    """
-    config, backend = job.config, job.backend
-    key = {
-        "part": "t-SNE",
-        "of": of,
-        "options": [config.reduce.model_dump(), config.seed, config.report.layout_sample],
-        "device": backend.describe(),
-        "space": [
-            fingerprint(one) for one in (backend.to_host(found.projection.pcs), checksums(found.projection.x, backend))
-        ],
-    }
-    kept = parts.find(key)
-    if kept is not None:
-        head, _, numbers = kept.partition(b"\n")
-        for notice in json.loads(head):
-            job.events.notice(notice)
-        return np.frombuffer(numbers, np.float32).reshape(-1, 2)
-    heard = Recorder(job.events)
-    tsne = lay_out(
-        found.projection.x,
-        found.projection.pcs,
-        config.report,
-        seed=config.seed,
-        backend=backend,
-        observer=heard,
-        originals=originals,
-    )
-    parts.keep(key, json.dumps(heard.notices).encode() + b"\n" + tsne.astype(np.float32).tobytes())
-    return tsne
 
 
 def _try_page(folder: Path, events: Recorder, manifest: Manifest, parts: Parts) -> None:

@@ -1,4 +1,4 @@
-"""Keeps parts of results that take long to make and depend on little: t-SNE, plots, small copies of pictures.
+"""Keeps parts of results that take long to make and depend on little: the sweep, t-SNE, plots, small copies.
 
 A part is found again only by everything that it depends on: what its maker names, all code of this package, and every
 library that is installed. So a part is never out of date; one that nothing asks for any more is removed some time. This
