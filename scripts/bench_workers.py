@@ -253,7 +253,9 @@ def phases(n: int, workers: int) -> dict[str, float]:
         tempfile.TemporaryDirectory() as name,
         executors.opened(ExecutorConfig(workers=workers), "cpu", Observer()) as executor,
     ):
-        embedded(*flowers(8 * workers), vgg16_recipe(), Path(name) / "warm", executor, shard_size=4)
+        # What is imported and started at first use belongs to no picture.
+        warm = embedded(*flowers(8 * workers), vgg16_recipe(), Path(name) / "warm", executor, shard_size=4)
+        find_clusters(warm.x, config, backend=CpuBackend(), events=Recorder())
         with events.stage("scan"):
             scan(manifest, source, DecodingConfig(), events, store=Store(Path(name), events), executor=executor)
         with events.stage("embed"):

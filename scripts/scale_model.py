@@ -79,20 +79,21 @@ class Constants:
     decode_factor: float = 1.0
     # docs/engines.md: ncnn.
     network_core_s: float = 0.124
-    # README, bench_scale: 19.0 s to find 1,000,000 embeddings in the store.
-    lookup_s: float = 19e-6
+    # README, bench_scale: 15.2 s to find 1,000,000 embeddings in the store.
+    lookup_s: float = 15e-6
     # README, bench_store: 0.44 ms on 2 cores for decoding a small picture, a trivial network and the store, together.
     store_core_s: float = 0.9e-3
     # Until a worker's first picture: the libraries and the network.
     start_s: float = 5.0
     # docs/store.md: to start the pipeline of a shard.
     shard_s: float = 0.08
-    # README, bench_scale: 24.2 s for 1,000,000, and a part that does not grow: the eigenvectors of 1,024 x 1,024.
-    covariance_core_s: float = 48e-6
+    # README, bench_scale: 21.2 s for 1,000,000, and a part that does not grow: the eigenvectors of 1,024 x 1,024.
+    covariance_core_s: float = 42e-6
     covariance_s: float = 0.25
-    # Restarts on a sample of 20,000 for 14 k, and what all rows cost in the passes that carry them on.
-    sweep_sample_s: float = 8.4
-    sweep_row_s: float = 2.5e-6
+    # README, bench_scale: restarts on a sample of 20,000 for 14 k, and what all rows cost in the passes that carry them
+    # on (5.0 s for 1,000,000, 8.0 to 8.4 s for 3,000,000).
+    sweep_sample_s: float = 3.5
+    sweep_row_s: float = 1.6e-6
     # README, bench_scale: cluster and score.
     fit_row_s: float = 1.1e-6
     score_sample_s: float = 1.3

@@ -111,6 +111,7 @@ def test_with_workers_on_this_machine_the_answer_is_the_same_byte_for_byte(tmp_p
     )
 
 
+@pytest.mark.slow
 def test_with_a_cluster_that_is_there_the_answer_is_the_same_byte_for_byte(tmp_path, pictures, serial, two_workers):
     given = ("run", pictures, *SHARDED, *QUICK, *two_workers.options, "--cache", tmp_path / "store")
     done = gpu_cluster(*given, out=tmp_path / "run")
@@ -119,6 +120,7 @@ def test_with_a_cluster_that_is_there_the_answer_is_the_same_byte_for_byte(tmp_p
     assert everything(tmp_path / "store") == everything(serial.folder.parent / "store")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_costs_its_shard_and_nothing_else(tmp_path, pictures, serial):
     store = tmp_path / "store"
     with driver("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", store, out=tmp_path / "run") as job:

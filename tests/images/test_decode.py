@@ -369,14 +369,19 @@ def test_a_list_with_nul_bytes_may_name_files_with_newlines(tmp_path):
 # Whatever bytes
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
+ANY_FILE = st.builds(
+    bytes.__add__,
     st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"RIFF\0\0\0\0WEBP"]),
     st.binary(max_size=300),
 )
-def test_whatever_bytes_a_file_holds_it_is_one_row_with_a_header_or_a_reason(tmp_path, start, rest):
-    (tmp_path / "a.png").write_bytes(start + rest)
+
+
+# Ten files in one scan, because a scan starts processes, which takes longer than to read them.
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_FILE, min_size=10, max_size=10))
+def test_whatever_bytes_a_file_holds_it_is_one_row_with_a_header_or_a_reason(tmp_path, contents):
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.png").write_bytes(content)
     manifest = scanned(tmp_path)
-    (facts,) = manifest.files
-    assert (facts.format is None) == bool(facts.reason)
-    assert manifest.counts()["found"] == 1
+    assert [(facts.format is None) == bool(facts.reason) for facts in manifest.files] == [True] * 10
+    assert manifest.counts()["found"] == 10

@@ -97,7 +97,11 @@ def test_twice_everything_takes_as_long_for_twice_as_many_pictures():
         (Plan(10**8, 64, 16, A100), on_file_system(100e9), "scan: driver"),
         (Plan(10**6, 1, 16, replace(A100, link_bandwidth=1e6)), on_file_system(20e9), "transfer"),
         (Plan(10_000, 1, 2), CACHED, "network"),
-        (Plan(10_000, 1, 2), replace(CACHED, network_core_s=0, decode_factor=0, store_core_s=0, start_s=0), "sweep"),
+        (
+            Plan(10_000, 1, 2),
+            replace(CACHED, network_core_s=0, decode_factor=0, store_core_s=0, start_s=0, shard_s=0),
+            "sweep",
+        ),
         (Plan(10**9, 250_000, 1e6, Card(1e18, 1e9, 1e12, 1e6)), replace(CACHED, driver_file_s=0), "fit"),
     ],
 )
