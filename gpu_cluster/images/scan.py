@@ -122,8 +122,10 @@ def _looked_at(
         else:
             facts = found
         yield from facts
-        # After a request to stop, those of a slice that was lost are not complete.
-        done = first + len(facts)
+        done += len(facts)
+        # After a request to stop, those of a slice are not complete, but those of a later one may be.
+        if done < last:
+            break
     if done < n:
         raise interrupted()
 
@@ -146,7 +148,10 @@ def _after_loss(
 
 
 def _look_at_slice(task: _ScanTask, reporter: Reporter) -> Sequence[FileFacts]:
-    """Look at the files of a task, in any process; keep the facts that are new."""
+    """Look at the files of a task, in any process; keep the facts that are new.
+
+    After a request to stop, only the facts of the files that were looked at until then are kept and returned.
+    """
     # Threads help here: reading and hashing release Python's global lock.
     with decoders.within(task.config), decode.limited(None), reading_threads() as pool:
         # This time must be from before the first look: `_keep` keeps only the facts of files that were older than a
@@ -164,6 +169,9 @@ def _look_at_slice(task: _ScanTask, reporter: Reporter) -> Sequence[FileFacts]:
         for done, one in enumerate(looks, start=1):
             found.append(one)
             reporter.progress(done)
+            if reporter.stopping():
+                pool.shutdown(cancel_futures=True)
+                break
     _keep(task, earlier, found, started_ns)
     return found
 
@@ -172,7 +180,7 @@ def _keep(task: _ScanTask, earlier: Sequence[FileFacts | None], found: Sequence[
     """Keep the new facts of those files whose next change is sure to be noticed."""
     new = [
         position
-        for position, (before, one) in enumerate(zip(earlier, found, strict=True))
+        for position, (before, one) in enumerate(zip(earlier, found, strict=False))
         if one is not before and one.content_hash and max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now
     ]
     if task.place is not None and new:

@@ -330,3 +330,26 @@ def test_a_job_that_is_stopped_while_it_looks_for_the_file_that_ends_workers_is_
     manifest = Manifest(tmp_path, tuple(file.name for file in files))
     with pytest.raises(InterruptedJobError, match="interrupted; no results were written"):
         scan(manifest, open_source(tmp_path), InputConfig(), Observer(), executor=StopsAfterALoss())
+
+
+class StopsAfter(Observer):
+    """Asks to stop when so many files have been looked at."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._done = most, 0
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self._done = done
+
+    def stopping(self) -> bool:
+        return self._done >= self._most
+
+
+def test_a_scan_that_is_stopped_ends_within_its_slice_and_keeps_what_it_has_found(tmp_path, hashed):
+    files = age(write_pictures(tmp_path / "in", 12))
+    store = Store(tmp_path / "store", Observer())
+    with pytest.raises(InterruptedJobError):
+        scanned(files, store, StopsAfter(5))
+    del hashed[:]
+    assert len(scanned(files, store).files) == 12
+    assert len(hashed) == 12 - 5
