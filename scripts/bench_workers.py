@@ -31,6 +31,7 @@ from gpu_cluster import executor as executors
 from gpu_cluster.backend import CpuBackend, IntArray
 from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.clustering.sequence import find_clusters
+from gpu_cluster.columns import Texts
 from gpu_cluster.config import DecodingConfig, EmbedConfig, ExecutorConfig, RunConfig, StoreConfig, shipped_data
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine
@@ -38,9 +39,10 @@ from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.tasks import EngineRecipe, Vgg16Recipe
 from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.facts import FileFacts, FileTable
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, open_source
-from gpu_cluster.manifest import FileFacts, Manifest
+from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.store.store import Store
 
@@ -108,7 +110,7 @@ class StandInRecipe(EngineRecipe):
 def drawn_manifest(n: int) -> Manifest:
     """Return a manifest of n pictures that are nowhere."""
     facts = (FileFacts(size=1, mtime_ns=0, ctime_ns=0, content_hash=f"{number + 1:032x}") for number in range(n))
-    return Manifest(Path("/nowhere"), [f"{number:08d}.jpg" for number in range(n)], tuple(facts))
+    return Manifest(Path("/nowhere"), Texts(f"{number:08d}.jpg" for number in range(n)), FileTable(facts))
 
 
 def flowers(n: int) -> tuple[Manifest, Source]:

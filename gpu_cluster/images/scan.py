@@ -180,7 +180,7 @@ def _keep(task: _ScanTask, earlier: Sequence[FileFacts | None], found: Sequence[
     """Keep the new facts of those files whose next change is sure to be noticed."""
     new = [
         position
-        for position, (before, one) in enumerate(zip(earlier, found, strict=False))
+        for position, (before, one) in enumerate(zip(earlier[: len(found)], found, strict=True))
         if one is not before and one.content_hash and max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now
     ]
     if task.place is not None and new:

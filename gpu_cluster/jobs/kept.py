@@ -18,19 +18,20 @@ from gpu_cluster.clustering.tsne import checksums, lay_out
 from gpu_cluster.config import RunConfig
 from gpu_cluster.events import Recorder
 from gpu_cluster.results import KChoice, Projection, Sweep, SweepPoint
-from gpu_cluster.store.parts import Parts, digest, fingerprint
+from gpu_cluster.store.parts import Parts, fingerprint
 
 
 class KeptResults:
     """The results of one run that the store may have of an earlier one.
 
-    `of` is what the embeddings were made from; `parts` are those of the store, where results that had to be made are
-    kept.
+    `of` is what the embeddings were made from, for JSON; `parts` are those of the store, where results that had to be
+    made are kept.
     """
 
     def __init__(self, parts: Parts, of: object, config: RunConfig, *, backend: Backend, events: Recorder) -> None:
-        self._parts, self._of = parts, digest(json.dumps(of, default=str).encode()).hex()
+        self._parts, self._of = parts, of
         self._config, self._backend, self._events = config, backend, events
+        self._seen: tuple[Array, str] | None = None
 
     def sweep(self, projection: Projection) -> Sweep:
         """Return the sweep over k in the space of `projection`.
@@ -76,8 +77,14 @@ class KeptResults:
             "of": self._of,
             "options": [config.reduce.model_dump(), config.seed, *options],
             "device": self._backend.describe(),
-            "space": fingerprint(checksums(space, self._backend)),
+            "space": self._fingerprint(space),
         }
+
+    def _fingerprint(self, space: Array) -> str:
+        # Mostly both parts are of the same space, which can have many rows.
+        if self._seen is None or self._seen[0] is not space:
+            self._seen = (space, fingerprint(checksums(space, self._backend)))
+        return self._seen[1]
 
     def _find(self, key: Mapping[str, Any]) -> tuple[dict[str, Any], bytes] | None:
         kept = self._parts.find(key)

@@ -43,7 +43,7 @@ from gpu_cluster.options import PRESETS, command_line
 from gpu_cluster.report.page import write_page
 from gpu_cluster.report.tables import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
-from gpu_cluster.store.parts import Parts
+from gpu_cluster.store.parts import Parts, fingerprint
 
 
 def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
@@ -143,8 +143,8 @@ def _find(
     if not n:
         return manifest, None
     originals = manifest.originals(embeddings.rows)
-    contents = manifest.facts.column("content_hash", embeddings.rows)
-    kept = KeptResults(parts, [engine.extractor.key, contents], config, backend=backend, events=events)
+    of = [engine.extractor.key, fingerprint(manifest.facts.hashes()[embeddings.rows])]
+    kept = KeptResults(parts, of, config, backend=backend, events=events)
     with memory_error_explained("clustering", n, d, backend):
         found = find_clusters(
             embeddings.x,
