@@ -85,10 +85,11 @@ class PredictOptions(_PicturesOptions, _ExecutorOptions, total=False):
 class EmbedOptions(_JobOptions, _ExecutorOptions, total=False):
     """The options of `embed`."""
 
-    image_size: int
+    image_size: int | None
     resize: str
     fit: str
     decoding: int
+    features: str
     pooling: Pooling
 
 
@@ -98,7 +99,7 @@ class _ClusteringOptions(_PicturesOptions, total=False):
     label_col: str
     labels_encoding: str | None
     labels_from_folders: bool
-    image_size: int
+    image_size: int | None
     resize: str
     fit: str
     decoding: int
@@ -133,6 +134,7 @@ class RunOptions(_ClusteringOptions, _ExecutorOptions, total=False):
     """The options of `run`."""
 
     preset: str
+    features: str
     pooling: Pooling
     sweep_space: str
     holdout: float | None
@@ -282,7 +284,7 @@ def predict(
 def embed(
     paths: PathLike | Iterable[PathLike], *, observer: Observer | None = None, **options: Unpack[EmbedOptions]
 ) -> npt.NDArray[np.float32]:
-    """Embed image files with VGG16 (ImageNet).
+    """Embed image files with VGG16 (ImageNet), or with other `features`.
 
     Parameters
     ----------
@@ -296,7 +298,8 @@ def embed(
 
     Returns
     -------
-    (n, d) float32, host; in the order of `paths`; d is 1,024, or another number for another `pooling`
+    (n, d) float32, host; in the order of `paths`; d is 1,024, or another number for other `features` or another
+    `pooling`
 
     Raises
     ------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -130,9 +130,11 @@ Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 
 
-# What ran the network, and the version of decoding, where a record or a model names none: there was no other one then.
+# What ran the network, the version of decoding, and the features, where a record or a model names none: there was no
+# other one then.
 EARLIER_ENGINE: EngineName = "tensorflow"
 EARLIER_DECODING = 2
+EARLIER_FEATURES = "vgg16"
 
 _DEFAULT_RANGE = "2:15"
 
@@ -224,10 +226,17 @@ class NetworkConfig(_Section):
     )
 
 
+_VGG16_SIDE = 224
+
+
 class PixelsConfig(NetworkConfig):
     """How a picture becomes the square of pixels that the network reads."""
 
-    image_size: int = Field(224, ge=32, le=2048, description="Side of the square that the network sees, in pixels.")
+    image_size: Annotated[int, Field(ge=32, le=2048)] | None = Field(
+        None,
+        description="Side of the square that the network sees, in pixels; by default that for which its weights were "
+        f"made: {_VGG16_SIDE} for VGG16, 260 for EfficientNet-Lite2.",
+    )
     resize: Literal["bilinear", "nearest"] = Field(
         "bilinear", description="bilinear (with antialiasing), or nearest as Keras's load_img does."
     )
@@ -243,16 +252,49 @@ class PixelsConfig(NetworkConfig):
         "every pixel, as earlier versions did.",
     )
 
+    @property
+    def side(self) -> int:
+        """Side of the square in pixels; a network with a side of its own is given a config that names it."""
+        return self.image_size or _VGG16_SIDE
+
 
 class EmbedConfig(PixelsConfig):
     """How a picture becomes an embedding."""
 
+    features: str = Field(
+        "vgg16",
+        min_length=1,
+        description="What describes a picture: the name of a network or of other features, or several joined by +, as "
+        "in vgg16+efficientnet-lite2. Each part is scaled to unit length; a number after a colon is its weight, as in "
+        "vgg16:2+efficientnet-lite2.",
+    )
     pooling: Pooling = Field(
         "gem-4-5",
         description="How VGG16's feature maps become an embedding. gem-4-5 joins the generalised means of blocks 4 and "
         "5, each scaled to unit length (1,024 numbers). The others use block 5 only: its generalised mean (gem), its "
         "maximum (max) or its mean (average), 512 numbers each, or all its values (flatten, 25,088 numbers).",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pooling_in_name(cls, given: Any) -> Any:
+        """Take the pooling out of a name such as `vgg16-max`, so that every config says it in one place."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("features"), str):
+            return given
+        parts = given["features"].split("+")
+        named = [
+            part.strip().partition(":")[0].removeprefix("vgg16-") for part in parts if part.strip()[:6] == "vgg16-"
+        ]
+        poolings = [name for name in named if name in get_args(Pooling)]
+        if len(poolings) != 1:
+            return given
+        (pooling,) = poolings
+        if "pooling" in given:
+            raise ValueError(
+                f"the features {given['features']!r} name a pooling of VGG16, and --pooling names one too; found "
+                f"{given['pooling']!r}: leave out one of them"
+            )
+        return {**given, "features": given["features"].replace(f"vgg16-{pooling}", "vgg16"), "pooling": pooling}
 
 
 class StoreConfig(_Section):

@@ -24,6 +24,7 @@ from gpu_cluster.config import (
     COMMANDS,
     EARLIER_DECODING,
     EARLIER_ENGINE,
+    EARLIER_FEATURES,
     MOST_SAMPLED,
     EngineName,
     JobConfig,
@@ -44,6 +45,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "embed": {
             "engine": "tensorflow",
             "decoding": 2,
+            "features": "vgg16",
             "pooling": "average",
             "resize": "nearest",
             "fit": "stretch",
@@ -165,7 +167,7 @@ _Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
 
 # What holds where the record of a run lacks it: so was the version before there was a choice.
 _EARLIER: Mapping[str, Mapping[str, Any]] = {
-    "embed": {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING},
+    "embed": {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING, "features": EARLIER_FEATURES},
     # All restarts were run with all pictures.
     "sweep": {"sweep_sample": MOST_SAMPLED},
 }
@@ -214,7 +216,10 @@ def _layers(
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
     if _is_record(file):
-        held = {section: {name: table[name] for name in table.keys() & known} for section, table in _EARLIER.items()}
+        held = {
+            section: {name: table[name] for name in table.keys() & known if known[name].section == section}
+            for section, table in _EARLIER.items()
+        }
         layers.insert(0, ("earlier version", {section: table for section, table in held.items() if table}))
     return layers, content
 

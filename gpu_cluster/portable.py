@@ -88,7 +88,7 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
     if record["root"] is None:
         return dict(record)
     config, root = record["config"], Path(record["root"])
-    rewrite = rewriting(config, root, Path(record["weights"]["path"]))
+    rewrite = rewriting(config, root, *weights_in(record))
     left_out = {
         name: [Path(path).name for path in _as_list(config[section][name])]
         for section, names in _NEEDED.items()
@@ -102,6 +102,12 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "root_name": root.name,
         "left_out": left_out,
     }
+
+
+def weights_in(record: Mapping[str, Any]) -> list[Path]:
+    """Return the files of weights that a record names."""
+    files = [record.get("weights"), *record.get("weights_of_others", ())]
+    return [Path(file["path"]) for file in files if file]
 
 
 def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -366,7 +366,8 @@ class JobRecord(Record):
 
     Attributes
     ----------
-    weights : path and sha256 of the weights
+    weights : path and sha256 of the weights of each network; empty for features without a network
+    features : what described the pictures, part by part
     device : facts about the device and the engine
     device_reason : why this device was chosen
     stages_s : seconds by stage
@@ -375,7 +376,8 @@ class JobRecord(Record):
 
     config: TolerantConfig
     manifest: Manifest
-    weights: tuple[Path, str]
+    weights: Sequence[tuple[Path, str]]
+    features: Sequence[Mapping[str, Any]]
     device: Mapping[str, Any]
     device_reason: str
     stages_s: Mapping[str, float]

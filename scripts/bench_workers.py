@@ -36,7 +36,7 @@ from gpu_cluster.config import DecodingConfig, EmbedConfig, ExecutorConfig, RunC
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.extractors import Extractor
-from gpu_cluster.embedding.tasks import EngineRecipe, Vgg16Recipe
+from gpu_cluster.embedding.tasks import EngineRecipe, FeaturesRecipe
 from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.facts import FileFacts, FileTable
@@ -123,9 +123,9 @@ def flowers(n: int) -> tuple[Manifest, Source]:
     return Manifest(folder, [names[row % len(names)] for row in range(n)], facts), source
 
 
-def vgg16_recipe() -> Vgg16Recipe:
+def vgg16_recipe() -> FeaturesRecipe:
     """Return the recipe of the default engine."""
-    return Vgg16Recipe("cpu", EmbedConfig(engine="auto"), None)
+    return FeaturesRecipe("cpu", EmbedConfig(engine="auto"), (0,))
 
 
 def embedded(

@@ -3,7 +3,7 @@
 from gpu_cluster.backend.base import Array, Backend, FloatArray, IntArray, KMeansFit, PCAFit
 from gpu_cluster.backend.cpu import CpuBackend
 from gpu_cluster.backend.gpu import GpuBackend, describe_gpus
-from gpu_cluster.backend.rows import HeldRows, HostRows, Rows, take
+from gpu_cluster.backend.rows import HeldRows, HostRows, JoinedRows, Rows, take
 from gpu_cluster.backend.select import Choice, Finding, installed, look_for_gpu, select
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "HeldRows",
     "HostRows",
     "IntArray",
+    "JoinedRows",
     "KMeansFit",
     "PCAFit",
     "Rows",

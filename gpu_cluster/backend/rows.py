@@ -7,7 +7,7 @@ what the rows are, or where another kind keeps them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -128,6 +128,43 @@ class HostRows(Rows):
 
     def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
         return mapped(function, self.blocks(), self.shape[0], self._backend)
+
+
+class JoinedRows(Rows):
+    """Several matrices (n, d_i) side by side, each row scaled to unit length and then by the weight of its matrix.
+
+    They are joined a block at a time, and only `whole` makes a second matrix. A row of zeros stays one.
+    """
+
+    def __init__(self, parts: Sequence[Rows], shares: Sequence[float], backend: Backend) -> None:
+        self.shape = (parts[0].shape[0], sum(part.shape[1] for part in parts))
+        self._parts = tuple(parts)
+        self._shares = tuple(shares)
+        self._backend = backend
+
+    def take(self, rows: IntArray) -> Array:
+        return self._joined([part.take(rows) for part in self._parts])
+
+    def blocks(self) -> Iterator[tuple[slice, Array]]:
+        for of_parts in zip(*(part.blocks() for part in self._parts), strict=True):
+            yield of_parts[0][0], self._joined([block for _rows, block in of_parts])
+
+    def whole(self) -> Array:
+        x = self._backend.empty(self.shape)
+        for rows, block in self.blocks():
+            x[rows, :] = block
+        return x
+
+    def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        return mapped(function, self.blocks(), self.shape[0], self._backend)
+
+    def _joined(self, of_parts: Sequence[Array]) -> Array:
+        xp = self._backend.xp
+        scaled = []
+        for x, share in zip(of_parts, self._shares, strict=True):
+            lengths = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))
+            scaled.append(x * (share / xp.where(lengths > 0, lengths, xp.ones_like(lengths))))
+        return xp.concat(scaled, axis=1)
 
 
 def take(x: Array | Rows, rows: IntArray, backend: Backend) -> Array:

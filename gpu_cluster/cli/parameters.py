@@ -121,7 +121,7 @@ def _parameter(option: Option, described: str | None) -> Any:
     kind = kinds.pop() if len(kinds) == 1 else str
     metavar = _METAVAR_OF.get(option.name, _METAVARS.get(kind))
     kind = kind if kind in (bool, Path) else str
-    words = " ".join(filter(None, (described, _more_help(option.name))))
+    words = " ".join(filter(None, (described, _more_help(option))))
     default = option.field.default
     if default is not None and default is not False and default != ():
         words += f" (default: {'on' if default is True else default})"
@@ -132,16 +132,21 @@ def _parameter(option: Option, described: str | None) -> Any:
     return Annotated[kind | None, typer.Option(*flags, help=words, rich_help_panel=panel, show_default=False, **shown)]
 
 
-def _more_help(name: str) -> str:
-    """Return help that is not in the declaration of an option, because it needs facts from the job `compare`."""
-    if name not in ("features", "algorithms"):
+def _more_help(option: Option) -> str:
+    """Return help that is not in the declaration of an option, because it needs facts from other modules."""
+    if option.name not in ("features", "algorithms"):
         return ""
+    if option.section == "embed":
+        from gpu_cluster.embedding.features import NAMES
+
+        return f"Possible are {', '.join(NAMES)}; vgg16 has the pooling of --pooling."
     from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 
-    if name == "features":
+    if option.name == "features":
         return (
-            f"Possible are {', '.join(FEATURES)}. The default here is {', '.join(default_features())}; a network other "
-            "than VGG16 is part of it if Keras has downloaded its weights."
+            f"Possible are {', '.join(FEATURES)}, and several joined by +. The default here is "
+            f"{', '.join(default_features())}; another network of Keras is part of it if Keras has downloaded its "
+            "weights."
         )
     return (
         f"Possible are {', '.join(ALGORITHMS)}; the default is all of them. For more than {MOST_IMAGES:,} images only "

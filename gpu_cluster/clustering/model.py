@@ -20,7 +20,7 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray
 from gpu_cluster.bounded import MIB, UnfitError, parse_json, read
-from gpu_cluster.config import EARLIER_DECODING, EARLIER_ENGINE, EmbedConfig, ReduceConfig
+from gpu_cluster.config import EARLIER_DECODING, EARLIER_ENGINE, EARLIER_FEATURES, EmbedConfig, ReduceConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
 from gpu_cluster.results import Reduction
@@ -28,7 +28,7 @@ from gpu_cluster.results import Reduction
 SCHEMA = 2
 
 # The options of embedding that change the numbers.
-_EMBED_OPTIONS = ("engine", "pooling", "image_size", "resize", "fit", "decoding")
+_EMBED_OPTIONS = ("engine", "features", "pooling", "image_size", "resize", "fit", "decoding")
 
 # The largest files that are read, the header that NumPy writes before an array, and the characters that an error shows.
 _MOST_JSON_BYTES, _MOST_ARRAY_BYTES = 64 * MIB, 4_096 * MIB
@@ -45,7 +45,7 @@ class Model:
     Attributes
     ----------
     embed : how pictures became embeddings; only the options that change the numbers. `engine` is the one that ran
-    features : what computed the embeddings: network, sha256 of its weights, pooling
+    features : what computed the embeddings: network, sha256 of its weights, pooling; of joined ones, of each part
     reduction : how embeddings become the space
     centres : (k, m) float32, device
     far_distances : (k,) float32, host; a picture farther from its cluster's centre than this counts as far
@@ -233,7 +233,8 @@ def _check(
     Exception
         Whatever the checks stumble over; `load_model` turns it into a DataError.
     """
-    options = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING, **content["embed"]}
+    earlier = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING, "features": EARLIER_FEATURES}
+    options = {**earlier, **content["embed"]}
     if options["engine"] == "auto":
         raise ValueError("engine 'auto'")
     known, found = EmbedConfig().decoding, options["decoding"]

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from gpu_cluster.backend import JoinedRows, Rows
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine
-from gpu_cluster.embedding.kept import InShards, OnDevice
+from gpu_cluster.embedding.extractors import Joined, name_of
+from gpu_cluster.embedding.kept import InShards, Kept, OnDevice
 from gpu_cluster.embedding.other_keys import tell_of_others
 from gpu_cluster.embedding.shards import plan_shards
 from gpu_cluster.embedding.work import Elsewhere, Work
@@ -26,8 +29,9 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
-from gpu_cluster.store.embeddings import ScratchShards
+from gpu_cluster.store.embeddings import EmbeddingShards, ScratchShards
 from gpu_cluster.store.store import Store, how_to_go_on
+from gpu_cluster.store.stored import JoinedStoredRows, StoredRows
 from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
@@ -75,33 +79,36 @@ def embed(
             work.read_store()
         missing = work.missing()
         n_missing = int(missing.sum())
-        _tell_known(work.count_good(), n_missing, observer)
-        images_per_s = None
+        _tell_known(work, n_missing, engine, observer)
+        images_per_s = batch_size = None
         if n_missing:
             if store is not None and not store_config.force:
-                tell_of_others(
-                    store, engine.key, work.hashes(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
-                )
+                for part, own in zip(engine.parts, work.parts, strict=True):
+                    hashes = work.hashes(np.flatnonzero(~own.done))
+                    tell_of_others(store, part.key, hashes, part, observer, may_choose=may_choose)
             shard_size = store_config.shard_size or backend.shard_size
-            shards = plan_shards(missing, shard_size)
             log.info("embedding with %s (%s) in %s", engine.name, engine.reason, engine.precision)
             start = time.perf_counter()
-            if elsewhere is None:
-                engine.build()
-                log.info("in batches of %d images and shards of %d", engine.batch_size, shard_size)
-                work.compute(shards, engine, shard_size)
-            else:
-                work.compute_elsewhere(shards, engine, shard_size, elsewhere)
+            # All contents that lack the same parts of the features are decoded once for these.
+            for of, alike in work.missing_alike():
+                used, shards = engine.some(of), plan_shards(alike, shard_size)
+                if elsewhere is None:
+                    used.build()
+                    log.info("in batches of %d images and shards of %d", used.batch_size, shard_size)
+                    work.compute(shards, used, shard_size, of)
+                else:
+                    work.compute_elsewhere(shards, used, shard_size, of, elsewhere)
+                batch_size = used.batch_size
             images_per_s = n_missing / (time.perf_counter() - start)
-        x, rows, bad = work.finish()
+        of_parts, rows, bad = work.finish()
         return Embeddings(
-            x=x,
+            x=_joined(of_parts, engine, elsewhere, observer),
             rows=rows,
             bad=bad,
             n_computed=work.count_good(missing),
             images_per_s=images_per_s,
             precision=engine.precision,
-            batch_size=engine.batch_size if n_missing else None,
+            batch_size=batch_size,
         )
 
 
@@ -109,26 +116,56 @@ def _choose_place(
     work: Work, engine: Engine, store: Store | None, scratch: Path | None, elsewhere: Elsewhere | None
 ) -> None:
     """Choose where the embeddings of a job are: on the device, or in shards; and where shards are written."""
-    backend, d = engine.backend, engine.extractor.n_features
-    matrix_bytes = work.n_rows * d * np.dtype(np.float32).itemsize
+    backend = engine.backend
+    matrix_bytes = work.n_rows * engine.extractor.n_features * np.dtype(np.float32).itemsize
     held = backend.holds(matrix_bytes) or (store is None and scratch is None)
     backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
     readers = None if elsewhere is None else elsewhere.executor
-    work.kept = (
-        OnDevice(work.content_of, d, backend) if held else InShards(work.n_contents, d, backend, readers, work.observer)
-    )
-    if store is not None:
-        work.shards, work.lasting = store.embeddings(engine.key), True
-    elif scratch is not None and (not held or elsewhere is not None):
-        work.shards = ScratchShards(scratch, engine.key, work.observer)
+    for number, part in enumerate(engine.parts):
+        d = part.extractor.n_features
+        kept: Kept = (
+            OnDevice(work.content_of, d, backend)
+            if held
+            else InShards(work.n_contents, d, backend, readers, work.observer)
+        )
+        shards: EmbeddingShards | None = None
+        if store is not None:
+            shards, work.lasting = store.embeddings(part.key), True
+        elif scratch is not None and (not held or elsewhere is not None):
+            shards = ScratchShards(scratch / str(number), part.key, work.observer)
+        work.add_part(kept, shards)
 
 
-def _tell_known(n_known: int, n_missing: int, observer: Observer) -> None:
+def _joined(of_parts: Sequence[Rows], engine: Engine, elsewhere: Elsewhere | None, observer: Observer) -> Rows:
+    """Return the embeddings of all parts side by side; those of a single part as they are."""
+    if not isinstance(engine.extractor, Joined):
+        return of_parts[0]
+    stored = [part for part in of_parts if isinstance(part, StoredRows)]
+    shares, backend = engine.extractor.shares, engine.backend
+    if len(stored) < len(of_parts):
+        return JoinedRows(of_parts, shares, backend)
+    readers = None if elsewhere is None else elsewhere.executor
+    return JoinedStoredRows(stored, shares, backend, executor=readers, observer=observer)
+
+
+def _tell_known(work: Work, n_missing: int, engine: Engine, observer: Observer) -> None:
     """Report how many embeddings the store holds already."""
+    n_known = work.count_good()
+    left = f"{n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
+    n_in_part = max(int(part.done.sum()) for part in work.parts) if n_missing else 0
     if n_known and n_missing:
         observer.notice(
             f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
-            f"already; {n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
+            f"already; {left}"
         )
     elif n_known:
         observer.notice("The store holds the embeddings of all these pictures already")
+    elif n_in_part:
+        found = [
+            f"of {count(int(part.done.sum()), 'picture')} by {name_of(one.extractor)}"
+            for part, one in zip(work.parts, engine.parts, strict=True)
+            if part.done.any()
+        ]
+        observer.notice(
+            f"The store holds embeddings {' and '.join(found)} already, which are not computed again; {left}"
+        )

@@ -36,21 +36,60 @@ class Extractor:
     build : takes a precision and returns a function from (B, side, side, 3) to (B, n_features) float32; needs
         TensorFlow to be loaded
     network : what other engines build the same network from; None for features that only TensorFlow computes
+    side : side of the square of pixels that it reads, if that is its own and not the one of the config
+    weights : the file of its weights; None if it has none
+    below_0 : whether it gives numbers below 0
     """
 
     key: Mapping[str, Any]
     n_features: int
     build: Callable[[Precision], Callable[[tf.Tensor], tf.Tensor]]
     network: vgg16.Network | None = None
+    side: int | None = None
+    weights: Path | None = None
+    below_0: bool = False
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several extractors whose features lie side by side, each scaled to unit length and then by its weight.
+
+    Attributes
+    ----------
+    parts : what gives the features of each part
+    shares : the weight of each part, above 0
+    """
+
+    parts: tuple[Extractor, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Everything that the numbers depend on, except the picture and the engine that computes them."""
+        of_parts = zip(self.parts, self.shares, strict=True)
+        return {"joined": [{**part.key, "weight": share} for part, share in of_parts]}
+
+    @property
+    def n_features(self) -> int:
+        """How many numbers describe one picture."""
+        return sum(part.n_features for part in self.parts)
+
+
+def name_of(features: Extractor | Joined) -> str:
+    """Return in words what gives the features."""
+    if isinstance(features, Joined):
+        return " and ".join(map(name_of, features.parts))
+    return str(features.key.get("backbone") or features.key.get("features"))
 
 
 def of_vgg16(weights: vgg16.Weights, config: EmbedConfig) -> Extractor:
     """Return VGG16 with the pooling that the config names."""
     return Extractor(
         key={"backbone": "VGG16", "weights": weights.sha256, "pooling": config.pooling},
-        n_features=vgg16.count_features(config.pooling, config.image_size),
-        build=lambda precision: vgg16.build(weights, config.image_size, precision, config.pooling),
+        n_features=vgg16.count_features(config.pooling, config.side),
+        build=lambda precision: vgg16.build(weights, config.side, precision, config.pooling),
         network=vgg16.Network(weights, config.pooling),
+        weights=weights.path,
     )
 
 
@@ -170,6 +209,8 @@ def of_keras(name: str, image_size: int) -> Extractor:
         key={"backbone": model.name, "weights": hashlib.sha256(content).hexdigest(), "pooling": "average"},
         n_features=model.n_features,
         build=lambda precision: _build_keras(model, path, image_size, precision),
+        weights=path,
+        below_0=model.below_0,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpu_cluster.config import EARLIER_DECODING, EmbedConfig
 from gpu_cluster.embedding.engines import ENGINES, Engine
+from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
 from gpu_cluster.store.store import Store
 from gpu_cluster.words import count
@@ -55,8 +56,10 @@ def tell_of_others(
 
 def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine) -> str | None:
     """Return the options with which the job would use the embeddings of another key; None if there are none."""
+    extractor = engine.extractor
+    assert isinstance(extractor, Extractor), "the store keeps the parts of joined features apart"
     usable = (ENGINES[name] for name in engine.backend.engines if not ENGINES[name].installation().remedy)
-    identities = {one.name: one(engine.backend, engine.extractor, engine.config).identity for one in usable}
+    identities = {one.name: one(engine.backend, extractor, engine.config).identity for one in usable}
     names = [name for name, identity in identities.items() if identity == theirs["engine"]]
     if not names or theirs["decode"] not in range(EARLIER_DECODING, EmbedConfig().decoding + 1):
         return None

@@ -43,6 +43,12 @@ def plan_shards(missing: npt.NDArray[np.bool_], shard_size: int) -> list[IntArra
     return [part for part in np.split(at, borders) if len(part)]
 
 
+def columns_of(engine: Engine) -> list[slice]:
+    """Return which columns of its features each part of an engine gives."""
+    ends = np.cumsum([part.extractor.n_features for part in engine.parts]).tolist()
+    return [slice(first, end) for first, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
 @dataclass(frozen=True)
 class EmbeddedBatch:
     """The result of embedding b pictures of a shard together.
@@ -90,9 +96,9 @@ def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Generator[Embedd
 
 @dataclass(frozen=True)
 class _Square:
-    """A picture (side, side, 3) float32 as the network sees it, or the reason why there is none."""
+    """A picture (side, side, 3) float32 as each part of the network sees it, or the reason why there is none."""
 
-    pixels: npt.NDArray[np.float32] | None
+    pixels: tuple[npt.NDArray[np.float32], ...] | None
     reason: str | None = None
     lasting: bool = True
 
@@ -124,7 +130,7 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
             x = backend.xp.empty((len(batch), engine.extractor.n_features), dtype=backend.xp.float32)
             good = np.array([row for row, square in enumerate(squares) if square.pixels is not None], dtype=np.int64)
             if len(good):
-                stack = np.stack([square.pixels for square in squares if square.pixels is not None])
+                stack = engine.stack([square.pixels for square in squares if square.pixels is not None])
                 x[backend.from_host(good)] = _features(engine, stack, len(good))
             lasting = np.array([square.lasting for square in squares], dtype=bool)
             reasons = [square.reason for square in squares]
@@ -135,20 +141,24 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
 
 
 def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Square:
-    try:
-        with picture.open() as stream:
-            decoded = limits.pixels(stream, picture.suffix, picture.facts, at_least=square.at_least(engine.config))
-    except decoders.UndecodableError as error:
-        return _Square(None, str(error), error.lasting)
-    except UnreadableError as error:
-        return _Square(None, str(error), lasting=False)
-    except OSError as error:
-        return _Square(None, f"cannot be read: {error.strerror or error}", lasting=False)
-    try:
-        return _Square(engine.square(decoded))
-    except OutOfMemoryError:
-        # This says nothing about the file: with more memory it may be embedded.
-        return _Square(None, "there is not enough memory to resize it for the network", lasting=False)
+    configs = [part.config for part in engine.parts]
+    squares: dict[int, npt.NDArray[np.float32]] = {}
+    for at_least, positions in square.shared_decodings(picture.facts, configs):
+        try:
+            with picture.open() as stream:
+                decoded = limits.pixels(stream, picture.suffix, picture.facts, at_least=at_least)
+        except decoders.UndecodableError as error:
+            return _Square(None, str(error), error.lasting)
+        except UnreadableError as error:
+            return _Square(None, str(error), lasting=False)
+        except OSError as error:
+            return _Square(None, f"cannot be read: {error.strerror or error}", lasting=False)
+        try:
+            squares |= {position: engine.parts[position].square(decoded) for position in positions}
+        except OutOfMemoryError:
+            # This says nothing about the file: with more memory it may be embedded.
+            return _Square(None, "there is not enough memory to resize it for the network", lasting=False)
+    return _Square(tuple(squares[position] for position in range(len(configs))))
 
 
 def _features(engine: Engine, pixels: Pixels, n: int) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 from gpu_cluster.backend import FloatArray, IntArray, select
 from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import DecodingConfig, Device, EmbedConfig
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.embedding.engines import Engine, choose_engine
-from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, embed_shard
+from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, columns_of, embed_shard
 from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import RefusedWorkerError, Reporter
@@ -43,19 +43,34 @@ class EngineRecipe(ABC):
             When this process has not what it needs.
         """
 
+    def of_parts(self, _positions: tuple[int, ...]) -> EngineRecipe:
+        """Return how the engine is made for some parts of the features; there is one part unless they are joined."""
+        return self
+
 
 @dataclass(frozen=True)
-class Vgg16Recipe(EngineRecipe):
-    """The engine for VGG16, with weights of the process that makes it: its own, or those that the job names."""
+class FeaturesRecipe(EngineRecipe):
+    """The engine for the features of a config, with weights of the process that makes it: its own, or those it names.
+
+    Attributes
+    ----------
+    config : what the features are; its engine is the one that runs in the job
+    parts : the positions of the parts that are wanted; an engine for one part alone does not join
+    """
 
     device: Device
     config: EmbedConfig
-    weights: Path | None
+    parts: tuple[int, ...]
 
     def make(self) -> Engine:
         backend = select(self.device).backend
-        extractor = extractors.of_vgg16(vgg16.find_weights(self.weights), self.config)
+        extractor = features.some_of(
+            features.extractor_of(self.config, features.Weights(self.config.weights)), self.parts
+        )
         return choose_engine(backend, extractor, self.config)
+
+    def of_parts(self, positions: tuple[int, ...]) -> FeaturesRecipe:
+        return replace(self, parts=positions)
 
 
 @dataclass(frozen=True)
@@ -64,16 +79,16 @@ class EmbedTask:
 
     Attributes
     ----------
-    key : what the embeddings depend on, as the job's own engine has it
-    folder, lasting : the folder of the shards of that key, and whether it is a store's
+    keys : what the embeddings of each part depend on, as the job's own engine has it
+    folders, lasting : the folder of the shards of each key, and whether they are a store's
     limits : the limits within which pictures are decoded
     locations, facts : the pictures, and what the scan found out about them
     borders : where the parts end that `embed_shard` embeds one after the other; the last one is the number of pictures
     """
 
     recipe: EngineRecipe
-    key: Mapping[str, Any]
-    folder: Path
+    keys: Sequence[Mapping[str, Any]]
+    folders: Sequence[Path]
     lasting: bool
     limits: DecodingConfig
     source: Source
@@ -88,14 +103,14 @@ class Embedded:
 
     Attributes
     ----------
-    shard : the shard that was written; None if there was nothing to write
-    rows : (s,) positions of the pictures that are its rows, in their order
+    shards : the shard of each part that was written; empty if there was nothing to write
+    rows : (s,) positions of the pictures that are the rows of these shards, in their order
     reasons : by position, why a picture has no embedding
     done : (m,) positions of the pictures that have an embedding or a reason; all of them unless the task was stopped
     batch_size : pictures that went through the network together
     """
 
-    shard: Path | None
+    shards: tuple[Path, ...]
     rows: IntArray
     reasons: Mapping[int, str]
     done: IntArray
@@ -104,6 +119,8 @@ class Embedded:
 
 def embed_task(task: EmbedTask, reporter: Reporter) -> Embedded:
     """Embed the pictures of a task until the reporter asks to stop; complete batches are written in any case.
+
+    What each part of the network gives is a shard of its own.
 
     Memory: the embeddings of the task on the host, and a few batches of pixels.
 
@@ -119,7 +136,8 @@ def embed_task(task: EmbedTask, reporter: Reporter) -> Embedded:
     except GpuClusterError as error:
         # The job has made this engine itself, so others may have what this process lacks.
         raise RefusedWorkerError(f"cannot make the embeddings of this job: {error}") from error
-    _check_key(engine.key, task.key)
+    for part, key in zip(engine.parts, task.keys, strict=True):
+        _check_key(part.key, key)
     engine.backend.claim_device(WINDOW_BYTES)
     engine.build()
     pictures = [Picture(task.source, at, one) for at, one in zip(task.locations, task.facts, strict=True)]
@@ -185,16 +203,18 @@ class _Found:
             elif position not in self._reasons and not np.isfinite(self._x[position]).all():
                 self._leave_out(position, NOT_FINITE)
         rows = np.array(sorted(at for at, lasts in self._lasting.items() if lasts), dtype=np.int64)
-        shard = None
+        shards: list[Path] = []
         if len(rows):
             kind = EmbeddingShards if task.lasting else ScratchShards
-            shard = kind(task.folder, task.key, Observer()).keep(
-                [str(self._pictures[at].facts.content_hash) for at in rows],
-                np.stack([self._x[at] for at in rows.tolist()]),
-                [self._reasons.get(at) for at in rows.tolist()],
-            )
+            x = np.stack([self._x[at] for at in rows.tolist()])
+            hashes = [str(self._pictures[at].facts.content_hash) for at in rows]
+            reasons = [self._reasons.get(at) for at in rows.tolist()]
+            for columns, key, folder in zip(columns_of(engine), task.keys, task.folders, strict=True):
+                shard = kind(folder, key, Observer()).keep(hashes, x[:, columns], reasons)
+                assert shard is not None, "every row has an embedding or a reason"
+                shards.append(shard)
         done = np.array(sorted(self._lasting), dtype=np.int64)
-        return Embedded(shard, rows, self._reasons, done, engine.batch_size)
+        return Embedded(tuple(shards), rows, self._reasons, done, engine.batch_size)
 
     def _leave_out(self, position: int, why: str) -> None:
         self._reasons[position] = why

@@ -7,13 +7,15 @@ network, nor how a picture was decoded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.config import EARLIER_DECODING, PixelsConfig
-from gpu_cluster.images.decode import Pixels
+from gpu_cluster.facts import FileFacts
+from gpu_cluster.images.decode import JPEG_FORMATS, Pixels, reduction
 
 Square: TypeAlias = npt.NDArray[np.float32]
 
@@ -27,7 +29,21 @@ def at_least(config: PixelsConfig) -> int | None:
 
     Nearest-neighbour resizing takes single pixels of the picture, so it needs it as it is stored.
     """
-    return None if config.resize == "nearest" or config.decoding == EARLIER_DECODING else config.image_size
+    return None if config.resize == "nearest" or config.decoding == EARLIER_DECODING else config.side
+
+
+def shared_decodings(facts: FileFacts, configs: Sequence[PixelsConfig]) -> list[tuple[int | None, list[int]]]:
+    """Return how often a picture is decoded for squares by several configs: mostly once.
+
+    Each entry has what `decode.decode` is to be told, and the positions of the configs that it serves: those for which
+    the picture is reduced by the same ratio, so that the pixels of each are the same as without the others.
+    """
+    found: dict[int, tuple[int | None, list[int]]] = {}
+    for position, config in enumerate(configs):
+        told = at_least(config)
+        ratio = reduction(facts.width or 0, facts.height or 0, told) if facts.format in JPEG_FORMATS else 1
+        found.setdefault(ratio, (told, []))[1].append(position)
+    return list(found.values())
 
 
 def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
@@ -41,7 +57,7 @@ def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
 
     if config.fit == "crop":
         decoded = _middle(decoded)
-    side = config.image_size
+    side = config.side
     if config.resize == "nearest":
         rows, columns = (nearest_indices(length, side) for length in decoded.shape[:2])
         return decoded[rows][:, columns].astype(np.float32)

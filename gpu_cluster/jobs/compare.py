@@ -8,7 +8,7 @@ compared with the groups.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast, get_args
@@ -28,14 +28,13 @@ from gpu_cluster.config import (
     ComparedConfig,
     EmbedConfig,
     PixelsConfig,
-    Pooling,
     ReduceConfig,
     RunConfig,
 )
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import extractors, features
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
-from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import ConfigError, DeviceError, JobError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
@@ -44,6 +43,7 @@ from gpu_cluster.jobs.prepare import (
     as_written,
     choose_folder,
     describe_device,
+    describe_features,
     filled,
     find_labelled,
     moved_words,
@@ -76,14 +76,22 @@ ALGORITHMS = ("kmeans", *get_args(Algorithm))
 
 NOTEBOOK = "notebook"
 
-_POOLINGS: Mapping[str, Pooling] = {f"vgg16-{pooling}": pooling for pooling in get_args(Pooling)}
-FEATURES = (*_POOLINGS, NOTEBOOK, "colours", "hog", *extractors.KERAS_MODELS)
+FEATURES = (*features.NAMES, NOTEBOOK)
+_DEFAULTS = (
+    "vgg16-gem-4-5",
+    "vgg16-average",
+    "vgg16-flatten",
+    "efficientnet-lite2",
+    "vgg16+efficientnet-lite2",
+    NOTEBOOK,
+    "colours",
+    "hog",
+)
 
 
 def default_features() -> tuple[str, ...]:
     """Return the features that are compared by default: not every pooling, and only networks whose weights are here."""
-    here = (name for name in extractors.KERAS_MODELS if extractors.keras_weights(name).is_file())
-    return ("vgg16-gem-4-5", "vgg16-average", "vgg16-flatten", NOTEBOOK, "colours", "hog", *here)
+    return (*_DEFAULTS, *(name for name in extractors.KERAS_MODELS if features.here(name)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class _Recipe:
     """How pictures become the space to cluster: what embeds them, and how the embeddings are reduced."""
 
     name: str
-    extractor: Extractor
+    extractor: Extractor | Joined
     embed: PixelsConfig
     reduce: ReduceConfig
 
@@ -116,10 +124,10 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         For everything else that stops a job (see `gpu_cluster.errors`); then no folder is left.
     """
     events = Recorder(observer or Observer())
-    names = _known(config.compare.features, FEATURES, "--features") or _default_features_for(config)
+    names = _known_features(config.compare.features) or _default_features_for(config)
     algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
 
-    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[list[_Recipe], Path]:
+    def prepared(weights: features.Weights, backend: Backend, manifest: Manifest) -> tuple[list[_Recipe], Path]:
         check_ks(config.sweep, len(manifest))
         recipes = [_recipe(name, weights, config) for name in names]
         # This is called only for its checks: of the precision, and of an engine that does not run some of the features.
@@ -138,7 +146,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
         # The record names the features that were really compared: the defaults may differ on another machine.
         compared = ComparedConfig(features=tuple(recipe.name for recipe in recipes), algorithms=algorithms)
         job = replace(opened_job, config=config.model_copy(update={"compare": compared}))
-        rewrite = rewriting_of(config, job.manifest, job.weights, folder)
+        rewrite = rewriting_of(config, job.manifest, folder, *(recipe.extractor for recipe in recipes))
         with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
             rows, manifest = _fill(job, recipes, stage.path)
             found = Comparison(folder=folder, config=job.config, manifest=manifest, rows=rows)
@@ -170,7 +178,8 @@ def _write(folder: Path, found: Comparison, job: _Job, recipes: Sequence[_Recipe
     record = JobRecord(
         config=job.config,
         manifest=found.manifest,
-        weights=(job.weights.path, job.weights.sha256),
+        weights=features.weights_of(*(recipe.extractor for recipe in recipes)),
+        features=[{"name": recipe.name, "parts": describe_features(recipe.extractor)} for recipe in recipes],
         device=describe_device(
             job.backend, *(choose_engine(job.backend, recipe.extractor, recipe.embed) for recipe in recipes)
         ),
@@ -186,11 +195,7 @@ def _default_features_for(config: CompareConfig) -> tuple[str, ...]:
     names = default_features()
     if config.reduce.scaling != "sqrt-l2":
         return names
-    return tuple(name for name in names if not _has_below_0(name))
-
-
-def _has_below_0(name: str) -> bool:
-    return name in extractors.KERAS_MODELS and extractors.KERAS_MODELS[name].below_0
+    return tuple(name for name in names if name == NOTEBOOK or not features.has_below_0(name))
 
 
 def _fill(job: _Job, recipes: Sequence[_Recipe], folder: Path) -> tuple[tuple[Compared, ...], Manifest]:
@@ -278,23 +283,27 @@ def _known(named: Sequence[str], known: Sequence[str], option: str) -> tuple[str
     return tuple(dict.fromkeys(named))
 
 
-def _recipe(name: str, weights: vgg16.Weights, config: CompareConfig) -> _Recipe:
+def _known_features(named: Sequence[str]) -> tuple[str, ...]:
+    """Return the features without repetitions, in their order, after checking that each is known."""
+    for name in named:
+        if name != NOTEBOOK:
+            features.check_name(name)
+    return tuple(dict.fromkeys(named))
+
+
+def _recipe(name: str, weights: features.Weights, config: CompareConfig) -> _Recipe:
     embedding, reduction = config.embed, config.reduce
     if name == NOTEBOOK:
         theirs = build_config(RunConfig, preset=NOTEBOOK)
         taken = {"batch_size", "precision", "image_size"} | ({"engine"} if embedding.engine != "auto" else set())
         notebook = theirs.embed.model_copy(update=embedding.model_dump(include=taken))
-        return _Recipe(name, extractors.of_vgg16(weights, notebook), notebook, theirs.reduce)
-    if name in _POOLINGS:
-        pooled = EmbedConfig(**embedding.model_dump(), pooling=_POOLINGS[name])
-        return _Recipe(name, extractors.of_vgg16(weights, pooled), pooled, reduction)
-    if name == "colours":
-        return _Recipe(name, extractors.colour_histogram(), embedding, reduction)
-    if name == "hog":
-        return _Recipe(name, extractors.oriented_gradients(embedding.image_size), embedding, reduction)
-    if reduction.scaling == "sqrt-l2" and _has_below_0(name):
+        return _Recipe(name, features.extractor_of(notebook, weights), notebook, theirs.reduce)
+    if reduction.scaling == "sqrt-l2" and features.has_below_0(name):
         raise ConfigError(f"--scaling sqrt-l2 needs features none of which is below 0; found {name}: leave it out")
-    return _Recipe(name, extractors.of_keras(name, embedding.image_size), embedding, reduction)
+    # Weights of VGG16 may be named for those of the features that are of it.
+    own = {"weights": None} if "vgg16" not in name else {}
+    asked = EmbedConfig(**{**embedding.model_dump(), **own, "features": name})
+    return _Recipe(name, features.extractor_of(asked, weights), asked, reduction)
 
 
 @dataclass(frozen=True)

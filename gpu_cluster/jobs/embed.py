@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import EmbedJobConfig
 from gpu_cluster.embedding import embed as embedding
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer, Recorder
@@ -31,13 +31,14 @@ def embed(files: Sequence[Path], config: EmbedJobConfig, observer: Observer | No
         For everything else that stops a job (see `gpu_cluster.errors`).
     """
     if not files:
-        return np.empty((0, vgg16.count_features(config.embed.pooling, config.embed.image_size)), np.float32)
+        asked_for = features.extractor_of(config.embed, features.Weights(config.embed.weights))
+        return np.empty((0, asked_for.n_features), np.float32)
     # Unlike other manifests, this one is not sorted, and a file may occur twice: the result has the order of `files`.
     asked = Manifest(Path.cwd(), tuple(str(file.absolute()) for file in files))
     events = Recorder(observer or Observer())
 
-    def prepared(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine:
-        return choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
+    def prepared(weights: features.Weights, backend: Backend, _manifest: Manifest) -> Engine:
+        return choose_engine(backend, features.extractor_of(config.embed, weights), config.embed)
 
     with opened(config, events, lambda: asked, prepared, workers=config.executor) as job, events.stage("embed"):
         found = embedding.embed(
@@ -47,7 +48,7 @@ def embed(files: Sequence[Path], config: EmbedJobConfig, observer: Observer | No
             store=job.store,
             store_config=config.store,
             observer=events,
-            elsewhere=job.elsewhere(job.tools, None),
+            elsewhere=job.elsewhere(job.tools, config.embed, None),
         )
         bad = job.manifest.with_bad(found.bad).bad
         if bad:

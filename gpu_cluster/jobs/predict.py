@@ -19,9 +19,10 @@ from gpu_cluster.clustering.copies import as_originals
 from gpu_cluster.clustering.model import Model, load_model
 from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import EmbedConfig, PredictConfig
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import ENGINES, Engine, choose_engine
+from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
@@ -113,12 +114,14 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if page is not None:
         _check_tables(finished)
 
-    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> Engine:
+    theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision", "weights"}))
+
+    def prepared(weights: features.Weights, backend: Backend, manifest: Manifest) -> Engine:
         if config.report.portable:
             check_root(manifest.root, manifest.paths)
-        _check_model(run, model, weights)
-        theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
-        return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
+        extractor = features.extractor_of(theirs, weights)
+        _check_model(run, model, extractor)
+        return choose_engine(backend, extractor, theirs)
 
     def find() -> Manifest:
         return discover(config.input, events)
@@ -140,7 +143,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
                     observer=events,
                     scratch=scratch,
                     may_choose=False,
-                    elsewhere=job.elsewhere(engine, scratch),
+                    elsewhere=job.elsewhere(engine, theirs, scratch),
                 )
             with events.stage("predict"):
                 found = _assign(model, embeddings, job, out)
@@ -256,28 +259,36 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             "clustering again with the engine that is here"
         )
     decoding = model.embed.decoding
-    if engine != backend.engines[0] or decoding != EmbedConfig().decoding:
+    of = model.embed.features
+    if engine != backend.engines[0] or decoding != EmbedConfig().decoding or of != EmbedConfig().features:
         events.notice(
-            f"The run was made with the engine {engine} and version {decoding} of decoding: these pictures are "
-            "embedded so too"
+            f"The run was made with the features {of}, the engine {engine} and version {decoding} of decoding: these "
+            "pictures are embedded so too"
         )
     return model, config.model_copy(update={"embed": config.embed.model_copy(update={"engine": engine})})
 
 
-def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
+def _check_model(run: Path, model: Model, extractor: Extractor | Joined) -> None:
     """Refuse a model whose number of features is not that of the network, or that was made with other weights."""
-    n_features, found = vgg16.count_features(model.embed.pooling, model.embed.image_size), model.reduction.mean.shape[0]
+    n_features, found = extractor.n_features, model.reduction.mean.shape[0]
     if found != n_features:
         raise DataError(
             f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {n_features} features, found "
             f"{found}): run the clustering again, which takes its embeddings from the store"
         )
-    theirs = model.features.get("weights")
-    if theirs != weights.sha256:
-        raise WeightsError(
-            f"the run was made with other weights: expected sha256 {theirs}, found {weights.sha256} in "
-            f"{printable(str(weights.path))!r}; give the run's weights with --weights"
+    parts = extractor.parts if isinstance(extractor, Joined) else (extractor,)
+    theirs = model.features.get("joined", [model.features])
+    if not isinstance(theirs, list) or len(theirs) != len(parts) or not all(isinstance(one, dict) for one in theirs):
+        raise DataError(
+            f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {len(parts)} parts of its "
+            "features): run the clustering again, which takes its embeddings from the store"
         )
+    for part, one in zip(parts, theirs, strict=True):
+        if one.get("weights") != part.key.get("weights"):
+            raise WeightsError(
+                f"the run was made with other weights: expected sha256 {one.get('weights')}, found "
+                f"{part.key.get('weights')} in {printable(str(part.weights))!r}; give the run's weights with --weights"
+            )
 
 
 def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine], out: Path) -> Prediction:
@@ -285,7 +296,7 @@ def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine
     import pandas as pd
 
     backend, written = job.backend, job.config.report
-    rewrite = rewriting_of(job.config, job.manifest, job.weights, out.absolute().parent)
+    rewrite = rewriting_of(job.config, job.manifest, out.absolute().parent, job.tools.extractor)
     manifest = as_written(job.manifest.with_bad(embeddings.bad), rewrite)
 
     if embeddings.x.shape[0]:

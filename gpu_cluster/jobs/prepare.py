@@ -30,9 +30,10 @@ from gpu_cluster.config import (
     RunConfig,
     parse_k_range,
 )
-from gpu_cluster.embedding import vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.embedding.engines import Engine, check_installed
-from gpu_cluster.embedding.tasks import Vgg16Recipe
+from gpu_cluster.embedding.extractors import Extractor, Joined
+from gpu_cluster.embedding.tasks import FeaturesRecipe
 from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.errors import ConfigError, NothingReadableError
 from gpu_cluster.events import EventLog, Observer, Recorder
@@ -67,7 +68,7 @@ class Job(Generic[C, T]):
 
     config: C
     events: Recorder
-    weights: vgg16.Weights
+    weights: features.Weights
     choice: Choice
     manifest: Manifest
     source: Source
@@ -79,8 +80,10 @@ class Job(Generic[C, T]):
     def backend(self) -> Backend:
         return self.choice.backend
 
-    def elsewhere(self, engine: Engine, scratch: Path | None) -> Elsewhere | None:
-        """Return what embeds pictures in other processes, with such an engine of VGG16; None if this process does it.
+    def elsewhere(self, engine: Engine, embed: EmbedConfig, scratch: Path | None) -> Elsewhere | None:
+        """Return what embeds pictures in other processes with such an engine; None if this process does it.
+
+        `embed` names the features that the engine computes.
 
         Raises
         ------
@@ -97,9 +100,8 @@ class Job(Generic[C, T]):
                 )
             self.executor.share(scratch, "the folder of the results")
         device: Device = "gpu" if self.backend.name == "gpu" else "cpu"
-        assert engine.extractor.network is not None, "the jobs that have workers run VGG16"
-        options = engine.config.model_dump() | {"engine": engine.name, "pooling": engine.extractor.network.pooling}
-        recipe = Vgg16Recipe(device, EmbedConfig(**options), self.config.embed.weights)
+        ran = embed.model_copy(update={"engine": engine.name})
+        recipe = FeaturesRecipe(device, ran, tuple(range(len(engine.parts))))
         return Elsewhere(self.executor, recipe, self.config.input)
 
 
@@ -108,7 +110,7 @@ def opened(
     config: C,
     events: Recorder,
     find: Callable[[], Manifest],
-    make: Callable[[vgg16.Weights, Backend, Manifest], T],
+    make: Callable[[features.Weights, Backend, Manifest], T],
     *,
     workers: ExecutorConfig = SERIAL,
 ) -> Iterator[Job[C, T]]:
@@ -131,7 +133,7 @@ def opened(
                 events.notice(note)
             check_installed(config.embed.engine, choice.backend)
             manifest = find()
-            weights = vgg16.find_weights(config.embed.weights)
+            weights = features.Weights(config.embed.weights)
             tools = make(weights, choice.backend, manifest)
             store = open_store(config.store, events)
             source = open_source(manifest.root)
@@ -226,6 +228,18 @@ def describe_device(backend: Backend, *engines: Engine) -> dict[str, Any]:
     }
 
 
+def describe_features(*used: Extractor | Joined) -> list[dict[str, Any]]:
+    """Return for `run.json` what describes a picture: for each part of each of these features, its facts and weight."""
+    described = []
+    for one in used:
+        parts, shares = (one.parts, one.shares) if isinstance(one, Joined) else ((one,), (1.0,))
+        described += [
+            {**part.key, "n_features": part.n_features, "weight": share}
+            for part, share in zip(parts, shares, strict=True)
+        ]
+    return described
+
+
 def describe_workers(executor: Executor) -> dict[str, Any]:
     """Return for `run.json` what each worker has done in each stage; nothing if there were none."""
     done = {
@@ -284,12 +298,19 @@ def tell_memory(config: ClusteringConfig, n: int, d: int, job: Job[C, T], *, who
 
 
 def rewriting_of(
-    config: RunConfig | CompareConfig | PredictConfig, manifest: Manifest, weights: vgg16.Weights, folder: Path
+    config: RunConfig | CompareConfig | PredictConfig,
+    manifest: Manifest,
+    folder: Path,
+    *used: Extractor | Joined,
 ) -> Rewrite:
-    """Return what is done to each text before it is written: paths are replaced if the job is portable."""
+    """Return what is done to each text before it is written: paths are replaced if the job is portable.
+
+    `used` are the features whose weights have paths too.
+    """
     if not config.report.portable:
         return unchanged
-    return rewriting(config.model_dump(mode="json"), manifest.root, weights.path, folder)
+    files = (path for path, _sha256 in features.weights_of(*used))
+    return rewriting(config.model_dump(mode="json"), manifest.root, folder, *files)
 
 
 def as_written(manifest: Manifest, rewrite: Rewrite) -> Manifest:

@@ -18,7 +18,7 @@ from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.sweep import check_ks
 from gpu_cluster.config import EmbedConfig, RunConfig, parse_k_range
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
 from gpu_cluster.errors import JobError
@@ -29,6 +29,7 @@ from gpu_cluster.jobs.prepare import (
     as_written,
     choose_folder,
     describe_device,
+    describe_features,
     describe_workers,
     filled,
     find_labelled,
@@ -61,16 +62,16 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     """
     events = Recorder(observer or Observer())
 
-    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> tuple[Engine, Path]:
+    def prepared(weights: features.Weights, backend: Backend, manifest: Manifest) -> tuple[Engine, Path]:
         check_ks(config.sweep, len(manifest))
         _tell_who_gave_k(config, events)
-        engine = choose_engine(backend, extractors.of_vgg16(weights, config.embed), config.embed)
+        engine = choose_engine(backend, features.extractor_of(config.embed, weights), config.embed)
         return engine, choose_folder(config, manifest, events)
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared, workers=config.executor) as job:
         engine, folder = job.tools
         parts = Parts(None if job.store is None else job.store.root, read=not config.store.force)
-        rewrite = rewriting_of(config, job.manifest, job.weights, folder)
+        rewrite = rewriting_of(config, job.manifest, folder, engine.extractor)
         with filled(folder, events, overwrite=config.report.overwrite, rewrite=rewrite) as stage:
             n = len(job.manifest) - len(job.manifest.bad)
             whole = config.sweep.sweep_space == "scaled"
@@ -83,7 +84,8 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
                 config=config,
                 manifest=manifest,
                 findings=findings,
-                weights=(job.weights.path, job.weights.sha256),
+                weights=features.weights_of(engine.extractor),
+                features=describe_features(engine.extractor),
                 device=describe_device(job.backend, engine) | describe_workers(job.executor),
                 device_reason=job.choice.reason,
                 stages_s=events.stages_s,
@@ -135,7 +137,7 @@ def _find(
             store_config=config.store,
             observer=events,
             scratch=scratch,
-            elsewhere=job.elsewhere(engine, scratch),
+            elsewhere=job.elsewhere(engine, config.embed, scratch),
         )
     manifest = job.manifest.with_bad(embeddings.bad)
     _add_up(manifest, embeddings)

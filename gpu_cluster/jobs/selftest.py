@@ -20,10 +20,10 @@ import numpy as np
 from gpu_cluster.backend import Backend, CpuBackend, FloatArray, HeldRows, look_for_gpu
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.config import Device, EngineName, RunConfig
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import Engine, choose_engine
-from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.source import Picture
 from gpu_cluster.jobs.prepare import Job, describe_device, find_labelled, opened
@@ -74,8 +74,8 @@ def selftest(
     config = build_config(RunConfig, device=device, k=_K, image_size=image_size, no_cache=True)
     events = Recorder(observer or Observer())
 
-    def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> Extractor:
-        return extractors.of_vgg16(weights, config.embed)
+    def prepared(weights: features.Weights, _backend: Backend, _manifest: Manifest) -> Extractor | Joined:
+        return features.extractor_of(config.embed, weights)
 
     with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
         cpu, again = (measure(CpuBackend(), job, engine=engine) for _ in range(2))
@@ -101,7 +101,7 @@ def selftest(
 
 def measure(
     backend: Backend,
-    job: Job[RunConfig, Extractor],
+    job: Job[RunConfig, Extractor | Joined],
     start_from: Mapping[str, FloatArray] | None = None,
     *,
     engine: EngineName = "auto",
@@ -143,14 +143,14 @@ def measure(
     )
 
 
-def embed_with(options: Mapping[str, Any], backend: Backend, job: Job[RunConfig, Extractor]) -> FloatArray:
+def embed_with(options: Mapping[str, Any], backend: Backend, job: Job[RunConfig, Extractor | Joined]) -> FloatArray:
     """Embed the sample set with these options: (n, d) float32, host."""
     config = _config(job, **options)
-    engine = choose_engine(backend, extractors.of_vgg16(job.weights, config.embed), config.embed)
+    engine = choose_engine(backend, features.extractor_of(config.embed, job.weights), config.embed)
     return np.asarray(backend.to_host(_embedded(engine, job, job.events).x.whole()))
 
 
-def time_steps(engine: Engine, job: Job[RunConfig, Extractor]) -> dict[str, float]:
+def time_steps(engine: Engine, job: Job[RunConfig, Extractor | Joined]) -> dict[str, float]:
     """Time decoding, the network, and the copy of its result into a matrix, each by itself; in pictures a second."""
     backend, n = engine.backend, engine.batch_size
     files = list(zip(job.manifest.paths, job.manifest.files, strict=True))
@@ -191,18 +191,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _config(job: Job[RunConfig, Extractor], **options: Any) -> RunConfig:
+def _config(job: Job[RunConfig, Extractor | Joined], **options: Any) -> RunConfig:
     image_size = job.config.embed.image_size
     return build_config(RunConfig, device=job.config.device, k=_K, image_size=image_size, no_cache=True, **options)
 
 
-def _embedded(engine: Engine, job: Job[RunConfig, Extractor], observer: Observer) -> Embeddings:
+def _embedded(engine: Engine, job: Job[RunConfig, Extractor | Joined], observer: Observer) -> Embeddings:
     return embed(job.manifest, job.source, engine, store=None, store_config=job.config.store, observer=observer)
 
 
 def _clustered(
     backend: Backend,
-    job: Job[RunConfig, Extractor],
+    job: Job[RunConfig, Extractor | Joined],
     own: Embeddings,
     config: RunConfig,
     x: FloatArray,

@@ -351,7 +351,11 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     yield "space", run.metrics["space"]
     yield "device", f"{record['device']}: {record['device_reason']}"
     yield "engine", f"{record.get('engine', EARLIER_ENGINE)}: {record.get('engine_reason', 'the record names none')}"
-    yield "weights", f"{visible(record['weights']['path'])}, sha256 {record['weights']['sha256']}"
+    for part in record.get("features", ()):
+        yield "features", visible(", ".join(f"{name} {value}" for name, value in part.items() if name != "weights"))
+    for file in (record["weights"], *record.get("weights_of_others", ())):
+        if file is not None:
+            yield "weights", f"{visible(file['path'])}, sha256 {file['sha256']}"
     yield from record["versions"].items()
     for stage, seconds in record["stages_s"].items():
         yield f"time for {stage}", f"{seconds:.1f} s"

@@ -205,14 +205,17 @@ def write_run_record(
     """Write `manifest.parquet` and `run.json`; the latter can be given as `--config` to repeat the run."""
     manifest = result.manifest
     _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest))
-    path, sha256 = result.weights
+    files = [{"path": str(path), "sha256": sha256} for path, sha256 in result.weights]
     record = {
         "gpu_cluster": version("gpu-cluster"),
         "config": result.config.model_dump(mode="json"),
         "command": command,
         "root": str(manifest.root),
         "files": manifest.counts(),
-        "weights": {"path": str(path), "sha256": sha256},
+        # Of the first network, where every version has it; `features` names those of all.
+        "weights": files[0] if files else None,
+        "weights_of_others": files[1:],
+        "features": [dict(part) for part in result.features],
         **result.device,
         "repeats": dict(backend.repeats),
         "device_reason": result.device_reason,

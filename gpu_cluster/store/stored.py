@@ -5,7 +5,7 @@ This module must not know what the rows are of, or what is computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,15 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray, IntArray, Rows
 from gpu_cluster.backend.base import HostArray
-from gpu_cluster.backend.rows import BLOCK_ROWS, WINDOW_BYTES, SpanFunction, block_slices, mapped, span_slices
+from gpu_cluster.backend.rows import (
+    BLOCK_ROWS,
+    WINDOW_BYTES,
+    JoinedRows,
+    SpanFunction,
+    block_slices,
+    mapped,
+    span_slices,
+)
 from gpu_cluster.errors import JobError, StoreError
 from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
@@ -81,23 +89,13 @@ class StoredRows(Rows):
         return x
 
     def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
-        n = self.shape[0]
         if not self._executor.is_remote:
-            yield from mapped(function, self.blocks(), n, self._backend)
-            return
-        spans = list(span_slices(n))
-        tasks = (_SpanTask(self._part(span), self._backend, function) for span in spans)
-        done = 0
-        stage = Stage("reduce", self._observer, n, most_ahead=_MOST_AHEAD)
-        for span, found in zip(spans, self._executor.map_in_order(_of_span, tasks, stage), strict=False):
-            if isinstance(found, Lost):
-                raise JobError(f"embeddings cannot be read by workers: {found.reason}; run the same command again")
-            yield span, tuple(self._backend.from_host(one) for one in found)
-            done = span.stop
-        if done < n:
-            raise interrupted()
+            return mapped(function, self.blocks(), self.shape[0], self._backend)
+        return _mapped_elsewhere(
+            function, self.part, self.shape[0], self._backend, executor=self._executor, observer=self._observer
+        )
 
-    def _part(self, span: slice) -> StoredRows:
+    def part(self, span: slice) -> StoredRows:
         """Return the rows of a span as rows of their own, which know only the shards that they need."""
         numbers, shard_of = np.unique(self._shard_of[span], return_inverse=True)
         shards = [self._shards[number] for number in numbers]
@@ -140,11 +138,63 @@ class StoredRows(Rows):
             ) from error
 
 
+class JoinedStoredRows(JoinedRows):
+    """Several `StoredRows` side by side, over which the executor of the first one maps; see `JoinedRows`."""
+
+    def __init__(
+        self,
+        parts: Sequence[StoredRows],
+        shares: Sequence[float],
+        backend: Backend,
+        *,
+        executor: Executor | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        super().__init__(parts, shares, backend)
+        self._stored = tuple(parts)
+        self._executor = executor or Serial()
+        self._observer = observer or Observer()
+
+    def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        if not self._executor.is_remote:
+            return super().map(function)
+        return _mapped_elsewhere(
+            function, self.part, self.shape[0], self._backend, executor=self._executor, observer=self._observer
+        )
+
+    def part(self, span: slice) -> JoinedRows:
+        """Return the rows of a span as rows of their own, which know only the shards that they need."""
+        return JoinedRows([one.part(span) for one in self._stored], self._shares, self._backend)
+
+
+def _mapped_elsewhere(
+    function: SpanFunction,
+    part: Callable[[slice], Rows],
+    n: int,
+    backend: Backend,
+    *,
+    executor: Executor,
+    observer: Observer,
+) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+    """Yield for every span of n rows what the function returns for it, which an executor computes from its `part`."""
+    spans = list(span_slices(n))
+    tasks = (_SpanTask(part(span), backend, function) for span in spans)
+    done = 0
+    stage = Stage("reduce", observer, n, most_ahead=_MOST_AHEAD)
+    for span, found in zip(spans, executor.map_in_order(_of_span, tasks, stage), strict=False):
+        if isinstance(found, Lost):
+            raise JobError(f"embeddings cannot be read by workers: {found.reason}; run the same command again")
+        yield span, tuple(backend.from_host(one) for one in found)
+        done = span.stop
+    if done < n:
+        raise interrupted()
+
+
 @dataclass(frozen=True)
 class _SpanTask:
     """The rows of a span, and what is done with them."""
 
-    rows: StoredRows
+    rows: Rows
     backend: Backend
     function: SpanFunction
 

@@ -1,4 +1,7 @@
-"""The engines that run the networks: `base.Engine` is their interface; `tensorflow` runs all of them, `ncnn` VGG16."""
+"""The engines that run the networks: `base.Engine` is their interface; `tensorflow` runs all of them, `ncnn` some.
+
+`JoinedEngine` runs several networks on the same pictures by engines of one kind.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ from collections.abc import Mapping
 from gpu_cluster.backend import Backend
 from gpu_cluster.config import EngineName, PixelsConfig
 from gpu_cluster.embedding.engines.base import Engine, Installation, OutOfMemoryError, Pixels
+from gpu_cluster.embedding.engines.joined import JoinedEngine
 from gpu_cluster.embedding.engines.ncnn import NcnnEngine
 from gpu_cluster.embedding.engines.tensorflow import TensorFlowEngine
-from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import ConfigError, DeviceError
 
 __all__ = [
     "ENGINES",
     "Engine",
     "Installation",
+    "JoinedEngine",
     "NcnnEngine",
     "OutOfMemoryError",
     "Pixels",
@@ -50,10 +55,10 @@ def check_installed(asked: EngineName, backend: Backend) -> None:
         )
 
 
-def choose_engine(backend: Backend, extractor: Extractor, config: PixelsConfig) -> Engine:
+def choose_engine(backend: Backend, extractor: Extractor | Joined, config: PixelsConfig) -> Engine:
     """Return the engine that runs the extractor on this device; nothing is loaded yet.
 
-    `auto` is the first engine of the device that is installed and can run the extractor.
+    `auto` is the first engine of the device that is installed and can run the extractor, with all its parts.
 
     Raises
     ------
@@ -69,13 +74,13 @@ def choose_engine(backend: Backend, extractor: Extractor, config: PixelsConfig) 
         if why is not None:
             raise ConfigError(f"--engine {asked}: {why}; use --engine auto")
         check_installed(asked, backend)
-        return ENGINES[asked](backend, extractor, config)
+        return _made(asked, backend, extractor, config)
     reasons: list[str] = []
     for name in backend.engines:
         found = ENGINES[name].installation()
         why = found.found if found.remedy else _why_not(name, backend, extractor)
         if why is None:
-            engine = ENGINES[name](backend, extractor, config)
+            engine = _made(name, backend, extractor, config)
             engine.reason = "; ".join(reasons) or f"the first choice on the {backend.name}"
             return engine
         reasons.append(f"{name} cannot be used: {why}")
@@ -83,7 +88,14 @@ def choose_engine(backend: Backend, extractor: Extractor, config: PixelsConfig) 
     raise DeviceError(f"no engine can run these features: {'; '.join(reasons)}")
 
 
-def _why_not(name: str, backend: Backend, extractor: Extractor) -> str | None:
+def _made(name: str, backend: Backend, extractor: Extractor | Joined, config: PixelsConfig) -> Engine:
+    if isinstance(extractor, Joined):
+        return JoinedEngine([ENGINES[name](backend, part, config) for part in extractor.parts], extractor)
+    return ENGINES[name](backend, extractor, config)
+
+
+def _why_not(name: str, backend: Backend, extractor: Extractor | Joined) -> str | None:
     if name not in backend.engines:
         return f"it does not compute on the {backend.name}"
-    return ENGINES[name].why_not(extractor)
+    parts = extractor.parts if isinstance(extractor, Joined) else (extractor,)
+    return next((why for part in parts if (why := ENGINES[name].why_not(part)) is not None), None)

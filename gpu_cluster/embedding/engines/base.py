@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gpu_cluster.backend import Array, Backend, IntArray
 from gpu_cluster.config import PixelsConfig, Precision
-from gpu_cluster.embedding.extractors import Extractor
+from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.images.source import Picture
 
@@ -48,12 +48,15 @@ class Engine(ABC):
     Attributes
     ----------
     name : name of the engine
+    extractor : what it runs; engines other than `JoinedEngine` run a single network
+    config : how pictures become squares; its side is that of the extractor, if this has one of its own
     reason : why this engine was chosen, in words
     batch_size : pictures that go through the network together; it is halved when the memory runs out
     """
 
     name: str
     reason: str = "asked for"
+    extractor: Extractor | Joined
 
     def __init__(self, backend: Backend, extractor: Extractor, config: PixelsConfig) -> None:
         """Set the extractor that the engine runs and the device that it runs on.
@@ -65,12 +68,21 @@ class Engine(ABC):
         """
         self.backend = backend
         self.extractor = extractor
-        self.config = config
+        self.config = config if extractor.side is None else config.model_copy(update={"image_size": extractor.side})
         if config.precision is not None and config.precision not in backend.precisions:
             known = ", ".join(backend.precisions)
             raise ConfigError(f"--precision: the {backend.name} computes in {known}; found {config.precision!r}")
         self.precision: Precision = config.precision or backend.precisions[0]
         self.batch_size = 0
+
+    @property
+    def parts(self) -> tuple[Engine, ...]:
+        """The engines of the parts, if it joins several; else itself. The store keeps what each part gives apart."""
+        return (self,)
+
+    def some(self, _positions: Sequence[int]) -> Engine:
+        """Return an engine for some of its parts, given by their positions; it may be this one."""
+        return self
 
     @classmethod
     def installation(cls) -> Installation:
@@ -93,7 +105,7 @@ class Engine(ABC):
         return {
             **self.extractor.key,
             "n_features": self.extractor.n_features,
-            "image_size": self.config.image_size,
+            "image_size": self.config.side,
             "fit": self.config.fit,
             "resize": self.config.resize,
             "decode": self.config.decoding,
@@ -117,9 +129,24 @@ class Engine(ABC):
             When they cannot compute on the device.
         """
 
-    @abstractmethod
     def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Pixels]]:
-        """Decode pictures in their order, in batches of `batch_size`.
+        """Decode pictures as `squares` does, for this engine's own config.
+
+        Yields
+        ------
+        positions
+            (B,) int64, host; ascending positions in `pictures`.
+        pixels
+            Their pixels, for `features`.
+        """
+        for positions, (pixels,) in self.squares(pictures, [self.config]):
+            yield positions, pixels
+
+    @abstractmethod
+    def squares(
+        self, pictures: Sequence[Picture], configs: Sequence[PixelsConfig]
+    ) -> Iterator[tuple[IntArray, tuple[Pixels, ...]]]:
+        """Decode pictures in their order, in batches of `batch_size`, each picture once for the squares of all configs.
 
         Pictures that the engine does not or cannot decode are left out: their positions do not appear. It must not
         try those that are not plain (see `images.decoders`), which could harm the job.
@@ -128,8 +155,8 @@ class Engine(ABC):
         ------
         positions
             (B,) int64, host; ascending positions in `pictures`.
-        pixels
-            Their pixels, for `features`.
+        squares
+            Their pixels, for `features` of an engine with that config, one for each config.
 
         Raises
         ------
@@ -141,13 +168,17 @@ class Engine(ABC):
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Resize a picture (h, w, 3) uint8, RGB, that was decoded elsewhere, to (side, side, 3) float32, host.
 
-        `features` also accepts a stack of such pictures.
+        `stack` makes of several such pictures what `features` accepts. An engine that joins others has none of its own.
 
         Raises
         ------
         OutOfMemoryError
             When there is no memory for it.
         """
+
+    def stack(self, squares: Sequence[tuple[npt.NDArray[np.float32], ...]]) -> Pixels:
+        """Return pictures of which each part has a square, as pixels for `features`."""
+        return np.stack([one for (one,) in squares])
 
     @abstractmethod
     def features(self, pixels: Pixels) -> Array:

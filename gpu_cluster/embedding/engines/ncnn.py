@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gpu_cluster.backend import Array, IntArray, installed
 from gpu_cluster.backend.cores import usable_cores
-from gpu_cluster.config import Pooling
+from gpu_cluster.config import PixelsConfig, Pooling
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import pillow_input
 from gpu_cluster.embedding.engines.base import EXTRA, Engine, Installation, OutOfMemoryError
@@ -60,6 +60,7 @@ class NcnnEngine(Engine):
     """Runs VGG16 in float32 on all cores."""
 
     name = "ncnn"
+    extractor: Extractor
     _network: _Network | None = None
 
     @classmethod
@@ -89,7 +90,7 @@ class NcnnEngine(Engine):
             return
         assert self.extractor.network is not None, "`why_not` says so before"
         self.backend.share_device_with(self.name)
-        side = self.config.image_size
+        side = self.config.side
         fitting = int(_SHARE * self.backend.free_bytes()) // (_BYTES_A_PIXEL * side * side)
         n_at_once = max(1, min(usable_cores(), fitting))
         self.batch_size = self.config.batch_size or _batch_size(side, n_at_once)
@@ -97,8 +98,10 @@ class NcnnEngine(Engine):
         self._network = _built(self.extractor.network.weights)
         self._threads = ThreadPoolExecutor(n_at_once)
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
-        yield from pillow_input.batches(pictures, self.config, batch_size=self.batch_size)
+    def squares(
+        self, pictures: Sequence[Picture], configs: Sequence[PixelsConfig]
+    ) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
+        yield from pillow_input.batches(pictures, configs, batch_size=self.batch_size)
 
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         try:

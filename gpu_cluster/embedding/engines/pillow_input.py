@@ -1,8 +1,8 @@
 """Reads plain JPEGs and PNGs as batches of their pixels, with Pillow, in threads that decode ahead of the network.
 
 Input: pictures that the scan found usable. Output: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
-transparent parts on white. Each picture comes with its position, so that a picture that fails never shifts the others.
-This module must not know the network.
+transparent parts on white, one such array for each config that says how squares are made. Each picture comes with its
+position, so that a picture that fails never shifts the others. This module must not know the network.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gpu_cluster.images.square import Square
 
 
 def batches(
-    pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int
-) -> Iterator[tuple[IntArray, npt.NDArray[np.float32]]]:
-    """Yield (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
+    pictures: Sequence[Picture], configs: Sequence[PixelsConfig], *, batch_size: int
+) -> Iterator[tuple[IntArray, tuple[npt.NDArray[np.float32], ...]]]:
+    """Yield (position (B,) int64, pixels (B, side, side, 3) float32 for each config), in the order of `pictures`.
 
     One batch, and a picture for each thread, are decoded ahead. Pictures that are not plain (see `images.decoders`) and
     those that cannot be decoded are left out: their positions do not appear.
@@ -38,19 +38,20 @@ def batches(
     plain = [position for position, one in enumerate(facts) if decoders.is_plain(one)]
     if not plain:
         return
-    limits, at_least = decoders.current(), square.at_least(config)
-    n_threads = limits.n_plain_at_once(max(decoders.bytes_needed(facts[position], at_least) for position in plain))
+    limits = decoders.current()
+    most = max(decoders.bytes_needed(facts[at], square.at_least(config)) for at in plain for config in configs)
+    n_threads = limits.n_plain_at_once(most)
     pool = ThreadPoolExecutor(n_threads)
-    begun: deque[tuple[int, Future[Square | None]]] = deque()
+    begun: deque[tuple[int, Future[list[Square] | None]]] = deque()
     left = iter(plain)
 
     def begin(n_ahead: int) -> None:
         while len(begun) < n_ahead and (position := next(left, None)) is not None:
-            begun.append((position, pool.submit(_decoded, pictures[position], config)))
+            begun.append((position, pool.submit(_decoded, pictures[position], configs)))
 
     try:
         positions: list[int] = []
-        squares: list[Square] = []
+        squares: list[list[Square]] = []
         begin(batch_size + n_threads)
         while begun:
             position, found = begun.popleft()
@@ -61,7 +62,8 @@ def batches(
                 squares.append(pixels)
             if len(squares) == batch_size or (squares and not begun):
                 begin(batch_size + n_threads)
-                batch = np.array(positions, dtype=np.int64), np.stack(squares)
+                of_each = tuple(map(np.stack, zip(*squares, strict=True)))
+                batch = np.array(positions, dtype=np.int64), of_each
                 positions, squares = [], []
                 yield batch
     finally:
@@ -69,13 +71,16 @@ def batches(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded(picture: Picture, config: PixelsConfig) -> Square | None:
-    """Return a picture (side, side, 3) as the network sees it, or None if it cannot be decoded here."""
+def _decoded(picture: Picture, configs: Sequence[PixelsConfig]) -> list[Square] | None:
+    """Return a picture (side, side, 3) as each config wants it, or None if it cannot be decoded here."""
+    squares: dict[int, Square] = {}
     try:
-        with picture.open() as stream:
-            decoded = decode.decode(stream, picture.suffix, at_least=square.at_least(config))
-            return square.to_square(decoded, config)
+        for at_least, positions in square.shared_decodings(picture.facts, configs):
+            with picture.open() as stream:
+                decoded = decode.decode(stream, picture.suffix, at_least=at_least)
+            squares |= {position: square.to_square(decoded, configs[position]) for position in positions}
     # On a broken file Pillow's readers can raise any type of error. Such a picture is decoded once more, in a process
     # of its own, which finds the reason.
     except Exception:  # noqa: BLE001
         return None
+    return [squares[position] for position in range(len(configs))]

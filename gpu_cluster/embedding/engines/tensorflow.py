@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from gpu_cluster.backend import Array, IntArray, installed
 from gpu_cluster.backend.tensorflow_devices import CPU
+from gpu_cluster.config import PixelsConfig
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.embedding.engines import tensorflow_input
 from gpu_cluster.embedding.engines.base import EXTRA, Engine, Installation, OutOfMemoryError
+from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.images.source import Picture
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class TensorFlowEngine(Engine):
     """Runs the networks and the other features that the extractors build with TensorFlow."""
 
     name = "tensorflow"
+    extractor: Extractor
     _network: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     @classmethod
@@ -55,33 +58,35 @@ class TensorFlowEngine(Engine):
             return
         vgg16.check_keras()
         self.backend.share_device_with(self.name)
-        self.batch_size = self.config.batch_size or self.backend.batch_size(self.config.image_size)
+        self.batch_size = self.config.batch_size or self.backend.batch_size(self.config.side)
         import tensorflow as tf
 
         with tf.device(self.backend.tensorflow_device):
             self._network = self.extractor.build(self.precision)
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+    def squares(
+        self, pictures: Sequence[Picture], configs: Sequence[PixelsConfig]
+    ) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
         import tensorflow as tf
 
         # Decoding and resizing are always done on the CPU. The scope must not contain a `yield`: the code that takes
         # the batches would run in it.
         with tf.device(CPU):
             dataset = tensorflow_input.batches(
-                pictures, self.config, batch_size=self.batch_size, device=self.backend.tensorflow_device
+                pictures, configs, batch_size=self.batch_size, device=self.backend.tensorflow_device
             )
             if dataset is None:
                 return
             decoded = iter(dataset)
         while True:
             try:
-                positions, pixels = next(decoded)
+                positions, *pixels = next(decoded)
             except StopIteration:
                 return
             except tf.errors.ResourceExhaustedError as error:
                 # The batch was already decoded, so a smaller one cannot be tried here.
                 raise MemoryError(str(error)) from error
-            yield positions.numpy(), pixels
+            yield positions.numpy(), tuple(pixels)
 
     def square(self, decoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         import tensorflow as tf

@@ -1,8 +1,8 @@
 """Reads plain JPEGs and PNGs as tf.data batches of their pixels.
 
 Input: pictures that the scan found usable. Output: float32 pixels (B, side, side, 3), RGB, 0 to 255, upright, with
-transparent parts on white. Each picture comes with its position, so that a picture that fails never shifts the others.
-This module must not know the network.
+transparent parts on white, one such tensor for each config that says how squares are made. Each picture comes with its
+position, so that a picture that fails never shifts the others. This module must not know the network.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _branch(facts: FileFacts, config: PixelsConfig) -> int:
 
 
 def batches(
-    pictures: Sequence[Picture], config: PixelsConfig, *, batch_size: int, device: str = CPU
+    pictures: Sequence[Picture], configs: Sequence[PixelsConfig], *, batch_size: int, device: str = CPU
 ) -> tf.data.Dataset | None:
-    """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32), in the order of `pictures`.
+    """Return a dataset of (position (B,) int64, pixels (B, side, side, 3) float32 for each config), in their order.
 
     If `device` is a card, one batch is copied to it ahead of time, while the network runs on the batch before.
     All pictures must have the same source. Those that TensorFlow has no decoder for and those that cannot be decoded
@@ -72,11 +72,12 @@ def batches(
         [os.fsencode(picture.location) for picture in taken],
         [os.fsencode(path or "") for path in paths],
         np.array([picture.facts.orientation for picture in taken], np.int32),
-        np.array([_branch(of_each[position], config) for position in positions], np.int32),
+        np.array([[_branch(of_each[at], config) for config in configs] for at in positions], np.int32),
     )
-    read = _reader(source, config, is_local=None not in paths)
-    limits, at_least = decoders.current(), square.at_least(config)
-    n_at_once = limits.n_plain_at_once(max(decoders.bytes_needed(of_each[at], at_least) for at in positions))
+    read = _reader(source, tuple(configs), is_local=None not in paths)
+    limits = decoders.current()
+    most = max(decoders.bytes_needed(of_each[at], square.at_least(config)) for at in positions for config in configs)
+    n_at_once = limits.n_plain_at_once(most)
     decoded = tf.data.Dataset.from_tensor_slices(columns).map(
         read, num_parallel_calls=tf.data.AUTOTUNE if n_at_once >= limits.n_at_once else n_at_once, deterministic=True
     )
@@ -86,18 +87,27 @@ def batches(
 
 # With this cache, the function is traced only once for all shards of a job.
 @functools.lru_cache(maxsize=4)
-def _reader(source: Source, config: PixelsConfig, *, is_local: bool) -> Callable[..., Any]:
+def _reader(source: Source, configs: Sequence[PixelsConfig], *, is_local: bool) -> Callable[..., Any]:
     import tensorflow as tf
 
     # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def read(
-        position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branch: tf.Tensor
-    ) -> tuple[Any, Any]:
+        position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branches: tf.Tensor
+    ) -> tuple[Any, ...]:
         content = tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
         jpegs = [functools.partial(_jpeg, content, ratio) for ratio in _RATIOS]
-        decoded = tf.switch_case(branch, [*jpegs, lambda: _png(content)])
-        return position, to_square(_upright(decoded, orientation), config)
+
+        def by(branch: tf.Tensor) -> Any:
+            return _upright(tf.switch_case(branch, [*jpegs, lambda: _png(content)]), orientation)
+
+        first = by(branches[0])
+        squares = [to_square(first, configs[0])]
+        for config, branch in zip(configs[1:], tf.unstack(branches, len(configs))[1:], strict=True):
+            # Mostly the picture as it was decoded for the first config is the right one for the others too.
+            decoded = tf.cond(branch == branches[0], lambda: first, functools.partial(by, branch))
+            squares.append(to_square(decoded, config))
+        return position, *squares
 
     return read  # type: ignore[no-any-return]
 
@@ -159,7 +169,7 @@ def to_square(picture: tf.Tensor, config: PixelsConfig) -> tf.Tensor:
         top, left = (height - short) // 2, (width - short) // 2
         picture = picture[top : top + short, left : left + short]
         height = width = short
-    side = config.image_size
+    side = config.side
     if config.resize == "nearest":
         rows, columns = (_nearest(length, side) for length in (height, width))
         resized = tf.cast(tf.gather(tf.gather(picture, rows), columns, axis=1), tf.float32)
