@@ -97,8 +97,9 @@ class Job(Generic[C, T]):
                 )
             self.executor.share(scratch, "the folder of the results")
         device: Device = "gpu" if self.backend.name == "gpu" else "cpu"
-        assert engine.extractor.network is not None, "the jobs that have workers run VGG16"
-        options = engine.config.model_dump() | {"engine": engine.name, "pooling": engine.extractor.network.pooling}
+        network = engine.extractor.network
+        assert isinstance(network, vgg16.Network), "the jobs that have workers run VGG16"
+        options = engine.config.model_dump() | {"engine": engine.name, "pooling": network.pooling}
         recipe = Vgg16Recipe(device, EmbedConfig(**options), self.config.embed.weights)
         return Elsewhere(self.executor, recipe, self.config.input)
 
