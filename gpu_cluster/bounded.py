@@ -7,16 +7,25 @@ numbers of rows, sizes) is checked before memory is taken for it. This module mu
 from __future__ import annotations
 
 import errno
+import io
 import json
+import math
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
+
+# The header that NumPy writes before an array; it takes 128 bytes for the arrays of this project.
+MOST_HEADER_BYTES = 4_096
+
+# The characters that an error shows of names that are in a file.
+_MOST_SHOWN = 200
 
 # No file of this project nests deeper than 8 levels.
 _MOST_LEVELS = 32
@@ -207,3 +216,71 @@ def _n_bytes(texts: Any) -> int:
     import pyarrow.compute as pc
 
     return pc.sum(pc.take(pc.binary_length(texts.dictionary), texts.indices)).as_py() or 0
+
+
+def read_npz(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read float32 arrays as `numpy.savez` writes them, without pickle.
+
+    The names of the arrays, and the size, type and shape of each, are checked before memory is taken for its values.
+    Whether the values are finite is not.
+
+    Parameters
+    ----------
+    content
+        The bytes of the file.
+    shapes
+        The shape of each array, by its name; the file must hold exactly these.
+
+    Returns
+    -------
+    arrays
+        The arrays, float32, host; they cannot be written to.
+
+    Raises
+    ------
+    ValueError
+        When the file holds something else, or arrays that are compressed.
+    Exception
+        Whatever `zipfile` and NumPy raise for damaged files, which is of many types.
+    """
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        members = {member.filename: member for member in file.infolist()}
+        _check_names(members, [f"{name}.npy" for name in shapes])
+        if len(members) != len(file.infolist()):
+            raise ValueError("expected each array once, found one twice")
+        for name, shape in shapes.items():
+            arrays[name] = _npy(file, members[f"{name}.npy"], name, shape)
+    return arrays
+
+
+def _check_names(found: Iterable[str], expected: Sequence[str]) -> None:
+    names, known = list(found), set(expected)
+    missing = sorted(known.difference(names))
+    if missing:
+        has = ", ".join(names[:4]) or "none"
+        raise ValueError(f"expected {len(expected)} arrays, {missing[0]} is missing; found {has[:_MOST_SHOWN]}")
+    extra = next((name for name in names if name not in known), None)
+    if extra is not None:
+        raise ValueError(f"expected {len(expected)} arrays, found {extra[:_MOST_SHOWN]} too")
+
+
+def _npy(file: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, shape: tuple[int, ...]) -> Any:
+    import numpy as np
+
+    n_bytes = 4 * math.prod(shape)
+    # What is not compressed is not larger than the file.
+    if member.compress_type != zipfile.ZIP_STORED or not 0 < member.file_size - n_bytes <= MOST_HEADER_BYTES:
+        raise ValueError(
+            f"expected {name} in {n_bytes:,} bytes and a header, not compressed; found {member.file_size:,} "
+            f"bytes in {member.compress_size:,}"
+        )
+    with file.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"expected {name} in version 1.0 of NumPy's format, found {version}")
+        found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype != np.float32 or found != shape:
+            raise ValueError(f"expected {name} float32 {shape}; found {dtype} {found}")
+        values = np.frombuffer(stream.read(), np.float32)
+    return values.reshape(shape, order="F" if is_fortran else "C")

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, FloatArray
-from gpu_cluster.bounded import MIB, UnfitError, parse_json, read
+from gpu_cluster.bounded import MIB, MOST_HEADER_BYTES, UnfitError, parse_json, read, read_npz
 from gpu_cluster.config import EARLIER_DECODING, EARLIER_ENGINE, EARLIER_FEATURES, EmbedConfig, ReduceConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
@@ -30,9 +29,8 @@ SCHEMA = 2
 # The options of embedding that change the numbers.
 _EMBED_OPTIONS = ("engine", "features", "pooling", "image_size", "resize", "fit", "decoding")
 
-# The largest files that are read, the header that NumPy writes before an array, and the characters that an error shows.
+# The largest files that are read, and the characters that an error shows.
 _MOST_JSON_BYTES, _MOST_ARRAY_BYTES = 64 * MIB, 4_096 * MIB
-_MOST_HEADER_BYTES = 4_096
 _MOST_SHOWN = 500
 
 _REDUCTION_ARRAYS = ("low", "span", "mean", "components", "divisors")
@@ -114,11 +112,11 @@ def load_model(folder: Path, backend: Backend) -> Model:
     # then raise many types of errors.
     try:
         shapes = _shapes(content)
-        declared = sum(4 * math.prod(shape) + _MOST_HEADER_BYTES for shape in shapes.values())
+        declared = sum(4 * math.prod(shape) + MOST_HEADER_BYTES for shape in shapes.values())
         stored = _read(folder, "arrays.npz", min(declared, _MOST_ARRAY_BYTES))
         if content.get("sha256") != checksum(content, stored):
             raise ValueError(f"its sha256 is not {content.get('sha256')}")
-        arrays = _arrays(stored, shapes)
+        arrays = read_npz(stored, shapes)
         embed, scaling = _check(content, arrays, shapes)
     except (DataError, ImportError):
         raise
@@ -185,42 +183,6 @@ def _shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if set(declared) != set(shapes):
         raise ValueError(f"expected the arrays {', '.join(sorted(shapes))}, found {', '.join(sorted(declared))}")
     return shapes
-
-
-def _arrays(stored: bytes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, FloatArray]:
-    """Read arrays as NumPy writes them; what is declared of each is checked before memory is taken for its values.
-
-    Raises
-    ------
-    Exception
-        Whatever the checks stumble over; `load_model` turns it into a DataError.
-    """
-    arrays = {}
-    with zipfile.ZipFile(io.BytesIO(stored)) as file:
-        members = {member.filename: member for member in file.infolist()}
-        if len(members) != len(file.infolist()) or set(members) != {f"{name}.npy" for name in shapes}:
-            raise ValueError(
-                f"expected the arrays {', '.join(sorted(shapes))}, found {', '.join(sorted(members)[:20])}"
-            )
-        for name, shape in shapes.items():
-            member = members[f"{name}.npy"]
-            n_bytes = 4 * math.prod(shape)
-            # The models of this project are not compressed, so nothing in them is larger than the file.
-            if member.compress_type != zipfile.ZIP_STORED or not 0 < member.file_size - n_bytes <= _MOST_HEADER_BYTES:
-                raise ValueError(
-                    f"expected {name} in {n_bytes:,} bytes and a header, not compressed; found {member.file_size:,} "
-                    f"bytes in {member.compress_size:,}"
-                )
-            with file.open(member) as stream:
-                header = np.lib.format.read_magic(stream)
-                if header != (1, 0):
-                    raise ValueError(f"expected {name} in version 1.0 of NumPy's format, found {header}")
-                found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-                if dtype != np.float32 or found != shape:
-                    raise ValueError(f"expected {name} finite, float32 {shape}; found {dtype} {found}")
-                values = np.frombuffer(stream.read(), np.float32)
-            arrays[name] = values.reshape(shape, order="F" if is_fortran else "C")
-    return arrays
 
 
 def _check(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpu_cluster.config import EmbedConfig, Precision
-from gpu_cluster.embedding import vgg16
+from gpu_cluster.embedding import efficientnet_lite, vgg16
 from gpu_cluster.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Extractor:
     key: Mapping[str, Any]
     n_features: int
     build: Callable[[Precision], Callable[[tf.Tensor], tf.Tensor]]
-    network: vgg16.Network | None = None
+    network: vgg16.Network | efficientnet_lite.Network | None = None
     side: int | None = None
     weights: Path | None = None
     below_0: bool = False
@@ -89,6 +89,18 @@ def of_vgg16(weights: vgg16.Weights, config: EmbedConfig) -> Extractor:
         n_features=vgg16.count_features(config.pooling, config.side),
         build=lambda precision: vgg16.build(weights, config.side, precision, config.pooling),
         network=vgg16.Network(weights, config.pooling),
+        weights=weights.path,
+    )
+
+
+def of_efficientnet_lite2(weights: efficientnet_lite.Weights, image_size: int) -> Extractor:
+    """Return EfficientNet-Lite2 with generalised means."""
+    return Extractor(
+        key={"backbone": "EfficientNet-Lite2", "weights": weights.sha256, "pooling": "gem"},
+        n_features=efficientnet_lite.N_FEATURES,
+        build=lambda precision: efficientnet_lite.build(weights, image_size, precision),
+        network=efficientnet_lite.Network(weights),
+        side=image_size,
         weights=weights.path,
     )
 

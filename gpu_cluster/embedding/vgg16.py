@@ -225,11 +225,11 @@ def _pool(block4: tf.Tensor, block5: tf.Tensor, pooling: Pooling) -> Any:
     if pooling == "flatten":
         return tf.reshape(block5, (-1, np.prod(block5.shape[1:])))
     if pooling == "gem":
-        return _generalised_mean(block5)
-    return tf.concat([tf.math.l2_normalize(_generalised_mean(maps), axis=1) for maps in (block4, block5)], axis=1)
+        return generalised_mean(block5)
+    return tf.concat([tf.math.l2_normalize(generalised_mean(maps), axis=1) for maps in (block4, block5)], axis=1)
 
 
-def _generalised_mean(maps: tf.Tensor) -> Any:
+def generalised_mean(maps: tf.Tensor) -> Any:
     """Return the cube root of the mean of the cubes (Radenovic, Tolias and Chum 2018, with their p = 3)."""
     import tensorflow as tf
 

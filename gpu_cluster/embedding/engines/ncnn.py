@@ -73,7 +73,7 @@ class NcnnEngine(Engine):
 
     @classmethod
     def why_not(cls, extractor: Extractor) -> str | None:
-        if extractor.network is not None:
+        if isinstance(extractor.network, vgg16.Network):
             return None
         return f"it runs VGG16 only, found {extractor.key.get('backbone') or extractor.key.get('features')}"
 
@@ -88,14 +88,15 @@ class NcnnEngine(Engine):
     def build(self) -> None:
         if self._network is not None:
             return
-        assert self.extractor.network is not None, "`why_not` says so before"
+        network = self.extractor.network
+        assert isinstance(network, vgg16.Network), "`why_not` says so before"
         self.backend.share_device_with(self.name)
         side = self.config.side
         fitting = int(_SHARE * self.backend.free_bytes()) // (_BYTES_A_PIXEL * side * side)
         n_at_once = max(1, min(usable_cores(), fitting))
         self.batch_size = self.config.batch_size or _batch_size(side, n_at_once)
-        self._pooling = self.extractor.network.pooling
-        self._network = _built(self.extractor.network.weights)
+        self._pooling = network.pooling
+        self._network = _built(network.weights)
         self._threads = ThreadPoolExecutor(n_at_once)
 
     def squares(
