@@ -265,7 +265,8 @@ class EmbedConfig(PixelsConfig):
         "vgg16",
         min_length=1,
         description="What describes a picture: the name of a network or of other features, or several joined by +, as "
-        "in vgg16+efficientnet-lite2. Each part is scaled to unit length; a number after a colon is its weight, as in "
+        "in vgg16+efficientnet-lite2 (`gpu-cluster compare --help` lists them). vgg16 has the pooling of --pooling. "
+        "Joined parts are scaled to unit length; a number after a colon is a part's weight, as in "
         "vgg16:2+efficientnet-lite2.",
     )
     pooling: Pooling = Field(

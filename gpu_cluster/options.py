@@ -320,13 +320,10 @@ def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tu
 
     Earlier versions recorded the options of all commands in every run.json.
     """
-    foreign = {
-        (option.section, name)
-        for other in COMMANDS.values()
-        for name, option in options_of(other).items()
-        if name not in options_of(model)
-    }
-    sections = {option.section for option in options_of(model).values()}
+    own_options = {(option.section, name) for name, option in options_of(model).items()}
+    every = {(option.section, name) for other in COMMANDS.values() for name, option in options_of(other).items()}
+    foreign = every - own_options
+    sections = {section for section, _name in own_options}
     for key, value in record.items():
         if isinstance(value, Mapping):
             own = {name: inner for name, inner in value.items() if (key, name) not in foreign}
@@ -342,10 +339,15 @@ def _warn_of_missing(
     """Log each option that the record of an earlier version lacks and that the caller did not give."""
     # A record of another command has no options that only this one has.
     marks = {"run": "preset", "compare": "compare"}
-    recorded = {name for command, mark in marks.items() if mark in record for name in options_of(COMMANDS[command])}
+    recorded = {
+        (option.section, name)
+        for command, mark in marks.items()
+        if mark in record
+        for name, option in options_of(COMMANDS[command]).items()
+    }
     for name, option in options_of(type(config)).items():
         held = record if option.section is None else record.get(option.section, {})
-        if name in held or name in told | INTERNAL or name not in recorded or option.field.exclude:
+        if name in held or name in told | INTERNAL or (option.section, name) not in recorded or option.field.exclude:
             continue
         value = option.of(config)
         # An option that is not set changes nothing.

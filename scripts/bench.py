@@ -21,7 +21,7 @@ from typing import Any
 
 from scripts.bench_table import Row, table
 
-BENCHES = ("embed", "decode", "sweep", "scale", "manifest", "startup", "rerun")
+BENCHES = ("embed", "networks", "decode", "sweep", "scale", "manifest", "startup", "rerun")
 LIBRARIES = (
     *("numpy", "scipy", "scikit-learn", "scikit-learn-intelex", "pandas", "pyarrow", "pillow", "matplotlib"),
     *("tensorflow", "tensorflow-cpu", "ncnn", "torch", "faiss-cpu", "cupy-cuda12x", "cuml-cu12", "typer"),

@@ -81,13 +81,11 @@ class StandIn(Engine):
     def build(self) -> None:
         self.batch_size = 32
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+    def squares(self, pictures: Sequence[Picture], configs: Any) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
         for first in range(0, len(pictures), self.batch_size):
             part = np.arange(first, min(first + self.batch_size, len(pictures)))
-            yield (
-                part,
-                np.array([int(str(pictures[at].facts.content_hash), 16) % 1000 for at in part.tolist()], np.float32),
-            )
+            numbers = [int(str(pictures[at].facts.content_hash), 16) % 1000 for at in part.tolist()]
+            yield part, (np.array(numbers, np.float32),)
 
     def square(self, decoded: Any) -> Any:
         raise AssertionError("no picture is decoded")

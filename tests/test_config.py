@@ -371,7 +371,7 @@ def test_the_command_line_has_the_options_of_the_config_and_no_others(command):
         (CompareConfig, {"preset": "notebook"}),
         (CompareConfig, {"thumbnails": 3}),
         (EmbedJobConfig, {"input_list": "a.txt"}),
-        (RunConfig, {"features": ("hog",)}),
+        (RunConfig, {"algorithms": ("ward",)}),
     ],
 )
 def test_an_option_that_a_command_has_not_is_refused_from_python_and_from_a_file(tmp_path, model, options):

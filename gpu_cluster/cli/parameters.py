@@ -133,13 +133,9 @@ def _parameter(option: Option, described: str | None) -> Any:
 
 
 def _more_help(option: Option) -> str:
-    """Return help that is not in the declaration of an option, because it needs facts from other modules."""
-    if option.name not in ("features", "algorithms"):
+    """Return help that is not in the declaration of an option, because it needs facts from the job `compare`."""
+    if option.section != "compare":
         return ""
-    if option.section == "embed":
-        from gpu_cluster.embedding.features import NAMES
-
-        return f"Possible are {', '.join(NAMES)}; vgg16 has the pooling of --pooling."
     from gpu_cluster.jobs.compare import ALGORITHMS, FEATURES, MOST_IMAGES, default_features
 
     if option.name == "features":

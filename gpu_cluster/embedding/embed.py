@@ -132,7 +132,8 @@ def _choose_place(
         if store is not None:
             shards, work.lasting = store.embeddings(part.key), True
         elif scratch is not None and (not held or elsewhere is not None):
-            shards = ScratchShards(scratch / str(number), part.key, work.observer)
+            place = scratch if len(engine.parts) == 1 else scratch / str(number)
+            shards = ScratchShards(place, part.key, work.observer)
         work.add_part(kept, shards)
 
 

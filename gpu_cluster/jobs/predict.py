@@ -119,7 +119,13 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     def prepared(weights: features.Weights, backend: Backend, manifest: Manifest) -> Engine:
         if config.report.portable:
             check_root(manifest.root, manifest.paths)
-        extractor = features.extractor_of(theirs, weights)
+        try:
+            extractor = features.extractor_of(theirs, weights)
+        except ConfigError as error:
+            raise DataError(
+                f"the model {printable(str(finished.model))!r} has features that this gpu-cluster does not know "
+                f"({error}): use the gpu-cluster that made it, or run the clustering again"
+            ) from error
         _check_model(run, model, extractor)
         return choose_engine(backend, extractor, theirs)
 

@@ -37,10 +37,10 @@ class MeanColours(Engine):
     def build(self) -> None:
         self.batch_size = self.config.batch_size or 8
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+    def squares(self, pictures: Sequence[Picture], configs: Any) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
         for first in range(0, len(pictures), self.batch_size):
             part = range(first, min(first + self.batch_size, len(pictures)))
-            yield np.array(part), np.stack([self.square(decoded(pictures[at])) for at in part])
+            yield np.array(part), (np.stack([self.square(decoded(pictures[at])) for at in part]),)
 
     def square(self, decoded: Any) -> Any:
         return np.full((4, 4, 3), decoded.mean(axis=(0, 1)), np.float32)

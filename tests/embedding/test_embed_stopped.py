@@ -41,11 +41,11 @@ BROKEN = 7
 class ShowsTheBatch(MeanColours):
     """Gives each picture a number that tells all pictures of its batch; like TensorFlow it cannot decode everything."""
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+    def squares(self, pictures: Sequence[Picture], configs: Any) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
         own = [at for at, one in enumerate(pictures) if one.suffix == ".png" and not self._broken(one)]
         for first in range(0, len(own), self.batch_size):
             part = own[first : first + self.batch_size]
-            yield np.array(part), np.stack([self.square(decoded(pictures[at])) for at in part])
+            yield np.array(part), (np.stack([self.square(decoded(pictures[at])) for at in part]),)
 
     def features(self, pixels: Any) -> Any:
         own = super().features(pixels)

@@ -230,7 +230,7 @@ def test_what_tensorflow_refuses_and_pillow_reads_gets_features_of_every_kind(tm
 class NoRoom(MeanColours):
     """Has no memory to resize what it could not decode itself, which is everything."""
 
-    def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+    def squares(self, pictures: Sequence[Picture], configs: Any) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
         return iter(())
 
     def square(self, decoded: Any) -> Any:
@@ -247,7 +247,7 @@ def test_no_memory_to_resize_a_picture_is_no_fault_of_the_picture_and_is_not_kep
 
 def test_no_picture_of_the_second_look_is_lost_when_its_memory_runs_out(tmp_path):
     class DecodesNothing(MeanColours):
-        def batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[IntArray, Any]]:
+        def squares(self, pictures: Sequence[Picture], configs: Any) -> Iterator[tuple[IntArray, tuple[Any, ...]]]:
             return iter(())
 
     engine = DecodesNothing(CpuBackend(), Extractor({}, 3, lambda _precision: lambda pixels: pixels), SMALL)

@@ -111,7 +111,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def both(files: Sequence[Path], config: EmbedConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the square of each file from tf.data, and from Pillow."""
-    dataset = tensorflow_input.batches(scanned_pictures(files), config, batch_size=len(files))
+    dataset = tensorflow_input.batches(scanned_pictures(files), [config], batch_size=len(files))
     assert dataset is not None
     ((positions, pixels),) = dataset
     assert positions.numpy().tolist() == list(range(len(files)))

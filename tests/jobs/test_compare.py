@@ -175,8 +175,8 @@ def test_a_comparison_is_repeated_by_its_record_and_by_its_command(tmp_path):
 def test_an_option_that_means_nothing_to_a_comparison_is_refused(option):
     with pytest.raises(ConfigError, match=f"unknown option '{option}' of compare; known are algorithms, "):
         gpu_cluster.compare("pictures", **{option: "max"})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="unknown option 'features' of run"):
-        gpu_cluster.run(features=["hog"])  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="unknown option 'algorithms' of run"):
+        gpu_cluster.run(algorithms=["ward"])  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 8])

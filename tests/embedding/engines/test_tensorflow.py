@@ -65,7 +65,7 @@ def test_a_filled_up_batch_has_the_embeddings_of_its_pictures_alone():
 def test_batches_copied_ahead_to_a_device_are_those_that_are_not(tmp_path):
     # On the CPU too this is TensorFlow's copy to a device: only the spelling differs from the engine's own.
     pictures = scanned_pictures(write_pictures(tmp_path, 10))
-    given: dict[str, Any] = {"config": SMALL, "batch_size": 4}
+    given: dict[str, Any] = {"configs": [SMALL], "batch_size": 4}
     plain = list(tensorflow_input.batches(pictures, **given) or ())
     ahead = list(tensorflow_input.batches(pictures, **given, device="/cpu:0") or ())
     assert [positions.numpy().tolist() for positions, _ in ahead] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
