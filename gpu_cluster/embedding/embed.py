@@ -80,7 +80,7 @@ def embed(
         if n_missing:
             if store is not None and not store_config.force:
                 tell_of_others(
-                    store, engine.key, work.hashes(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
+                    store, engine.key, work.row_names(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
                 )
             shard_size = store_config.shard_size or backend.shard_size
             shards = plan_shards(missing, shard_size)

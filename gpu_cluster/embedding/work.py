@@ -24,9 +24,10 @@ from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import Executor, Lost, Stage
 from gpu_cluster.facts import FileTable
+from gpu_cluster.images import colour
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.store.embeddings import EmbeddingShards
+from gpu_cluster.store.embeddings import EmbeddingShards, row_name
 
 # After a request to stop, the batch in work is waited for this long at least.
 _PATIENCE_S = 8.0
@@ -146,7 +147,7 @@ class Work:
     def read_store(self) -> None:
         """Take the embeddings and reasons that the store holds."""
         assert self.shards is not None, "without a store, nothing is read"
-        for shard in self.shards.find(self.hashes(np.arange(self.n_contents))):
+        for shard in self.shards.find(self.row_names(np.arange(self.n_contents))):
             self.kept.found(shard)
             self._note(shard.at, shard.reasons)
             self._progress(len(shard.at))
@@ -265,7 +266,8 @@ class Work:
         shard = None
         if self.shards is not None and len(lasting):
             x, reasons = self.kept.to_write(lasting), [self._bad.get(index) for index in lasting.tolist()]
-            shard = self.shards.keep(self.hashes(lasting), x, reasons)
+            hashes, conversions = self._hashes(lasting), self._conversions(lasting)
+            shard = self.shards.keep(hashes, x, reasons, conversions=conversions)
         self.kept.written(lasting, shard)
 
     def finish(self) -> tuple[Rows, IntArray, dict[int, str]]:
@@ -289,9 +291,16 @@ class Work:
         row = int(self._first_rows[index])
         return Picture(self._source, self._manifest.paths[row], self._manifest.files[row])
 
-    def hashes(self, indices: IntArray) -> list[str]:
-        """Return the content hashes of these contents."""
+    def row_names(self, indices: IntArray) -> list[str]:
+        """Return the names of the rows of the store that have the embeddings of these contents."""
+        return list(map(row_name, self._hashes(indices), self._conversions(indices)))
+
+    def _hashes(self, indices: IntArray) -> list[str]:
         return [found or "" for found in self._manifest.facts.column("content_hash", self._first_rows[indices])]
+
+    def _conversions(self, indices: IntArray) -> list[str | None]:
+        """Return what is done to each of these contents after it is decoded (see `colour.conversion_of`)."""
+        return colour.conversions_of(self._manifest.facts, self._first_rows[indices])
 
     def _interrupted(self) -> InterruptedJobError:
         kept = ""

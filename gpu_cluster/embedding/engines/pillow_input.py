@@ -73,7 +73,7 @@ def _decoded(picture: Picture, config: PixelsConfig) -> Square | None:
     """Return a picture (side, side, 3) as the network sees it, or None if it cannot be decoded here."""
     try:
         with picture.open() as stream:
-            decoded = decode.decode(stream, picture.suffix, at_least=square.at_least(config))
+            decoded = decode.decode(stream, picture.suffix, at_least=square.at_least(config), plain=True)
             return square.to_square(decoded, config)
     # On a broken file Pillow's readers can raise any type of error. Such a picture is decoded once more, in a process
     # of its own, which finds the reason.
