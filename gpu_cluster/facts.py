@@ -6,7 +6,8 @@ This module must not know how files are found or read.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -30,6 +31,8 @@ class FileFacts:
     width, height : pixels as stored, before the orientation is applied
     orientation : Exif's 1 to 8; 1 is upright
     n_scans : of a JPEG, the number of scans in the file; None for other formats, and in a scan of an earlier version
+    profile : what its embedded colour profile is: "" if it has none, "sRGB", "invalid" if it cannot be used, otherwise
+        its name and digest; None in a scan of an earlier version
     reason : why the file cannot be used, in plain words; None if the scan found no reason
     """
 
@@ -43,10 +46,11 @@ class FileFacts:
     height: int | None = None
     orientation: int = 1
     n_scans: int | None = None
+    profile: str | None = None
     reason: str | None = None
 
 
-# The columns of a file, 57 bytes. Texts are numbers of `Coded`; -1 stands for a number that is None.
+# The columns of a file, 59 bytes. Texts are numbers of `Coded`; -1 stands for a number that is None.
 _ROW = np.dtype(
     [
         ("size", np.int64),
@@ -59,11 +63,12 @@ _ROW = np.dtype(
         ("height", np.int32),
         ("orientation", np.uint8),
         ("n_scans", np.int16),
+        ("profile", np.int16),
         ("reason", np.int32),
     ]
 )
 _NAMES = tuple(_ROW.names or ())
-_CODED = ("format", "mode", "reason")
+_CODED = ("format", "mode", "profile", "reason")
 # A time before 1970 can be -1 nanosecond, so times have another mark for None.
 _TIMES, _NO_TIME = ("mtime_ns", "ctime_ns"), np.iinfo(np.int64).min
 _NO_HASH = bytes(16)
@@ -71,7 +76,7 @@ _BLOCK = 4096
 
 
 class FileTable(Column[FileFacts]):
-    """The facts of many files, 57 bytes a file; a `FileFacts` is made when it is asked for.
+    """The facts of many files, 59 bytes a file; a `FileFacts` is made when it is asked for.
 
     Facts of a file that do not fit the columns, such as a width of more than 31 bits, are held as they are.
     """
@@ -112,6 +117,14 @@ class FileTable(Column[FileFacts]):
         for row, facts in self._odd.items():
             found[row] = np.void(_hash(facts.content_hash))
         return found.view(np.uint64).reshape(-1, 2)
+
+    def without_profiles(self) -> FileTable:
+        """Return the facts as they would be if no picture had an embedded colour profile."""
+        found = copy(self)
+        found._rows = self._rows.copy()
+        found._rows["profile"] = self._stored("profile", "")
+        found._odd = {row: replace(facts, profile="") for row, facts in self._odd.items()}
+        return found
 
     def with_reason(self) -> list[int]:
         """Return the rows of the files that have a reason."""

@@ -181,7 +181,7 @@ def _milliseconds(way: Callable[[], object]) -> float:
 
 
 def _by_tf_data(pictures: Sequence[Picture], config: EmbedConfig) -> None:
-    for _batch in tensorflow_input.batches(pictures, config, batch_size=_BATCH) or ():
+    for _batch in tensorflow_input.batches(pictures, [config], batch_size=_BATCH) or ():
         pass
 
 

@@ -57,6 +57,7 @@ FACTS = st.builds(
     height=NUMBERS,
     orientation=st.integers(-1, 300),
     n_scans=NUMBERS,
+    profile=st.sampled_from([None, "", "sRGB", "Display P3 0123456789abcdef"]),
     reason=st.none() | st.text(max_size=3),
 )
 

@@ -24,9 +24,10 @@ from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import Executor, Lost, Stage
 from gpu_cluster.facts import FileTable
+from gpu_cluster.images import colour
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.store.embeddings import EmbeddingShards
+from gpu_cluster.store.embeddings import EmbeddingShards, row_name
 
 # After a request to stop, the batch in work is waited for this long at least.
 _PATIENCE_S = 8.0
@@ -176,7 +177,7 @@ class Work:
         """Take the embeddings and reasons that the store holds."""
         for position, part in enumerate(self.parts):
             assert part.shards is not None, "without a store, nothing is read"
-            for shard in part.shards.find(self.hashes(np.arange(self.n_contents))):
+            for shard in part.shards.find(self.row_names(np.arange(self.n_contents))):
                 part.kept.found(shard)
                 self._note([position], shard.at, shard.reasons)
                 self._progress()
@@ -297,11 +298,12 @@ class Work:
                 self._unwritten[index] = False
         lasting = np.array(sorted(index for index, lasting in self._unwritten.items() if lasting), dtype=np.int64)
         self._unwritten.clear()
+        hashes, conversions = self._hashes(lasting), self._conversions(lasting)
         for part in parts:
             shard = None
             if part.shards is not None and len(lasting):
                 x, reasons = part.kept.to_write(lasting), [self._bad.get(index) for index in lasting.tolist()]
-                shard = part.shards.keep(self.hashes(lasting), x, reasons)
+                shard = part.shards.keep(hashes, x, reasons, conversions=conversions)
             part.kept.written(lasting, shard)
 
     def finish(self) -> tuple[list[Rows], IntArray, dict[int, str]]:
@@ -334,9 +336,16 @@ class Work:
         row = int(self._first_rows[index])
         return Picture(self._source, self._manifest.paths[row], self._manifest.files[row])
 
-    def hashes(self, indices: IntArray) -> list[str]:
-        """Return the content hashes of these contents."""
+    def row_names(self, indices: IntArray) -> list[str]:
+        """Return the names of the rows of the store that have the embeddings of these contents."""
+        return list(map(row_name, self._hashes(indices), self._conversions(indices)))
+
+    def _hashes(self, indices: IntArray) -> list[str]:
         return [found or "" for found in self._manifest.facts.column("content_hash", self._first_rows[indices])]
+
+    def _conversions(self, indices: IntArray) -> list[str | None]:
+        """Return what is done to each of these contents after it is decoded (see `colour.conversion_of`)."""
+        return colour.conversions_of(self._manifest.facts, self._first_rows[indices])
 
     def _interrupted(self) -> InterruptedJobError:
         kept = ""

@@ -1,6 +1,6 @@
 """Reads the header of one file, or decodes its picture with Pillow.
 
-Input: a file. Output: its format by content, or its picture (h, w, 3) uint8: RGB, upright, with transparent parts on
+Input: a file. Output: its format by content, or its picture (h, w, 3) uint8: sRGB, upright, with transparent parts on
 white. This module must not know TensorFlow, nor what is done with a picture.
 """
 
@@ -16,34 +16,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from gpu_cluster.images import colour, formats, icc
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from gpu_cluster.images.colour import Convert
+
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-
-# Formats that Pillow opens and this package does not: for EPS Pillow runs Ghostscript on the file, the others it can
-# only recognise.
-_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-# Pillow does not read these formats; such a file is reported with its reason instead of being skipped.
-_NOT_YET = frozenset({".heic", ".heif", ".hif"})
-
-# First bytes of a file, and the format that they indicate.
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"8BPS", "PSD"),
-    (b"qoif", "QOI"),
-)
-_HEIF_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF"}
-_BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
-HEAD_BYTES = 32
 
 # The formats that Pillow gives to a file that begins as a JPEG.
 JPEG_FORMATS = frozenset({"JPEG", "MPO"})
@@ -65,7 +45,8 @@ _ORIENTATION = 0x0112
 class Header:
     """The header of an image file: format and mode as Pillow names them, size in pixels, Exif orientation 1 to 8.
 
-    Of a JPEG, `n_scans` is the number of scans in the file; of other formats it is None.
+    Of a JPEG, `n_scans` is the number of scans in the file; of other formats it is None. `profile` is what the embedded
+    colour profile is (see `icc.described`).
     """
 
     format: str
@@ -74,16 +55,7 @@ class Header:
     height: int
     orientation: int
     n_scans: int | None = None
-
-
-@functools.cache
-def suffixes() -> frozenset[str]:
-    """Return the file name suffixes of pictures, in lower case with their dot."""
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    read = {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NOT_READ}
-    return frozenset(read | _NOT_YET)
+    profile: str = icc.NONE
 
 
 @functools.cache
@@ -95,20 +67,8 @@ def _formats(suffix: str) -> tuple[str, ...]:
     return tuple(
         kind
         for kind, (_open, accept) in Image.OPEN.items()
-        if kind not in _NOT_READ and (accept is not None or kind == promised)
+        if kind not in formats.NOT_READ and (accept is not None or kind == promised)
     )
-
-
-def format_of(head: bytes) -> str | None:
-    """Return the format that a file's first `HEAD_BYTES` indicate, or None if they are not those of a picture."""
-    for signature, name in _SIGNATURES:
-        if head.startswith(signature):
-            return name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
-        return "BMP"
-    return _HEIF_BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
 
 
 @contextmanager
@@ -129,8 +89,11 @@ def limited(max_pixels: int | None) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = earlier
 
 
-def read_header(stream: IO[bytes], suffix: str = "") -> Header:
+def read_header(stream: IO[bytes], suffix: str = "", *, plain: bool = False, n_scans: int | None = None) -> Header:
     """Read the header of an image file without decoding the picture.
+
+    `n_scans` is the number of scans of a JPEG, if it is known already. With `plain`, as in `decode`, a profile is not
+    tried; it may turn out to be one that cannot be used.
 
     Raises
     ------
@@ -146,11 +109,13 @@ def read_header(stream: IO[bytes], suffix: str = "") -> Header:
         with IcoImagePlugin.IcoFile(stream).frame(0) as icon:
             return Header("ICO", icon.mode, icon.width, icon.height, 1)
     with Image.open(stream, formats=_formats(suffix.lower())) as image:
-        header = Header(str(image.format), image.mode, image.width, image.height, _orientation(image))
+        profile = colour.profile_of(image) if plain else colour.usable_profile_of(image)
+        size = (image.width, image.height)
+        header = Header(str(image.format), image.mode, *size, _orientation(image), profile=profile)
         if header.format not in JPEG_FORMATS:
             return header
         stream.seek(0)
-        return replace(header, n_scans=count_scans(stream))
+        return replace(header, n_scans=count_scans(stream) if n_scans is None else n_scans)
 
 
 def count_scans(stream: IO[bytes]) -> int:
@@ -176,12 +141,14 @@ def reduction(width: int, height: int, at_least: int | None) -> int:
     return next((ratio for ratio in (8, 4, 2) if ratio <= most), 1)
 
 
-def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None) -> Pixels:
-    """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, RGB, upright, on white.
+def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None, plain: bool = False) -> Pixels:
+    """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, sRGB, upright, on white.
 
-    Of 16-bit values the high byte is used, as in TensorFlow. 32-bit values have no standard white, so they are
-    stretched: the lowest becomes black and the highest white. The array may be a view that is not contiguous, and may
-    be read-only. If `at_least` is given, a JPEG is reduced as `reduction` says, with sides rounded up.
+    The colours of a picture with an embedded profile are converted to sRGB. Of 16-bit values the high byte is used, as
+    in TensorFlow. 32-bit values have no standard white, so they are stretched: the lowest becomes black and the highest
+    white. The array may be a view that is not contiguous, and may be read-only. If `at_least` is given, a
+    JPEG is reduced as `reduction` says, with sides rounded up. With `plain`, which
+    the job itself decodes with, the picture is plain (see `decoders`), so its profile is not even looked at.
 
     Raises
     ------
@@ -190,29 +157,30 @@ def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None) 
     """
     from PIL import Image
 
-    formats = _formats(suffix.lower())
-    with Image.open(stream, formats=formats) as image:
+    tried = _formats(suffix.lower())
+    with Image.open(stream, formats=tried) as image:
         if image.format != "PNG":
-            return _decoded(image, at_least)
+            return _decoded(image, at_least, plain)
         if not image.tile:
             raise OSError("no pixels in it")
         # When Pillow decodes, it ignores a wrong checksum of the pixels; `verify` does not.
         image.verify()
     stream.seek(0)
-    with Image.open(stream, formats=formats) as image:
-        return _decoded(image, at_least)
+    with Image.open(stream, formats=tried) as image:
+        return _decoded(image, at_least, plain)
 
 
-def _decoded(image: Image, at_least: int | None) -> Pixels:
+def _decoded(image: Image, at_least: int | None, plain: bool) -> Pixels:
     # Pillow already turns a TIFF upright when it loads the pixels.
     orientation = 1 if image.format == "TIFF" else _orientation(image)
     if at_least is not None and image.format in JPEG_FORMATS:
         # Pillow chooses the ratio by the same rule as `reduction`, and uses the accurate transform for it.
         image.draft(image.mode, (2 * at_least, 2 * at_least))
-    return _upright(_on_white(image), orientation)
+    to_srgb = None if plain else colour.to_srgb(image)
+    return _upright(_on_white(image, to_srgb), orientation)
 
 
-def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
+def shrunk(stream: IO[bytes], suffix: str, side: int, *, plain: bool = False) -> Image:
     """Return the picture of a file as in `decode`, but with no side longer than `side`.
 
     Raises
@@ -223,13 +191,13 @@ def shrunk(stream: IO[bytes], suffix: str, side: int) -> Image:
     from PIL import Image
 
     # A JPEG that is reduced while it is decoded takes most of its time less.
-    small = Image.fromarray(np.ascontiguousarray(decode(stream, suffix, at_least=side)))
+    small = Image.fromarray(np.ascontiguousarray(decode(stream, suffix, at_least=side, plain=plain)))
     small.thumbnail((side, side))
     return small
 
 
-def _on_white(image: Image) -> Pixels:
-    """Load an image and return its pixels in eight bits: RGB, what is transparent on white."""
+def _on_white(image: Image, to_srgb: Convert | None) -> Pixels:
+    """Load an image and return its pixels in eight bits: sRGB, what is transparent on white."""
     eight_bits = _to_eight_bits(image)
     # The size may change when the pixels are loaded: an icon has several, and a TIFF is turned upright.
     image.load()
@@ -237,11 +205,11 @@ def _on_white(image: Image) -> Pixels:
     rows = max(1, _BAND_PIXELS // width)
     stretch = _stretch(image, rows) if image.mode in ("I", "F") else (0.0, 0.0)
     if rows >= height:
-        return np.asarray(_band_on_white(eight_bits(image, stretch)))
+        return np.asarray(_band_on_white(eight_bits(image, stretch), to_srgb))
     found = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, rows):
         band = image.crop((0, top, width, min(top + rows, height)))
-        found[top : top + rows] = np.asarray(_band_on_white(eight_bits(band, stretch)))
+        found[top : top + rows] = np.asarray(_band_on_white(eight_bits(band, stretch), to_srgb))
     return found
 
 
@@ -314,9 +282,11 @@ def _scale_key(image: Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _band_on_white(band: Image) -> Image:
+def _band_on_white(band: Image, to_srgb: Convert | None) -> Image:
     from PIL import Image
 
+    if to_srgb is not None:
+        band = to_srgb(band)
     if band.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in band.info:
         return band if band.mode == "RGB" else band.convert("RGB")
     band = band.convert("LA") if band.mode == "La" else band
@@ -344,44 +314,3 @@ def _orientation(image: Image) -> int:
     except Exception:  # noqa: BLE001
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def is_memory(error: Exception) -> bool:
-    """Return whether an error says that there is not enough memory."""
-    # Pillow's decoders say it in an OSError, and libraries below it in others.
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-
-
-def is_passing(error: Exception) -> bool:
-    """Return whether an error is not caused by a file's content (but by options, memory or the file system).
-
-    Such an error may not occur again the next time.
-    """
-    from PIL import Image
-
-    # Pillow's own OSErrors have no errno.
-    from_system = isinstance(error, OSError) and error.errno is not None
-    return from_system or is_memory(error) or isinstance(error, Image.DecompressionBombError)
-
-
-def reason(head: bytes, error: Exception) -> str:
-    """Return in plain words why a file, which begins with the bytes `head`, is not a usable picture."""
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error, Image.DecompressionBombError):
-        return "more pixels inside than --max-pixels allows"
-    promised = format_of(head)
-    if isinstance(error, UnidentifiedImageError):
-        return _unidentified(head, promised)
-    words = " ".join(str(error).split()) or type(error).__name__
-    return f"{promised or 'image'} that is damaged or cut short: {words}"
-
-
-def _unidentified(head: bytes, promised: str | None) -> str:
-    if not head:
-        return "empty file"
-    if promised in ("HEIC", "HEIF", "AVIF"):
-        return f"{promised}, which this Pillow cannot read; convert it to JPEG or PNG"
-    if promised is not None:
-        return f"begins as {promised}, but its header is damaged or cut short"
-    return "not an image, or of an unknown format"

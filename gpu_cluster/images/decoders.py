@@ -1,9 +1,9 @@
 """Reads headers and pixels of pictures so that none of them can harm the job.
 
-Most pictures are plain: JPEGs and PNGs that need little memory and time. The job itself reads these, with several
-threads. All others are read by processes of their own (`decoding_process`), each with a limit of memory and time; one
-that dies or is too slow is replaced, and its picture has a reason. How many pictures are decoded at once follows from
-the free memory. This module must not know what is done with a picture.
+Most pictures are plain: JPEGs and PNGs that need little memory and time, and whose colours are sRGB. The job itself
+reads these, with several threads. All others are read by processes of their own (`decoding_process`), each with a limit
+of memory and time; one that dies or is too slow is replaced, and its picture has a reason. How many pictures are
+decoded at once follows from the free memory. This module must not know what is done with a picture.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.backend.memory import free_host_bytes
 from gpu_cluster.config import DecodingConfig
-from gpu_cluster.images import decode
+from gpu_cluster.images import decode, formats, icc
 from gpu_cluster.images.decode import Header, Pixels
 from gpu_cluster.images.decoding_process import DecodingProcess
 from gpu_cluster.manifest import FileFacts
@@ -43,6 +44,8 @@ _WIDE_FORMATS = frozenset({"AVIF", "JPEG2000", "WEBP"})
 _FEW_SCANS = 4
 # What a decoder takes beside the pixels; the header of a picture never needs more.
 _ROOM_BYTES = 256 << 20
+# Profiles that are remembered.
+_MOST_PROFILES = 1024
 # Pictures that are decoded at once share this part of the free memory; a single one may take up to the second part.
 _SHARE, _SHARE_ALONE = 1 / 8, 1 / 2
 
@@ -81,6 +84,8 @@ def bytes_needed(facts: FileFacts | Header, at_least: int | None = None) -> int:
 
 def is_plain(facts: FileFacts | Header) -> bool:
     """Return whether the job itself may decode a picture; of a JPEG the number of scans must be known."""
+    if icc.is_foreign(facts.profile):
+        return False
     if facts.format in decode.JPEG_FORMATS:
         work = math.inf if facts.n_scans is None else (facts.width or 0) * (facts.height or 0) * facts.n_scans
         return work <= _PLAIN_WORK and bytes_needed(facts) <= _PLAIN_BYTES
@@ -105,6 +110,8 @@ class Decoders:
         self.n_at_once = usable_cores()
         self._places = threading.Semaphore(self.n_at_once)
         self._lock = threading.Lock()
+        # What profiles turned out to be, by what they say of themselves and the mode of their pictures.
+        self._profiles: dict[tuple[str, str], str] = {}
         self._idle: list[DecodingProcess] = []
         self._all: set[DecodingProcess] = set()
         self._closed = False
@@ -113,8 +120,10 @@ class Decoders:
         """Return how many plain pictures, each of which needs at most `most_bytes`, may be decoded at once."""
         return max(1, min(self.n_at_once, self._budget.total // max(1, most_bytes)))
 
-    def header(self, stream: IO[bytes], suffix: str = "") -> Header:
+    def header(self, stream: IO[bytes], suffix: str = "", *, n_scans: int | None = None) -> Header:
         """Read the header of a picture, which is open at its first byte, without decoding it.
+
+        `n_scans` is the number of scans of a JPEG, if it is known already.
 
         Raises
         ------
@@ -123,21 +132,33 @@ class Decoders:
         OSError
             When the file cannot be read.
         """
-        head = stream.read(decode.HEAD_BYTES)
+        head = stream.read(formats.HEAD_BYTES)
         stream.seek(0)
-        kind = decode.format_of(head)
+        kind = formats.format_of(head)
         if kind not in ("JPEG", "PNG"):
             # To read the header of a WebP is to set two pictures of its size aside, which nothing is written to.
             aside = 8 * self._config.max_pixels if kind == "WebP" else 0
             return Header(*self._ask(stream, suffix, 0, aside=aside, wanted="header")[0]["header"])
         try:
-            return decode.read_header(stream, suffix)
+            header = decode.read_header(stream, suffix, plain=True, n_scans=n_scans)
         # On a broken file Pillow's readers can raise any type of error, and none of them may end the job.
         except Exception as error:
             # Pillow's own OSErrors have no errno; this one says that the file cannot be read.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UndecodableError(decode.reason(head, error), lasting=not decode.is_passing(error)) from error
+            raise UndecodableError(formats.reason(head, error), lasting=not formats.is_passing(error)) from error
+        return self._with_usable_profile(header, stream, suffix) if icc.is_foreign(header.profile) else header
+
+    def _with_usable_profile(self, header: Header, stream: IO[bytes], suffix: str) -> Header:
+        """Return the header with its profile as Little CMS finds it, which reads each profile once."""
+        name = (header.profile, header.mode)
+        if name not in self._profiles:
+            stream.seek(0)
+            found = Header(*self._ask(stream, suffix, 0, wanted="header")[0]["header"])
+            if len(self._profiles) >= _MOST_PROFILES:
+                self._profiles.clear()
+            self._profiles[name] = found.profile
+        return replace(header, profile=self._profiles[name])
 
     def pixels(
         self, stream: IO[bytes], suffix: str, facts: FileFacts | Header, *, at_least: int | None = None
@@ -152,7 +173,14 @@ class Decoders:
         UndecodableError
             When it cannot be decoded within the limits.
         """
-        reply, pixels = self._ask(stream, suffix, bytes_needed(facts, at_least), wanted="pixels", at_least=at_least)
+        reply, pixels = self._ask(
+            stream,
+            suffix,
+            bytes_needed(facts, at_least),
+            wanted="pixels",
+            at_least=at_least,
+            convert=icc.is_foreign(facts.profile),
+        )
         return pixels.reshape(reply["shape"])
 
     def small(self, stream: IO[bytes], suffix: str, side: int) -> Pixels:
@@ -168,10 +196,10 @@ class Decoders:
         if is_plain(header):
             with self._budget.share(bytes_needed(header)):
                 try:
-                    return np.asarray(decode.shrunk(stream, suffix, side))
+                    return np.asarray(decode.shrunk(stream, suffix, side, plain=True))
                 # As above.
                 except Exception as error:
-                    raise UndecodableError(decode.reason(b"", error), lasting=not decode.is_passing(error)) from error
+                    raise UndecodableError(formats.reason(b"", error), lasting=not formats.is_passing(error)) from error
         reply, pixels = self._ask(stream, suffix, bytes_needed(header), wanted="small", side=side)
         return pixels.reshape(reply["shape"])
 

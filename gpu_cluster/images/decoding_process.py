@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from gpu_cluster.errors import JobError
-from gpu_cluster.images import decode
+from gpu_cluster.images import decode, formats
 from gpu_cluster.images.decode import Pixels
 
 _LENGTH = struct.Struct("<I")
@@ -161,21 +161,21 @@ def _answer(asked: dict[str, Any], stream: IO[bytes]) -> tuple[dict[str, Any], P
     suffix, head = asked["suffix"], b""
     try:
         stream.seek(0)
-        head = stream.read(decode.HEAD_BYTES)
+        head = stream.read(formats.HEAD_BYTES)
         stream.seek(0)
         with decode.limited(asked["max_pixels"]):
             if asked["wanted"] == "header":
                 return {"header": astuple(decode.read_header(stream, suffix))}, None
             if asked["wanted"] == "pixels":
-                pixels = decode.decode(stream, suffix, at_least=asked["at_least"])
+                pixels = decode.decode(stream, suffix, at_least=asked["at_least"], plain=not asked["convert"])
             else:
                 pixels = np.asarray(decode.shrunk(stream, suffix, asked["side"]))
         return {"shape": pixels.shape}, pixels
     # On a broken file Pillow's readers can raise any type of error, and none of them may end this process.
     except Exception as error:  # noqa: BLE001
-        if decode.is_memory(error):
+        if formats.is_memory(error):
             return {"reason": f"it needs more memory than the {asked['most_bytes'] >> 20:,} MiB that it may have"}, None
-        return {"reason": decode.reason(head, error), "lasting": not decode.is_passing(error)}, None
+        return {"reason": formats.reason(head, error), "lasting": not formats.is_passing(error)}, None
 
 
 def _set_limits(most_bytes: int, most_seconds: float) -> None:

@@ -20,7 +20,7 @@ from typing import TextIO
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import MOST_TABLE_BYTES, open_regular, printable
-from gpu_cluster.images.decode import suffixes
+from gpu_cluster.images.formats import suffixes
 from gpu_cluster.words import did_you_mean
 
 _SEPARATORS = ",;\t|"

@@ -1,4 +1,4 @@
-"""Looks at each file of a Manifest once: finds its format, size, orientation and content hash, or why it is unusable.
+"""Looks at each file of a Manifest once: its format, size, orientation, colour profile and content hash, or a reason.
 
 Decodes no picture. This module must not know what is done with the pictures.
 """
@@ -22,7 +22,7 @@ from gpu_cluster.config import DecodingConfig
 from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
 from gpu_cluster.files import ChangedError
-from gpu_cluster.images import decode, decoders
+from gpu_cluster.images import decode, decoders, icc
 from gpu_cluster.images.source import Source, Stat, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, FileTable, Manifest
 from gpu_cluster.store.store import ScanShards, Store
@@ -177,11 +177,14 @@ def _look_at_slice(task: _ScanTask, reporter: Reporter) -> Sequence[FileFacts]:
 
 
 def _keep(task: _ScanTask, earlier: Sequence[FileFacts | None], found: Sequence[FileFacts], now: int) -> None:
-    """Keep the new facts of those files whose next change is sure to be noticed."""
+    """Keep the new facts of those files whose next change is sure to be noticed; not a reason that may pass."""
     new = [
         position
         for position, (before, one) in enumerate(zip(earlier[: len(found)], found, strict=True))
-        if one is not before and one.content_hash and max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now
+        if one is not before
+        and one.content_hash
+        and one.profile is not None
+        and max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now
     ]
     if task.place is not None and new:
         files = [os.path.join(task.root, task.locations[position]) for position in new]
@@ -202,12 +205,14 @@ def _look(source: Source, location: str, earlier: FileFacts | None, max_pixels: 
     with stream:
         if stat.size > max_pixels * _BYTES_A_PIXEL + _ROOM_BYTES:
             return FileFacts(reason=f"{stat.size} bytes, more than a picture of --max-pixels {max_pixels} can need")
-        if (known := _still_known(earlier, stat)) is not None:
+        known = _still_known(earlier, stat)
+        if known is not None and known.profile is not None:
             return known
         try:
-            digest = content_hash(stream)
+            # The version that found these facts did not look at the profile, so the header is read once more.
+            digest = content_hash(stream) if known is None else known.content_hash
             stream.seek(0)
-            facts = _header(stream, os.path.splitext(location)[1])
+            facts = _header(stream, os.path.splitext(location)[1], None if known is None else known.n_scans)
         except OSError as error:
             changed = isinstance(error, ChangedError)
             return FileFacts(reason=str(error) if changed else f"cannot be read: {error.strerror or error}")
@@ -225,11 +230,12 @@ def _still_known(earlier: FileFacts | None, stat: Stat) -> FileFacts | None:
     return earlier if earlier.ctime_ns == stat.ctime_ns else None
 
 
-def _header(stream: IO[bytes], suffix: str) -> FileFacts:
+def _header(stream: IO[bytes], suffix: str, n_scans: int | None) -> FileFacts:
     try:
-        header = decoders.current().header(stream, suffix)
+        header = decoders.current().header(stream, suffix, n_scans=n_scans)
     except decoders.UndecodableError as error:
-        return FileFacts(reason=str(error))
+        # At another time, or with other packages, there may be no reason, so the next scan looks at the header again.
+        return FileFacts(reason=str(error), profile=icc.NONE if error.lasting else None)
     return FileFacts(
         format=header.format,
         mode=header.mode,
@@ -237,6 +243,7 @@ def _header(stream: IO[bytes], suffix: str) -> FileFacts:
         height=header.height,
         orientation=header.orientation,
         n_scans=header.n_scans,
+        profile=header.profile,
     )
 
 

@@ -21,7 +21,7 @@ from typing import IO
 
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import NotAFileError, open_regular, printable
-from gpu_cluster.images import decode
+from gpu_cluster.images import decode, formats
 from gpu_cluster.inventory import is_folder_of_ours
 from gpu_cluster.manifest import FileFacts
 
@@ -255,7 +255,7 @@ def _walk(root: Path) -> Listing:
             path = os.path.join(directory, name)
             if name.startswith(".") or _is_special(path):
                 continue
-            if os.path.splitext(name)[1].lower() in decode.suffixes():
+            if os.path.splitext(name)[1].lower() in formats.suffixes():
                 found.locations.add(path)
             else:
                 unsure.append(path)
@@ -298,7 +298,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _begins_as_a_picture(path: str) -> bool:
     try:
         with open_regular(path)[0] as stream:
-            return decode.format_of(stream.read(decode.HEAD_BYTES)) is not None
+            return formats.format_of(stream.read(formats.HEAD_BYTES)) is not None
     except OSError:
         return False
 

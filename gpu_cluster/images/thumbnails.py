@@ -223,8 +223,7 @@ def _is_there(source: Source, location: str) -> bool:
 def _as_jpeg(image: Image) -> bytes:
     """Return the pixels of an image as JPEG, and nothing else: no comment, Exif, XMP or colour profile of the original.
 
-    Pillow would write the comment of the original again. A colour profile is not applied either: the copy has the
-    numbers that the network sees.
+    Pillow would write the comment of the original again. The pixels are sRGB already, as the network sees them.
     """
     from PIL import Image
 

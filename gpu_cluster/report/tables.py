@@ -239,6 +239,7 @@ def _manifest_table(manifest: Manifest) -> pd.DataFrame:
         "reason": [reason for _, reason in statuses],
         "format": facts.column("format"),
         "mode": facts.column("mode"),
+        "profile": facts.column("profile"),
         "content_hash": facts.column("content_hash"),
         "label": list(manifest.labels or [None] * len(manifest)),
     }

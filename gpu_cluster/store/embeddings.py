@@ -5,6 +5,7 @@ docs/store.md describes the files. This module must not know pictures, networks 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# The columns that a row is found by.
+_NAMING = ("content_hash", "conversion")
+
+
 @dataclass(frozen=True)
 class FoundShard:
     """What a shard holds of the embeddings that were looked for, s of them.
@@ -30,7 +35,7 @@ class FoundShard:
     Attributes
     ----------
     path : the shard
-    at : (s,) indices into the hashes that were looked for
+    at : (s,) indices into the names that were looked for
     rows : (s,) rows of the shard
     x : (s, d) float32, host; NaN where the content cannot be decoded
     reasons : s reasons; None for a row with an embedding
@@ -44,28 +49,33 @@ class FoundShard:
 
 
 class EmbeddingShards(Shards):
-    """Embeddings of one key: `content_hash`, `embedding`, and `reason` for content that cannot be decoded."""
+    """Embeddings of one key: `content_hash`, `embedding`, and `reason` for content that cannot be decoded.
+
+    A shard also has the column `conversion` if something was done to a picture of it after it was decoded, such as a
+    conversion of its colours. Such a row is another one than that of the same content as it is stored (see `row_name`).
+    """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer, *, named: bool = True) -> None:
-        super().__init__(folder, key, embedding_schema(int(key["n_features"])), observer, named=named)
+        plain, fuller = (embedding_schema(int(key["n_features"]), conversion=more) for more in (False, True))
+        super().__init__(folder, key, plain, observer, named=named, fuller=fuller)
 
     def find(self, wanted: Sequence[str]) -> Iterator[FoundShard]:
-        """Yield what is stored of the hashes `wanted`, one shard at a time, each hash only once.
+        """Yield what is stored of the rows `wanted`, by their names, one shard at a time, each row only once.
 
-        Memory: 40 bytes for each hash, and a shard.
+        Memory: 40 bytes for each name, and a shard.
         """
         self.mark_as_used()
         index = _Index(wanted)
         for name in self.names():
             if not index.missing.any():
                 return
-            hashes = self._hashes(name)
-            if hashes is None or not index.new(hashes)[1].any():
+            rows = self._row_names(name)
+            if not rows or not index.new(rows)[1].any():
                 continue
             table = self.read(name)
             if table is None:
                 continue
-            at, new = index.new(table["content_hash"])
+            at, new = index.new(_row_names(table))
             index.missing[at[new]] = False
             yield FoundShard(
                 self.folder / name,
@@ -76,19 +86,25 @@ class EmbeddingShards(Shards):
             )
 
     def count(self, wanted: Sequence[str]) -> int:
-        """Return how many of these hashes the shards hold; it does not count as use of them."""
+        """Return how many of the rows with these names the shards hold; it does not count as use of them."""
         found: set[str] = set()
         for name in self.names():
-            hashes = self._hashes(name)
-            found.update(() if hashes is None else hashes.to_pylist())
+            found.update(self._row_names(name))
         return len(found.intersection(wanted))
 
-    def keep(self, hashes: Sequence[str], x: FloatArray, reasons: Sequence[str | None]) -> Path | None:
+    def keep(
+        self,
+        hashes: Sequence[str],
+        x: FloatArray,
+        reasons: Sequence[str | None],
+        *,
+        conversions: Sequence[str | None] = (),
+    ) -> Path | None:
         """Write one shard of s rows: x (s, d) float32, host; a row that has a reason has no embedding there.
 
-        Rows without a reason whose embedding is not finite are not written, because no later job could use them. If all
-        others are, the shard has the rows in the order in which they are given. Returns its path, or None if there was
-        nothing to write.
+        `conversions` says of each row what was done to the picture; if it is empty, nothing was. Rows without a reason
+        whose embedding is not finite are not written, because no later job could use them. If all others are, the shard
+        has the rows in the order in which they are given. Returns its path, or None if there was nothing to write.
         """
         import pyarrow as pa
 
@@ -100,7 +116,10 @@ class EmbeddingShards(Shards):
         flat = pa.array(np.ascontiguousarray(x, dtype=np.float32).reshape(-1))
         mask = pa.array([why is not None for why in reasons], pa.bool_())
         embedding = pa.FixedSizeListArray.from_arrays(flat, x.shape[1], mask=mask)
-        return self.append({"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)})
+        columns = {"content_hash": list(hashes), "embedding": embedding, "reason": list(reasons)}
+        done = [conversions[row] for row in good] if conversions else []
+        # Without a conversion, the shard is the same as those of earlier versions, which can use it.
+        return self.append({**columns, "conversion": done} if any(done) else columns)
 
     def written(self, shard: Path) -> FloatArray:
         """Return the embeddings (s, d) of a shard that another process of this job has written, host.
@@ -132,19 +151,20 @@ class EmbeddingShards(Shards):
             return "it holds values that are not finite"
         return None
 
-    def _hashes(self, name: str) -> pa.ChunkedArray | None:
-        """Return the hashes of a shard without verifying it; if they cannot be read, the shard is read and verified."""
+    def _row_names(self, name: str) -> list[str]:
+        """Return the names of the rows of a shard without verifying it; if that cannot be, it is read and verified."""
         import pyarrow as pa
 
         try:
             with (self.folder / name).open("rb") as stream:
                 file = opened(stream)
                 self.check_declared(file, os.fstat(stream.fileno()).st_size)
-                return file.read(["content_hash"], use_threads=False)["content_hash"]
+                columns = [column for column in _NAMING if column in file.schema_arrow.names]
+                return _row_names(file.read(columns, use_threads=False))
         except (pa.ArrowException, OSError, KeyError, ValueError):
             # The shard is gone or damaged; reading all of it finds out which.
             table = self.read(name)
-            return None if table is None else table["content_hash"]
+            return [] if table is None else _row_names(table)
 
 
 class ScratchShards(EmbeddingShards):
@@ -162,24 +182,24 @@ class ScratchShards(EmbeddingShards):
 
 
 class _Index:
-    """Finds the positions of the hashes of a shard among all hashes that are looked for.
+    """Finds the positions of the rows of a shard among all rows that are looked for.
 
-    The hashes are sorted once, because a store may have thousands of shards.
+    Their names are sorted once, because a store may have thousands of shards.
     """
 
     def __init__(self, wanted: Sequence[str]) -> None:
-        hashes = np.array([text.encode() for text in wanted], dtype=np.bytes_)
-        self._order = np.argsort(hashes, kind="stable")
-        self._sorted = hashes[self._order]
-        # For each hash, whether it has not been found yet.
+        names = np.array([text.encode() for text in wanted], dtype=np.bytes_)
+        self._order = np.argsort(names, kind="stable")
+        self._sorted = names[self._order]
+        # For each name, whether it has not been found yet.
         self.missing = np.ones(len(wanted), dtype=bool)
 
-    def new(self, hashes: pa.ChunkedArray) -> tuple[IntArray, np.ndarray]:
-        """Return for each row of a shard its index in the wanted hashes (-1: not wanted), and whether it is to be used.
+    def new(self, names: Sequence[str]) -> tuple[IntArray, np.ndarray]:
+        """Return for each row of a shard its index in the wanted names (-1: not wanted), and whether it is to be used.
 
-        A row is used if its hash is wanted and missing, and no earlier row of the shard has the same hash.
+        A row is used if its name is wanted and missing, and no earlier row of the shard has the same name.
         """
-        found = np.array([(text or "").encode() for text in hashes.to_pylist()], dtype=np.bytes_)
+        found = np.array([text.encode() for text in names], dtype=np.bytes_)
         place = np.minimum(np.searchsorted(self._sorted, found), len(self._sorted) - 1)
         at = np.where(self._sorted[place] == found, self._order[place], -1)
         _, first = np.unique(at, return_index=True)
@@ -188,17 +208,30 @@ class _Index:
         return at, once & (at >= 0) & self.missing[at]
 
 
-def embedding_schema(n_features: int) -> pa.Schema:
-    """Return the columns of a shard of embeddings."""
+def row_name(content_hash: str, conversion: str | None) -> str:
+    """Return the name of a row of content that something was done to, or nothing: 32 characters, as a hash has."""
+    if conversion is None:
+        return content_hash
+    return hashlib.blake2b(f"{content_hash} {conversion}".encode(), digest_size=16).hexdigest()
+
+
+def _row_names(table: pa.Table) -> list[str]:
+    hashes = [text or "" for text in table["content_hash"].to_pylist()]
+    if "conversion" not in table.column_names:
+        return hashes
+    return list(map(row_name, hashes, table["conversion"].to_pylist()))
+
+
+def embedding_schema(n_features: int, *, conversion: bool = False) -> pa.Schema:
+    """Return the columns of a shard of embeddings, with `conversion` or without."""
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            pa.field("content_hash", pa.string()),
-            pa.field("embedding", pa.list_(pa.float32(), n_features)),
-            pa.field("reason", pa.string()),
-        ]
-    )
+    fields = [
+        pa.field("content_hash", pa.string()),
+        pa.field("embedding", pa.list_(pa.float32(), n_features)),
+        pa.field("reason", pa.string()),
+    ]
+    return pa.schema([*fields, pa.field("conversion", pa.string())] if conversion else fields)
 
 
 def embeddings_of(table: pa.Table, width: int) -> FloatArray:

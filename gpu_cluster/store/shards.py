@@ -50,10 +50,15 @@ class Shards:
         observer: Observer,
         *,
         named: bool = True,
+        fuller: pa.Schema | None = None,
     ) -> None:
-        """Set the folder, and whether it is `named` after its key, as all in a store are."""
+        """Set the folder, and whether it is `named` after its key, as all in a store are.
+
+        A shard has the columns of `schema`, or those of `fuller`, which are the same and more.
+        """
         self.folder = folder
         self.schema = schema
+        self.fuller = fuller
         # A folder is named after the key, so this needs no key file, which may be gone or changed.
         self._digest_of_key = folder.name if named else folder_name(key)
         self.key = key
@@ -71,8 +76,11 @@ class Shards:
         import pyarrow.parquet as pq
 
         assert self.schema is not None, "only reading does without"
-        schema = self.schema.with_metadata({_KEY: _as_json({"schema": _SCHEMA, **self.key})})
-        table = pa.table(dict(columns), schema=schema)
+        fuller, schema = self.fuller, self.schema
+        if fuller is not None and columns.keys() == set(fuller.names):
+            schema = fuller
+        metadata = {_KEY: _as_json({"schema": _SCHEMA, **self.key})}
+        table = pa.table(dict(columns), schema=schema.with_metadata(metadata))
         sink = pa.BufferOutputStream()
         # Embeddings hardly compress.
         pq.write_table(table, sink, compression="none", use_dictionary=False)
@@ -155,7 +163,8 @@ class Shards:
         key = (file.schema_arrow.metadata or {}).get(_KEY, b"")
         if _folder_name(key) != self._digest_of_key:
             raise pa.ArrowInvalid("it was made with the settings of another folder")
-        if self.schema is not None and not file.schema_arrow.equals(self.schema):
+        known = [schema for schema in (self.schema, self.fuller) if schema is not None]
+        if known and not any(map(file.schema_arrow.equals, known)):
             raise pa.ArrowInvalid("its columns are not those of this version")
         facts = file.metadata
         groups = [facts.row_group(number) for number in range(facts.num_row_groups)]

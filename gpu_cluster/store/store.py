@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-# In the key of scans with more columns than these of the version before. Jobs of that version, which would take such
-# shards for damaged ones, therefore do not look at them.
-_SCAN_COLUMNS = 2
-_EARLIER_COLUMNS = frozenset(
-    {"path", "size", "mtime_ns", "content_hash", "format", "mode", "width", "height", "orientation", "reason"}
-)
+# In the key of scans, so that earlier versions, which would take shards with more columns for damaged ones, do not look
+# at them. The columns that came with each number; the first scans have none in their key.
+
+_NEW_COLUMNS = {None: frozenset(), 2: frozenset({"ctime_ns", "n_scans"}), 3: frozenset({"profile"})}
 
 
 class Store:
@@ -69,18 +67,17 @@ class Store:
 
     def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
         """Return the object that reads and writes the scans of one key: of a folder, its subfolders and its parents."""
-        earlier = {"root": str(root), **key}
-        own = {**earlier, "columns": _SCAN_COLUMNS}
+        first = {"root": str(root), **key}
+        keys = [first if number is None else {**first, "columns": number} for number in _NEW_COLUMNS]
+        own = keys[-1]
         folder = self._folder("scans", own)
         related = [
             Shards(other, theirs, scan_schema(theirs), self._observer)
             for other, theirs in ((other, read_key(other)) for other in folders(self.root / "scans"))
-            if other != folder
-            and {**theirs, "root": own["root"]} in (own, earlier)
-            and _related(str(theirs.get("root")), root)
+            if other != folder and {**theirs, "root": own["root"]} in keys and _related(str(theirs.get("root")), root)
         ]
-        # What this version found comes before what the version before found.
-        related.sort(key=lambda shards: shards.schema != scan_schema(own))
+        # What this version found comes before what earlier ones found.
+        related.sort(key=lambda shards: -len(shards.schema or ()))
         return ScanShards(folder, own, related, self._observer)
 
     def _folder(self, kind: str, key: Mapping[str, Any]) -> Path:
@@ -130,7 +127,7 @@ class ScanShards(Shards):
         tables = [table for shards in (self, *self._related) for name in shards.names() if (table := shards.read(name))]
         if not tables:
             return KnownFiles(None, np.full(len(paths), -1))
-        # Columns that a shard of the version before lacks become null.
+        # Columns that a shard of an earlier version lacks become null.
         table = pa.concat_tables(tables, promote_options="default")
         wanted = pa.array([os.fsencode(path) for path in paths], pa.binary())
         # If a path has several rows, this finds the first one, which is from the newest shard.
@@ -164,7 +161,7 @@ class KnownFiles:
 
 
 def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns of a shard of scanned files with this key; those of the version before were fewer."""
+    """Return the columns of a shard of scanned files with this key; those of earlier versions were fewer."""
     import pyarrow as pa
 
     schema = pa.schema(
@@ -181,12 +178,14 @@ def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
             pa.field("height", pa.int64()),
             pa.field("orientation", pa.int8()),
             pa.field("n_scans", pa.int64()),
+            pa.field("profile", pa.string()),
             pa.field("reason", pa.string()),
         ]
     )
-    if key.get("columns") == _SCAN_COLUMNS:
-        return schema
-    return pa.schema([field for field in schema if field.name in _EARLIER_COLUMNS])
+    numbers = list(_NEW_COLUMNS)
+    known = numbers.index(key.get("columns")) if key.get("columns") in numbers else 0
+    later = frozenset().union(*(_NEW_COLUMNS[number] for number in numbers[known + 1 :]))
+    return pa.schema([field for field in schema if field.name not in later])
 
 
 def _related(one: str, other: Path) -> bool:

@@ -51,9 +51,11 @@ class MeanColours(Engine):
         return pixels.mean(axis=(1, 2))
 
 
+MEAN_COLOURS = Extractor({"features": "mean colours"}, 3, lambda _precision: lambda pixels: pixels)
+
+
 def mean_colours(most: int = 1 << 30) -> MeanColours:
-    extractor = Extractor({"features": "mean colours"}, 3, lambda _precision: lambda pixels: pixels)
-    engine = MeanColours(CpuBackend(), extractor, EmbedConfig(batch_size=16))
+    engine = MeanColours(CpuBackend(), MEAN_COLOURS, EmbedConfig(batch_size=16))
     engine.most = most
     engine.build()
     return engine

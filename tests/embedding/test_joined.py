@@ -51,8 +51,8 @@ def extractor(named: str, side: int = SIDE) -> Extractor | Joined:
     if "+" in named:
         found = features.extractor_of(EmbedConfig(features=named, image_size=side), features.Weights())
         assert isinstance(found, Joined)
-        names = [name.partition(":")[0] for name in named.split("+")]
-        return replace(found, parts=tuple(extractor(name, side) for name in names))
+        parts = (extractor(name.partition(":")[0], side) for name in named.split("+"))
+        return replace(found, parts=tuple(part for part in parts if isinstance(part, Extractor)))
     one = features.extractor_of(EmbedConfig(features=named, image_size=side), features.Weights())
     assert isinstance(one, Extractor)
     return replace(one, build=cache(one.build))

@@ -25,7 +25,7 @@ from gpu_cluster.events import Recorder
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, UnreadableError
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store
-from tests.embedding.mean_colours import MeanColours, decoded, mean_colours
+from tests.embedding.mean_colours import MEAN_COLOURS, MeanColours, decoded, mean_colours
 from tests.helpers import scanned_pictures, write_pictures
 
 SMALL = EmbedConfig(image_size=32, batch_size=4)
@@ -129,7 +129,7 @@ def test_a_picture_whose_embedding_is_not_finite_is_bad_wherever_embeddings_are(
     files = write_pictures(tmp_path / "in", 5)
     Image.new("RGB", (8, 8), "white").save(files[2])
     monkeypatch.setattr(CpuBackend, "holds", lambda _backend, _bytes: "streamed" not in where)
-    engine, pictures = Overflowing(CpuBackend(), mean_colours().extractor, EmbedConfig()), scanned_pictures(files)
+    engine, pictures = Overflowing(CpuBackend(), MEAN_COLOURS, EmbedConfig()), scanned_pictures(files)
     manifest = Manifest(Path("/"), tuple(map(str, files)), tuple(picture.facts for picture in pictures))
     store = Store(tmp_path / "store", Recorder()) if "store" in where else None
     given: dict[str, Any] = {"store_config": StoreConfig(), "observer": Recorder(), "scratch": tmp_path / "scratch"}

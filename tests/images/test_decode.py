@@ -49,7 +49,7 @@ def reasons(manifest: Manifest) -> dict[str, str]:
 def as_the_network_sees(*files: Path, side: int) -> list[Pixels]:
     """Return the pixels (side, side, 3) of square pictures of that side, as the job decodes them."""
     config = EmbedConfig(image_size=side if side >= 32 else 32, resize="nearest")
-    shape = (config.image_size, config.image_size, 3)
+    shape = (config.side, config.side, 3)
     values = Extractor({}, math.prod(shape), lambda _precision: lambda pixels: tf.reshape(pixels, (len(pixels), -1)))
     engine = TensorFlowEngine(CpuBackend(), values, config)
     engine.build()

@@ -10,8 +10,8 @@ import pytest
 from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.images.decode import suffixes
 from gpu_cluster.images.discover import discover
+from gpu_cluster.images.formats import suffixes
 from gpu_cluster.staging import staged
 from tests.helpers import memory_folder, write_pictures
 from tests.images.files import find, touch

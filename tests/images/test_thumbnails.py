@@ -42,7 +42,7 @@ def test_copies_hold_only_pixels(tmp_path):
     for name in names:
         found = Image.open(io.BytesIO(copies[name]))
         assert {key for key in found.info if not str(key).startswith("jfif")} == set()
-        # The colour profile is not applied: the numbers are those that the network sees, but for JPEG's rounding.
+        # The profile is broken and not used: the numbers are those that the network sees, but for JPEG's rounding.
         there = small(open_source(tmp_path), name, 40)
         assert there is not None
         assert np.abs(np.asarray(found, int) - np.asarray(there, int)).mean() < 4

@@ -13,7 +13,7 @@ import pytest
 import gpu_cluster
 from gpu_cluster.backend import Choice, CpuBackend, memory
 from gpu_cluster.config import RunConfig
-from gpu_cluster.embedding import vgg16
+from gpu_cluster.embedding import features
 from gpu_cluster.events import Recorder
 from gpu_cluster.executor import Serial
 from gpu_cluster.images.source import open_source
@@ -143,7 +143,7 @@ def test_a_job_says_what_memory_it_needs_where_it_is_much_or_more_than_is_free(t
     job = prepare.Job(
         config=RunConfig(),
         events=Recorder(),
-        weights=vgg16.Weights(tmp_path, "0", {}),
+        weights=features.Weights(tmp_path),
         choice=Choice(CpuBackend(), "told to"),
         manifest=Manifest(tmp_path, ()),
         source=open_source(tmp_path),

@@ -12,7 +12,7 @@ import pytest
 
 from gpu_cluster.backend import Backend, CpuBackend, look_for_gpu
 from gpu_cluster.config import RunConfig
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import extractors, features
 from gpu_cluster.errors import ConfigError, DeviceError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.jobs.prepare import find_labelled, opened
@@ -62,8 +62,10 @@ def cpu() -> Measured:
     given: dict[str, Any] = {"images": pictures, "labels": FLOWERS / "flower_labels.csv"}
     config = build_config(RunConfig, k=10, image_size=32, no_cache=True, **given)
 
-    def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> extractors.Extractor:
-        return extractors.of_vgg16(weights, config.embed)
+    def prepared(
+        weights: features.Weights, _backend: Backend, _manifest: Manifest
+    ) -> extractors.Extractor | extractors.Joined:
+        return features.extractor_of(config.embed, weights)
 
     with opened(config, Recorder(), lambda: find_labelled(config.input, Observer()), prepared) as job:
         return measure(CpuBackend(), job)
@@ -175,8 +177,10 @@ def test_another_precision_is_embedded_by_itself():
     # The CPU has one precision; that of the options is what the engine gets.
     config = build_config(RunConfig, k=10, image_size=32, no_cache=True)
 
-    def prepared(weights: vgg16.Weights, _backend: Backend, _manifest: Manifest) -> extractors.Extractor:
-        return extractors.of_vgg16(weights, config.embed)
+    def prepared(
+        weights: features.Weights, _backend: Backend, _manifest: Manifest
+    ) -> extractors.Extractor | extractors.Joined:
+        return features.extractor_of(config.embed, weights)
 
     with (
         opened(config, Recorder(), lambda: find_labelled(config.input, Observer()), prepared) as job,

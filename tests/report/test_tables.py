@@ -22,7 +22,7 @@ def test_numbers_of_files_are_whole_to_the_last_digit_where_one_is_missing(tmp_p
     files = (FileFacts(size=2**53 + 1, mtime_ns=NANOSECONDS, width=3), FileFacts(reason="it is gone"))
     manifest = Manifest(tmp_path, ("a.png", "b.png"), files, bad={1: "it is gone"})
     config = build_config(RunConfig)
-    record = JobRecord(config, manifest, (tmp_path / "weights.h5", "0"), {"device": "cpu"}, "asked for", {}, ())
+    record = JobRecord(config, manifest, [(tmp_path / "weights.h5", "0")], [], {"device": "cpu"}, "asked for", {}, ())
     write_run_record(tmp_path, record, None, command="gpu-cluster run", backend=CpuBackend())
     found = pd.read_parquet(tmp_path / "manifest.parquet")
     assert found["mtime_ns"].tolist() == [NANOSECONDS, pd.NA]

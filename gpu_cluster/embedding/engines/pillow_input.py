@@ -77,7 +77,7 @@ def _decoded(picture: Picture, configs: Sequence[PixelsConfig]) -> list[Square] 
     try:
         for at_least, positions in square.shared_decodings(picture.facts, configs):
             with picture.open() as stream:
-                decoded = decode.decode(stream, picture.suffix, at_least=at_least)
+                decoded = decode.decode(stream, picture.suffix, at_least=at_least, plain=True)
             squares |= {position: square.to_square(decoded, configs[position]) for position in positions}
     # On a broken file Pillow's readers can raise any type of error. Such a picture is decoded once more, in a process
     # of its own, which finds the reason.

@@ -364,14 +364,14 @@ def in_ico(content: bytes) -> bytes:
 SCAN = """
 import json, sys
 from pathlib import Path
-from gpu_cluster.images import decode
+from gpu_cluster.images import formats
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
 config = InputConfig(**json.loads(sys.argv[1]))
-decode.suffixes()
+formats.suffixes()
 def peak():
     # Not getrusage's, which in a new process begins at the peak of the one that started it.
     (line,) = (one for one in open("/proc/self/status") if one.startswith("VmHWM"))
