@@ -248,8 +248,9 @@ class PixelsConfig(NetworkConfig):
         3,
         ge=EARLIER_DECODING,
         le=3,
-        description="Version of decoding: 3 decodes a large JPEG at a reduced size, with bilinear resizing, and converts "
-        "colours with an embedded profile to sRGB; 2 decodes every pixel and converts nothing, as earlier versions did.",
+        description="Version of decoding: 3 decodes a large JPEG at a reduced size, with bilinear resizing, and "
+        "converts colours with an embedded profile to sRGB; 2 decodes every pixel and converts nothing, as earlier "
+        "versions did.",
     )
 
     @property

@@ -2,12 +2,12 @@
 
 The notebook processes one picture at a time: it loads the picture with Keras's `load_img`, adds a batch axis, and
 calls `preprocess_input` and `model.predict`. The job decodes and resizes in threads, and runs the network with
-TensorFlow's graph or with ncnn. All use the same pictures and weights, without a store, and warm up first. Their rounds
-alternate, so that a machine that slows down slows all. Prints the images per second of each round; then the ratios of
-the rounds, by the clock and by the processor time that all threads took, with their spread. Where other programs use
-the machine, the ratios by processor time are the steadier ones.
+TensorFlow's graph or with ncnn. All use the same pictures, without a store, and warm up first; VGG16 sees squares of
+224 pixels, EfficientNet-Lite2 of 260. Their rounds alternate, so that a machine that slows down slows all. Prints the
+images per second of each round; then the ratios of the rounds, by the clock and by the processor time that all threads
+took, with their spread. Where other programs use the machine, the ratios by processor time are the steadier ones.
 
-    .venv/bin/python -m scripts.bench_embed [--images N] [--rounds N] [FOLDER]
+    .venv/bin/python -m scripts.bench_embed [--images N] [--rounds N] [--network vgg16 efficientnet-lite2] [FOLDER]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EngineName, RunConfig, shipped_data
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import efficientnet_lite, extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
@@ -50,10 +50,16 @@ def notebook_loop(files: list[Path]) -> Callable[[], np.ndarray]:
     return lambda: np.stack([embed_one(file) for file in files])
 
 
-def job_with(name: EngineName, files: list[Path]) -> Callable[[], object]:
+def job_with(name: EngineName, network: str, files: list[Path]) -> Callable[[], object]:
     """Return a function that embeds the files as a job does; the network is built before, as it is for the loop."""
-    job = build_config(RunConfig, preset="notebook", engine=name)
-    engine = choose_engine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), job.embed), job.embed)
+    if network == "vgg16":
+        job = build_config(RunConfig, preset="notebook", engine=name)
+        extractor = extractors.of_vgg16(vgg16.find_weights(), job.embed)
+    else:
+        side = efficientnet_lite.SIDE
+        job = build_config(RunConfig, preset="notebook", engine=name, image_size=side)
+        extractor = extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), side)
+    engine = choose_engine(CpuBackend(), extractor, job.embed)
 
     def run(chosen: list[Path]) -> None:
         source = open_source(Path("/"))
@@ -94,14 +100,19 @@ def print_ratios(rounds: Mapping[str, list[Took]]) -> None:
         print(f"{fast} / {slow}, by {'; by '.join(shown)}")
 
 
-def rounds_of(files: list[Path], n_rounds: int) -> Iterator[tuple[str, Took]]:
+# How a network is named in what is printed; VGG16, which the notebook has, is not named.
+_NAMES = {"vgg16": "", "efficientnet-lite2": "EfficientNet-Lite2 in "}
+
+
+def rounds_of(files: list[Path], n_rounds: int, networks: Sequence[str] = ("vgg16",)) -> Iterator[tuple[str, Took]]:
     """Yield how long each way took, in turn."""
     CpuBackend().share_device_with("tensorflow")
-    ways = {
-        "notebook's loop": notebook_loop(files),
-        "TensorFlow's graph": job_with("tensorflow", files),
-        "ncnn": job_with("ncnn", files),
-    }
+    ways: dict[str, Callable[[], object]] = {}
+    if "vgg16" in networks:
+        ways["notebook's loop"] = notebook_loop(files)
+    for network in networks:
+        ways[f"{_NAMES[network]}TensorFlow's graph"] = job_with("tensorflow", network, files)
+        ways[f"{_NAMES[network]}ncnn"] = job_with("ncnn", network, files)
     for _ in range(n_rounds):
         for name, work in ways.items():
             yield name, timed(work)
@@ -131,12 +142,13 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=shipped_data() / "flowers", help="folder of images")
     parser.add_argument("--images", type=int, default=64, help="images a round (default: 64)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
+    parser.add_argument("--network", nargs="+", choices=_NAMES, default=["vgg16"], help="networks (default: vgg16)")
     arguments = parser.parse_args()
     suffixes = {".jpg", ".jpeg", ".png"}
     found = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in suffixes)
     files = list(itertools.islice(itertools.cycle(found), arguments.images))
     rounds: dict[str, list[Took]] = {}
-    for name, took in rounds_of(files, arguments.rounds):
+    for name, took in rounds_of(files, arguments.rounds, arguments.network):
         rounds.setdefault(name, []).append(took)
         number, speed = len(rounds[name]), len(files) / took.clock_s
         print(f"round {number}: {name} {speed:.1f} images/s", flush=True)

@@ -6,7 +6,7 @@ import pytest
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import efficientnet_lite, extractors, vgg16
 from gpu_cluster.embedding.engines import ENGINES, Installation, choose_engine
 from gpu_cluster.errors import ConfigError, DeviceError
 
@@ -22,20 +22,25 @@ def of_vgg16() -> extractors.Extractor:
     return extractors.of_vgg16(vgg16.find_weights(), EmbedConfig())
 
 
+def of_lite2() -> extractors.Extractor:
+    return extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), EmbedConfig().image_size)
+
+
 def missing(patch: pytest.MonkeyPatch, name: str) -> None:
     patch.setattr(ENGINES[name], "installation", lambda: Installation("not installed", "install it"))
 
 
-def test_auto_is_ncnn_for_vgg16_on_the_cpu_and_tensorflow_for_all_else():
+def test_auto_is_ncnn_for_both_networks_on_the_cpu_and_tensorflow_for_all_else():
     pytest.importorskip("ncnn")
-    engine = choose_engine(CpuBackend(), of_vgg16(), EmbedConfig())
-    assert (engine.name, engine.reason) == ("ncnn", "the first choice on the cpu")
+    for extractor in (of_vgg16(), of_lite2()):
+        engine = choose_engine(CpuBackend(), extractor, EmbedConfig())
+        assert (engine.name, engine.reason) == ("ncnn", "the first choice on the cpu")
+        assert choose_engine(LikeACard(), extractor, EmbedConfig()).name == "tensorflow"
     engine = choose_engine(CpuBackend(), extractors.colour_histogram(), EmbedConfig())
     assert (engine.name, engine.reason) == (
         "tensorflow",
-        "ncnn cannot be used: it runs VGG16 only, found colour histogram",
+        "ncnn cannot be used: it runs VGG16 and EfficientNet-Lite2 only, found colour histogram",
     )
-    assert choose_engine(LikeACard(), of_vgg16(), EmbedConfig()).name == "tensorflow"
 
 
 def test_auto_is_tensorflow_where_ncnn_is_not_installed(monkeypatch):
@@ -53,7 +58,7 @@ def test_features_of_tensorflow_alone_need_it(monkeypatch):
 
 
 def test_an_engine_asked_for_that_cannot_run_this_is_an_error():
-    with pytest.raises(ConfigError, match="--engine ncnn: it runs VGG16 only, found histograms of oriented gradients"):
+    with pytest.raises(ConfigError, match=r"--engine ncnn: it runs .* only, found histograms of oriented gradients"):
         choose_engine(CpuBackend(), extractors.oriented_gradients(64), EmbedConfig(engine="ncnn"))
     with pytest.raises(ConfigError, match="--engine ncnn: it does not compute on the gpu; use --engine auto"):
         choose_engine(LikeACard(), of_vgg16(), EmbedConfig(engine="ncnn"))

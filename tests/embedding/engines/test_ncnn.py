@@ -12,7 +12,7 @@ import pytest
 
 from gpu_cluster.backend import CpuBackend
 from gpu_cluster.config import EmbedConfig, EngineName
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import efficientnet_lite, extractors, vgg16
 from gpu_cluster.embedding.engines import ENGINES, Engine, NcnnEngine
 from gpu_cluster.embedding.engines import ncnn as ncnn_engine
 from gpu_cluster.errors import WeightsError
@@ -25,6 +25,13 @@ pytest.importorskip("ncnn", reason="there is no wheel of ncnn here")
 def engine_of(name: EngineName, **options: Any) -> Engine:
     config = EmbedConfig(engine=name, **options)
     engine = ENGINES[name](CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), config), config)
+    engine.build()
+    return engine
+
+
+def of_lite2(side: int) -> Engine:
+    extractor = extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), side)
+    engine = NcnnEngine(CpuBackend(), extractor, EmbedConfig(image_size=side))
     engine.build()
     return engine
 
@@ -52,7 +59,22 @@ def test_weights_that_are_cut_short_are_an_error_and_not_what_lies_behind_them_i
     name, (kernel, bias) = list(weights.layers.items())[-1]
     cut = replace(weights, layers={**weights.layers, name: (kernel, bias[:-1])})
     with pytest.raises(WeightsError, match="are 58,858,800 bytes, and VGG16 has 58,858,804"):
-        ncnn_engine._built.__wrapped__(cut)
+        ncnn_engine._built.__wrapped__(ncnn_engine.plan_of(vgg16.Network(cut, "gem")))
+
+
+def test_weights_of_the_other_network_that_are_cut_short_are_an_error_too():
+    weights = efficientnet_lite.find_weights()
+    kernel, bias = weights.layers["_conv_head"]
+    cut = replace(weights, layers={**weights.layers, "_conv_head": (kernel, bias[:-1])})
+    with pytest.raises(WeightsError, match=r"and EfficientNet-Lite2 has .*: the weights in memory are not those"):
+        ncnn_engine._built.__wrapped__(ncnn_engine.plan_of(efficientnet_lite.Network(cut)))
+
+
+def test_both_networks_stay_built_and_every_pooling_uses_the_same_one():
+    engines = [engine_of("ncnn", image_size=32), of_lite2(32)]
+    again = [engine_of("ncnn", image_size=32, pooling="max"), of_lite2(64)]
+    for first, second in zip(engines, again, strict=True):
+        assert first._network is second._network  # type: ignore[attr-defined]
 
 
 def test_black_pictures_have_finite_embeddings():
@@ -60,8 +82,11 @@ def test_black_pictures_have_finite_embeddings():
     assert np.isfinite(found).all()
 
 
-def test_an_embedding_does_not_depend_on_its_batch_to_the_bit():
-    engine, given = engine_of("ncnn", image_size=32), pixels(7, 32)
+@pytest.mark.parametrize(
+    "make", [lambda: engine_of("ncnn", image_size=64), lambda: of_lite2(64)], ids=["vgg16", "lite2"]
+)
+def test_an_embedding_does_not_depend_on_its_batch_to_the_bit(make):
+    engine, given = make(), pixels(7, 64)
     together = engine.features(given)
     alone = [engine.features(given[at : at + 1])[0] for at in range(7)]
     np.testing.assert_array_equal(together, alone)
