@@ -156,7 +156,7 @@ def _tell_known(work: Work, n_missing: int, engine: Engine, observer: Observer) 
     """Report how many embeddings the store holds already."""
     n_known = work.count_good()
     left = f"{n_missing:,} {'is' if n_missing == 1 else 'are'} left to embed"
-    n_in_part = max(int(part.done.sum()) for part in work.parts) if n_missing else 0
+    in_parts = [work.count_good_in(part) for part in work.parts]
     if n_known and n_missing:
         observer.notice(
             f"The store holds the {'embedding' if n_known == 1 else 'embeddings'} of {count(n_known, 'picture')} "
@@ -164,11 +164,11 @@ def _tell_known(work: Work, n_missing: int, engine: Engine, observer: Observer) 
         )
     elif n_known:
         observer.notice("The store holds the embeddings of all these pictures already")
-    elif n_in_part:
+    elif any(in_parts):
         found = [
-            f"of {count(int(part.done.sum()), 'picture')} by {name_of(one.extractor)}"
-            for part, one in zip(work.parts, engine.parts, strict=True)
-            if part.done.any()
+            f"of {count(n, 'picture')} by {name_of(part.extractor)}"
+            for n, part in zip(in_parts, engine.parts, strict=True)
+            if n
         ]
         observer.notice(
             f"The store holds embeddings {' and '.join(found)} already, which are not computed again; {left}"

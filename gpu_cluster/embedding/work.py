@@ -158,6 +158,10 @@ class Work:
         done = self._done() if contents is None else self._done() & contents
         return int(done.sum()) - sum(bool(done[index]) for index in self._bad)
 
+    def count_good_in(self, part: Part) -> int:
+        """Return how many contents have an embedding by this part by now."""
+        return int(part.done.sum()) - sum(bool(part.done[index]) for index in self._bad)
+
     def _done(self) -> npt.NDArray[np.bool_]:
         return np.asarray(np.logical_and.reduce([part.done for part in self.parts]))
 

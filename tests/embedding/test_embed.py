@@ -25,7 +25,7 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from tests.helpers import photos, write_pictures
 
-NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch"}
+NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch", "decoding": 2}
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -126,7 +126,9 @@ def test_a_part_in_the_store_is_not_computed_again(files, root):
     told = Noticing()
     both = embedded(files, root, BOTH, observer=told)
     assert sorted(path.name for path in shards.iterdir()) == before
-    assert any("of 9 pictures by VGG16 already, which are not computed again" in notice for notice in told.notices)
+    assert any(
+        "embeddings of 8 pictures by VGG16 already, which are not computed again" in notice for notice in told.notices
+    )
     assert both.n_computed == len(files) - 2
     np.testing.assert_allclose(both.x.whole()[:, :1024], unit(alone.x.whole()), atol=1e-6)
     # What was computed for the joined features serves the part alone.
