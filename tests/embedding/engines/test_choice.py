@@ -23,7 +23,7 @@ def of_vgg16() -> extractors.Extractor:
 
 
 def of_lite2() -> extractors.Extractor:
-    return extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), EmbedConfig().image_size)
+    return extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), efficientnet_lite.SIDE)
 
 
 def missing(patch: pytest.MonkeyPatch, name: str) -> None:
