@@ -1,4 +1,4 @@
-"""The engines that run the networks: `base.Engine` is their interface; `tensorflow` runs all of them, `ncnn` VGG16."""
+"""The engines that run the networks: `base.Engine` is their interface; `tensorflow` runs all, `ncnn` some."""
 
 from __future__ import annotations
 
