@@ -167,7 +167,8 @@ def find_weights(named: Path | None = None) -> Weights:
         layers = _folded(read_npz(content, _array_shapes()))
     # What zipfile and NumPy raise for damaged files is of many types.
     except Exception as error:
-        why = " ".join(str(error).split())[:_MOST_SHOWN]
+        what = "" if type(error) is ValueError else f"{type(error).__name__} "
+        why = " ".join(f"{what}{error}".split())[:_MOST_SHOWN]
         raise WeightsError(
             f"cannot read {where}: expected {_EXPECTED} (24.7 MB), found {len(content):,} bytes that are damaged or "
             f"another network ({why}); copy the file again, or name none to use the shipped ones"

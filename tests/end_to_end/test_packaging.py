@@ -33,7 +33,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wheel_carries_the_weights_their_attribution_and_the_sample_set(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "gpu_cluster/data/weights/vgg16_imagenet_notop.weights.h5" in names
-    assert "gpu_cluster/data/weights/ATTRIBUTION.md" in names
+    assert "gpu_cluster/data/weights/efficientnet_lite2_imagenet.npz" in names
+    assert {"gpu_cluster/data/weights/ATTRIBUTION.md", "gpu_cluster/data/weights/LICENSE-Apache-2.0.txt"} <= set(names)
     assert sum(name.startswith("gpu_cluster/data/flowers/") and name.endswith(".png") for name in names) == 210
     assert "gpu_cluster/data/flowers/flower_labels.csv" in names
     assert "gpu_cluster/py.typed" in names
