@@ -74,7 +74,12 @@ class _PicturesOptions(_JobOptions, total=False):
     max_bad_fraction: float
 
 
-class PredictOptions(_PicturesOptions, _ExecutorOptions, total=False):
+class _GivenOptions(TypedDict, total=False):
+    embeddings: PathLike | None
+    embedding_names: PathLike | None
+
+
+class PredictOptions(_PicturesOptions, _GivenOptions, _ExecutorOptions, total=False):
     """The options of `predict`."""
 
     report: bool
@@ -129,8 +134,10 @@ class CompareOptions(_ClusteringOptions, total=False):
     algorithms: Iterable[str]
 
 
-class RunOptions(_ClusteringOptions, _ExecutorOptions, total=False):
+class RunOptions(_ClusteringOptions, _GivenOptions, _ExecutorOptions, total=False):
     """The options of `run`."""
+
+    embedded_by: str | None
 
     preset: str
     pooling: Pooling

@@ -216,7 +216,35 @@ def _layers(
     if _is_record(file):
         held = {section: {name: table[name] for name in table.keys() & known} for section, table in _EARLIER.items()}
         layers.insert(0, ("earlier version", {section: table for section, table in held.items() if table}))
-    return layers, content
+    return _without_network(layers, known, is_record=_is_record(file)), content
+
+
+def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record: bool) -> _Layers:
+    """Return the layers without the options of the network, if the embeddings are given, which need none.
+
+    Those of a preset and of a record are all there, and are not used.
+
+    Raises
+    ------
+    ConfigError
+        When the command line, or a TOML file, has one beside the embeddings.
+    """
+    sections = [{name: part for name, part in layer.items() if isinstance(part, Mapping)} for _, layer in layers]
+    if not any(tables.get("given", {}).get("embeddings") for tables in sections):
+        return layers
+    for (words, _), tables in zip(layers, sections, strict=True):
+        chosen = words == "command line" or (words.startswith("file ") and not is_record)
+        asked = [name for name in tables.get("embed", {}) if chosen and name in known]
+        if asked:
+            raise ConfigError(
+                f"{', '.join(known[name].flag for name in asked)} ({words}): with --embeddings no network runs, and "
+                "its options mean nothing; leave out the one or the other"
+            )
+    # The names of the pictures, and what computed them, belong to the file that is named with them.
+    anew = bool(sections[-1].get("given", {}).get("embeddings"))
+    unused = {"embed", "given"} if anew else {"embed"}
+    below = [(words, {name: part for name, part in layer.items() if name not in unused}) for words, layer in layers]
+    return [*below[:-1], layers[-1]]
 
 
 # Options of which only one can hold, by their section: the one that is given replaces the other one of a file.
@@ -249,6 +277,9 @@ def command_line(config: JobConfig) -> str:
     for name, option in known.items():
         value = option.of(config)
         if name in INTERNAL | {"images", "preset"} or value == option.of(usual):
+            continue
+        if option.section == "embed" and "embeddings" in known and known["embeddings"].of(config) is not None:
+            # No network ran, whatever the preset says of one.
             continue
         if isinstance(value, bool):
             words.append(option.flag if value else f"--no-{option.flag[2:]}")

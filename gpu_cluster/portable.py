@@ -19,7 +19,11 @@ Rewrite = Callable[[str], str]
 
 # The options that hold paths, by section. Those of the first kind decide what a run computes: to repeat it, they have
 # to be given again.
-_NEEDED = {"input": ("images", "input_list", "labels"), "embed": ("weights",)}
+_NEEDED = {
+    "input": ("images", "input_list", "labels"),
+    "embed": ("weights",),
+    "given": ("embeddings", "embedding_names"),
+}
 _OTHERS = {"store": ("cache",)}
 
 _URI = re.compile(r"file:/*(?=/)")
@@ -88,7 +92,7 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
     if record["root"] is None:
         return dict(record)
     config, root = record["config"], Path(record["root"])
-    rewrite = rewriting(config, root, Path(record["weights"]["path"]))
+    rewrite = rewriting(config, root, *weights_in(record))
     left_out = {
         name: [Path(path).name for path in _as_list(config[section][name])]
         for section, names in _NEEDED.items()
@@ -102,6 +106,11 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
         "root_name": root.name,
         "left_out": left_out,
     }
+
+
+def weights_in(record: Mapping[str, Any]) -> list[Path]:
+    """Return the paths of the weights of which a record tells: none if the embeddings were given."""
+    return [Path(record["weights"]["path"])] if record["weights"] is not None else []
 
 
 def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ device of the run unless marked host. This module must not know how any of the v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Embeddings(Record):
     bad : maps a manifest row to the reason why its file could not be decoded
     n_computed : pictures that were embedded now; the others were in the store, or are duplicates
     images_per_s : speed of decoding and network together, without loading TensorFlow; None if nothing was computed
-    precision : number format in which the network computes
+    precision : number format in which the network computes; None if none ran
     batch_size : number of images in a batch at the end of the job; None if nothing was computed
     """
 
@@ -41,7 +41,7 @@ class Embeddings(Record):
     bad: Mapping[int, str]
     n_computed: int
     images_per_s: float | None
-    precision: str
+    precision: str | None
     batch_size: int | None
 
 
@@ -366,7 +366,8 @@ class JobRecord(Record):
 
     Attributes
     ----------
-    weights : path and sha256 of the weights
+    weights : path and sha256 of the weights; None if the embeddings were given
+    embeddings : the file of the embeddings that were given: its path, sha256 and size; None if a network ran
     device : facts about the device and the engine
     device_reason : why this device was chosen
     stages_s : seconds by stage
@@ -375,11 +376,12 @@ class JobRecord(Record):
 
     config: TolerantConfig
     manifest: Manifest
-    weights: tuple[Path, str]
+    weights: tuple[Path, str] | None
     device: Mapping[str, Any]
     device_reason: str
     stages_s: Mapping[str, float]
     notices: Sequence[str]
+    embeddings: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -18,7 +18,7 @@ from gpu_cluster.bounded import MIB, UnfitError, check_parquet, parse_json, read
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
-from gpu_cluster.portable import Rewrite, portable_record, rewriting, rewritten
+from gpu_cluster.portable import Rewrite, portable_record, rewriting, rewritten, weights_in
 from gpu_cluster.words import from_spreadsheet
 
 # The files of a run folder; their names are defined only here.
@@ -135,7 +135,7 @@ class FinishedRun:
     @property
     def _rewriting(self) -> Rewrite:
         root, found = self._as_recorded["root"], self._as_recorded
-        known = [] if root is None else [Path(root), Path(found["weights"]["path"]), self.folder]
+        known = [] if root is None else [Path(root), *weights_in(found), self.folder]
         return rewriting(found["config"], *known)
 
     def portable_files(self) -> Iterator[tuple[str, bytes]]:

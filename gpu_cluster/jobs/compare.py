@@ -170,7 +170,7 @@ def _write(folder: Path, found: Comparison, job: _Job, recipes: Sequence[_Recipe
     record = JobRecord(
         config=job.config,
         manifest=found.manifest,
-        weights=(job.weights.path, job.weights.sha256),
+        weights=job.weights_used,
         device=describe_device(
             job.backend, *(choose_engine(job.backend, recipe.extractor, recipe.embed) for recipe in recipes)
         ),

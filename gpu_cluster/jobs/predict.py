@@ -22,6 +22,8 @@ from gpu_cluster.config import EmbedConfig, PredictConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import ENGINES, Engine, choose_engine
+from gpu_cluster.embedding.given import Given, matched, opened_vectors
+from gpu_cluster.embedding.vectors import Vectors
 from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
@@ -80,7 +82,8 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     ------
     ConfigError
         When no pictures are named, `out` cannot be written, `out` is a file that is not a table of predictions, or
-        another engine is asked for than that of the run, or a device on which that does not compute.
+        another engine is asked for than that of the run, or a device on which that does not compute. When the run was
+        made with embeddings that were given and the config names none, or the other way round.
     DataError
         When the run has no usable model, or one for another version of decoding; or, if a page is asked for, not the
         tables of a run; or there are no pictures.
@@ -113,44 +116,73 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if page is not None:
         _check_tables(finished)
 
-    def prepared(weights: vgg16.Weights, backend: Backend, manifest: Manifest) -> Engine:
-        if config.report.portable:
-            check_root(manifest.root, manifest.paths)
-        _check_model(run, model, weights)
-        theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
-        return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
+    with opened_vectors(config.given) as vectors:
+        _check_width(run, model, vectors)
+        return _predict(finished, config, model, vectors, out, page, events)
+
+
+def _predict(
+    run: FinishedRun,
+    config: PredictConfig,
+    model: Model,
+    vectors: Vectors | None,
+    out: Path,
+    page: Path | None,
+    events: Recorder,
+) -> Prediction:
+    """Assign pictures, by the network or with vectors that were given; write the tables, and the page if asked for."""
 
     def find() -> Manifest:
-        return discover(config.input, events)
+        found = discover(config.input, events).without_used(*config.given.named())
+        if config.report.portable:
+            check_root(found.root, found.paths)
+        return found
 
-    with opened(config, events, find, prepared, workers=config.executor) as job:
-        engine = job.tools
+    def with_network(weights: vgg16.Weights, backend: Backend, _manifest: Manifest) -> Engine | Given:
+        theirs = _check_model(run.folder, model, weights)
+        theirs = theirs.model_copy(update=config.embed.model_dump(include={"batch_size", "precision"}))
+        return choose_engine(backend, extractors.of_vgg16(weights, theirs), theirs)
+
+    def with_vectors(_backend: Backend, manifest: Manifest) -> Engine | Given:
+        assert vectors is not None, "else a network runs"
+        return matched(vectors, manifest, events, scaling=model.reduction.scaling)
+
+    given = None if vectors is None else with_vectors
+    with opened(config, events, find, with_network, workers=config.executor, without_network=given) as job:
         with ExitStack() as until_assigned:
             scratch = None
-            large = not job.backend.holds(4 * len(job.manifest) * engine.extractor.n_features)
-            if job.store is None and (large or job.executor.is_remote):
+            large = not job.backend.holds(4 * len(job.manifest) * job.tools.n_features)
+            if (job.store is None or given is not None) and (large or job.executor.is_remote):
                 scratch = until_assigned.enter_context(temporary(out)) / SCRATCH
             with events.stage("embed"):
-                embeddings = embed(
-                    job.manifest,
-                    job.source,
-                    engine,
-                    store=job.store,
-                    store_config=config.store,
-                    observer=events,
-                    scratch=scratch,
-                    may_choose=False,
-                    elsewhere=job.elsewhere(engine, scratch),
-                )
+                embeddings = _embedded(job, scratch)
             with events.stage("predict"):
                 found = _assign(model, embeddings, job, out)
         if page is None:
             return found
         with events.stage("page"):
             new = Assigned(found.manifest, found.rows, found.labels, found.distances, found.far, model.far_distances)
-            with explained(run):
-                write_prediction_page(page, finished, new, out, portable=config.report.portable)
+            with explained(run.folder):
+                write_prediction_page(page, run, new, out, portable=config.report.portable)
         return replace(found, report=page)
+
+
+def _embedded(job: Job[PredictConfig, Engine | Given], scratch: Path | None) -> Embeddings:
+    """Return the embeddings of the pictures: by the network of the run, or those that were given."""
+    origin = job.tools
+    if isinstance(origin, Given):
+        return origin.embeddings(job.manifest, job.backend, job.events, scratch=scratch)
+    return embed(
+        job.manifest,
+        job.source,
+        origin,
+        store=job.store,
+        store_config=job.config.store,
+        observer=job.events,
+        scratch=scratch,
+        may_choose=False,
+        elsewhere=job.elsewhere(origin, scratch),
+    )
 
 
 # A file with exactly these columns is a table of predictions and may be replaced; one with another column, which the
@@ -233,7 +265,15 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
     folder, shown = FinishedRun(run).model, printable(str(run))
     backend = select(config.device).backend
     model = load_model(folder, backend)
-    engine, asked = model.embed.engine, config.embed.engine
+    if model.embed is None:
+        _check_given(shown, model, config)
+        return model, config
+    if config.given.embeddings is not None:
+        raise ConfigError(
+            f"--embeddings: the run {shown!r} was made with a network, whose embeddings do not mix with others; leave "
+            "out --embeddings, or run the clustering again with the embeddings of its pictures"
+        )
+    engine, decoding, asked = model.embed.engine, model.embed.decoding, config.embed.engine
     if asked not in ("auto", engine):
         raise ConfigError(
             f"--engine {asked}: the run {shown!r} was made with the engine {engine}, and embeddings of two engines do "
@@ -255,7 +295,6 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             f"the run {shown!r} was made with the engine {engine}, found here: {here.found}; {here.remedy}, or run the "
             "clustering again with the engine that is here"
         )
-    decoding = model.embed.decoding
     if engine != backend.engines[0] or decoding != EmbedConfig().decoding:
         events.notice(
             f"The run was made with the engine {engine} and version {decoding} of decoding: these pictures are "
@@ -264,9 +303,35 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
     return model, config.model_copy(update={"embed": config.embed.model_copy(update={"engine": engine})})
 
 
-def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
-    """Refuse a model whose number of features is not that of the network, or that was made with other weights."""
-    n_features, found = vgg16.count_features(model.embed.pooling, model.embed.image_size), model.reduction.mean.shape[0]
+def _check_given(shown: str, model: Model, config: PredictConfig) -> None:
+    """Refuse to use a model of embeddings that were given without those of the new pictures."""
+    if config.given.embeddings is None:
+        by = model.features.get("by")
+        raise ConfigError(
+            f"the run {shown!r} was made with embeddings that were given{'' if by is None else f' ({by})'}; give those "
+            "of these pictures too, computed in the same way: --embeddings FILE"
+        )
+
+
+def _check_width(run: Path, model: Model, vectors: Vectors | None) -> None:
+    """Refuse vectors of another length than those of the run."""
+    if vectors is not None and vectors.shape[1] != model.n_features:
+        raise DataError(
+            f"--embeddings {vectors.shown}: expected {model.n_features:,} numbers for each picture, as in the run "
+            f"{printable(str(run))!r}; found {vectors.shape[1]:,}"
+        )
+
+
+def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> EmbedConfig:
+    """Return how the model embeds pictures.
+
+    Raises
+    ------
+    GpuClusterError
+        When its number of features is not that of the network, or it was made with other weights.
+    """
+    assert model.embed is not None, "a model without a network is used with given embeddings"
+    n_features, found = vgg16.count_features(model.embed.pooling, model.embed.image_size), model.n_features
     if found != n_features:
         raise DataError(
             f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {n_features} features, found "
@@ -278,9 +343,10 @@ def _check_model(run: Path, model: Model, weights: vgg16.Weights) -> None:
             f"the run was made with other weights: expected sha256 {theirs}, found {weights.sha256} in "
             f"{printable(str(weights.path))!r}; give the run's weights with --weights"
         )
+    return model.embed
 
 
-def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine], out: Path) -> Prediction:
+def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine | Given], out: Path) -> Prediction:
     """Find the cluster of each picture, and write the tables."""
     import pandas as pd
 

@@ -62,12 +62,13 @@ class Job(Generic[C, T]):
 
     Attributes
     ----------
+    weights : those of the network; None if the embeddings are given
     tools : what the job itself prepared for its work from the weights, such as its engine or its model
     """
 
     config: C
     events: Recorder
-    weights: vgg16.Weights
+    weights: vgg16.Weights | None
     choice: Choice
     manifest: Manifest
     source: Source
@@ -78,6 +79,11 @@ class Job(Generic[C, T]):
     @property
     def backend(self) -> Backend:
         return self.choice.backend
+
+    @property
+    def weights_used(self) -> tuple[Path, str] | None:
+        """Path and sha256 of the weights, for the record of the job."""
+        return None if self.weights is None else (self.weights.path, self.weights.sha256)
 
     def elsewhere(self, engine: Engine, scratch: Path | None) -> Elsewhere | None:
         """Return what embeds pictures in other processes, with such an engine of VGG16; None if this process does it.
@@ -111,11 +117,13 @@ def opened(
     make: Callable[[vgg16.Weights, Backend, Manifest], T],
     *,
     workers: ExecutorConfig = SERIAL,
+    without_network: Callable[[Backend, Manifest], T] | None = None,
 ) -> Iterator[Job[C, T]]:
     """Check and open what a job needs, and give it to the block as a `Job`.
 
-    `find` lists the pictures, `make` prepares the job's own tools, and `workers` names those that do its tasks. The
-    cheap checks come first; reading every picture's header comes last. Until the block ends, pictures are decoded
+    `find` lists the pictures, `make` prepares the job's own tools, and `workers` names those that do its tasks. If the
+    embeddings are given, `without_network` prepares the tools, and no engine and no weights are looked for. The cheap
+    checks come first; reading every picture's header comes last. Until the block ends, pictures are decoded
     within the config's limits, and the workers are there.
 
     Raises
@@ -129,10 +137,15 @@ def opened(
             choice = choose_device(config)
             for note in choice.notes:
                 events.notice(note)
-            check_installed(config.embed.engine, choice.backend)
-            manifest = find()
-            weights = vgg16.find_weights(config.embed.weights)
-            tools = make(weights, choice.backend, manifest)
+            weights = None
+            if without_network is None:
+                check_installed(config.embed.engine, choice.backend)
+                manifest = find()
+                weights = vgg16.find_weights(config.embed.weights)
+                tools = make(weights, choice.backend, manifest)
+            else:
+                manifest = find()
+                tools = without_network(choice.backend, manifest)
             store = open_store(config.store, events)
             source = open_source(manifest.root)
             until_the_end.enter_context(decoders.limited(config.input))
@@ -199,7 +212,7 @@ def choose_folder(
     folder = output.choose(
         config.report.out,
         name=f"{prefix}{manifest.root.name}",
-        inputs=config.input.named(),
+        inputs=(*config.input.named(), *(config.given.named() if isinstance(config, RunConfig) else ())),
         overwrite=config.report.overwrite,
     )
     if config.report.overwrite and config.report.out is None:
@@ -284,12 +297,13 @@ def tell_memory(config: ClusteringConfig, n: int, d: int, job: Job[C, T], *, who
 
 
 def rewriting_of(
-    config: RunConfig | CompareConfig | PredictConfig, manifest: Manifest, weights: vgg16.Weights, folder: Path
+    config: RunConfig | CompareConfig | PredictConfig, manifest: Manifest, weights: vgg16.Weights | None, folder: Path
 ) -> Rewrite:
     """Return what is done to each text before it is written: paths are replaced if the job is portable."""
     if not config.report.portable:
         return unchanged
-    return rewriting(config.model_dump(mode="json"), manifest.root, weights.path, folder)
+    others = [] if weights is None else [weights.path]
+    return rewriting(config.model_dump(mode="json"), manifest.root, *others, folder)
 
 
 def as_written(manifest: Manifest, rewrite: Rewrite) -> Manifest:

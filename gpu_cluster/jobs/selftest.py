@@ -131,7 +131,7 @@ def measure(
     }
     return Measured(
         device=describe_device(backend, chosen),
-        precision=own.precision,
+        precision=own.precision or "",
         embeddings=embeddings,
         speeds=speeds,
         stages_s=events.stages_s,
@@ -146,6 +146,7 @@ def measure(
 def embed_with(options: Mapping[str, Any], backend: Backend, job: Job[RunConfig, Extractor]) -> FloatArray:
     """Embed the sample set with these options: (n, d) float32, host."""
     config = _config(job, **options)
+    assert job.weights is not None, "the selftest runs the network"
     engine = choose_engine(backend, extractors.of_vgg16(job.weights, config.embed), config.embed)
     return np.asarray(backend.to_host(_embedded(engine, job, job.events).x.whole()))
 

@@ -205,14 +205,15 @@ def write_run_record(
     """Write `manifest.parquet` and `run.json`; the latter can be given as `--config` to repeat the run."""
     manifest = result.manifest
     _write_parquet(stage / run_folder.MANIFEST, _manifest_table(manifest))
-    path, sha256 = result.weights
+    weights = None if result.weights is None else dict(zip(("path", "sha256"), map(str, result.weights), strict=True))
     record = {
         "gpu_cluster": version("gpu-cluster"),
         "config": result.config.model_dump(mode="json"),
         "command": command,
         "root": str(manifest.root),
         "files": manifest.counts(),
-        "weights": {"path": str(path), "sha256": sha256},
+        "weights": weights,
+        "embeddings": None if result.embeddings is None else dict(result.embeddings),
         **result.device,
         "repeats": dict(backend.repeats),
         "device_reason": result.device_reason,
