@@ -268,6 +268,15 @@ class GivenConfig(_Section):
         description="Text file that names the picture of each row of a .npy file, one on each line (or separated by "
         "NUL bytes), by its path or by its file name; by default the file with the same name and the suffix .txt.",
     )
+    # The record of such a run does not hold them, and must not be repeated with a network.
+    embeddings_in_memory: bool = Field(
+        False, description="Whether the embeddings are an array that a Python function was called with."
+    )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether embeddings take the place of the network."""
+        return self.embeddings is not None or self.embeddings_in_memory
 
     def named(self) -> tuple[Path, ...]:
         """Return every path that is read."""
@@ -275,7 +284,7 @@ class GivenConfig(_Section):
 
     @model_validator(mode="after")
     def _names_of_something(self) -> GivenConfig:
-        if self.embeddings is None and self.embedding_names is not None:
+        if not self.is_given and self.embedding_names is not None:
             raise ValueError("--embedding-names names the rows of --embeddings, which is not given; give both")
         return self
 
@@ -292,7 +301,7 @@ class RunGivenConfig(GivenConfig):
 
     @model_validator(mode="after")
     def _made_something(self) -> RunGivenConfig:
-        if self.embeddings is None and self.embedded_by is not None:
+        if not self.is_given and self.embedded_by is not None:
             raise ValueError("--embedded-by says what computed --embeddings, which is not given; give both")
         return self
 

@@ -230,7 +230,9 @@ def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record:
         When the command line, or a TOML file, has one beside the embeddings.
     """
     sections = [{name: part for name, part in layer.items() if isinstance(part, Mapping)} for _, layer in layers]
-    if not any(tables.get("given", {}).get("embeddings") for tables in sections):
+    named = ("embeddings", "embeddings_in_memory")
+    given = [any(tables.get("given", {}).get(name) for name in named) for tables in sections]
+    if not any(given):
         return layers
     for (words, _), tables in zip(layers, sections, strict=True):
         chosen = words == "command line" or (words.startswith("file ") and not is_record)
@@ -241,8 +243,7 @@ def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record:
                 "its options mean nothing; leave out the one or the other"
             )
     # The names of the pictures, and what computed them, belong to the file that is named with them.
-    anew = bool(sections[-1].get("given", {}).get("embeddings"))
-    unused = {"embed", "given"} if anew else {"embed"}
+    unused = {"embed", "given"} if given[-1] else {"embed"}
     below = [(words, {name: part for name, part in layer.items() if name not in unused}) for words, layer in layers]
     return [*below[:-1], layers[-1]]
 
@@ -262,8 +263,8 @@ def _without_alternatives(from_file: Mapping[str, Any], given: Mapping[str, Any]
     return left
 
 
-# Options that only presets set: they have no flag and no parameter.
-INTERNAL = frozenset({"default_range"})
+# Options that only presets and functions set: they have no flag and no parameter.
+INTERNAL = frozenset({"default_range", "embeddings_in_memory"})
 
 
 def command_line(config: JobConfig) -> str:
@@ -272,13 +273,16 @@ def command_line(config: JobConfig) -> str:
     preset = getattr(config, "preset", None)
     usual = build_config(type(config), preset=preset) if preset is not None else build_config(type(config))
     words = ["gpu-cluster", command_of(type(config)), *map(str, known["images"].of(config))]
+    given = getattr(config, "given", None)
+    if given is not None and given.embeddings_in_memory:
+        words += ["--embeddings", "(an array in memory)"]
     if preset is not None and preset != RunConfig().preset:
         words += ["--preset", preset]
     for name, option in known.items():
         value = option.of(config)
         if name in INTERNAL | {"images", "preset"} or value == option.of(usual):
             continue
-        if option.section == "embed" and "embeddings" in known and known["embeddings"].of(config) is not None:
+        if option.section == "embed" and given is not None and given.is_given:
             # No network ran, whatever the preset says of one.
             continue
         if isinstance(value, bool):

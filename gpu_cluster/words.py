@@ -22,7 +22,7 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
 def given_in_words(given: Mapping[str, Any]) -> str:
     """Return what a record says of embeddings that were given: who made them, how many, and in which file."""
     by = "" if given["by"] is None else f" by {given['by']}"
-    return f"given{by}: {given['n']:,} x {given['n_features']:,} {given['dtype']} in {given['path']}"
+    return f"given{by}: {given['n']:,} x {given['n_features']:,} {given['dtype']} in {given['path'] or 'memory'}"
 
 
 # What a spreadsheet takes for a formula, after the marks that this module has put before it.

@@ -1,4 +1,4 @@
-"""Embeddings that were computed elsewhere, in place of a network: a file of vectors enters, Embeddings leave.
+"""Embeddings that were computed elsewhere, in place of a network: a file or an array enters, Embeddings leave.
 
 Names are matched to pictures as those of labels are. A picture without a vector is a bad file with that reason; files
 with the same content get one vector. This module must not know what becomes of the embeddings.
@@ -6,7 +6,7 @@ with the same content get one vector. This module must not know what becomes of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.columns import Texts
 from gpu_cluster.config import GivenConfig
-from gpu_cluster.embedding.given_rows import FileRows, room_in
-from gpu_cluster.embedding.vectors import NpyVectors, Vectors
+from gpu_cluster.embedding.given_rows import ChosenRows, room_in
+from gpu_cluster.embedding.vectors import ArrayVectors, NpyVectors, Vectors
 from gpu_cluster.embedding.vectors_parquet import ParquetVectors
 from gpu_cluster.errors import ConfigError, DataError, JobError
 from gpu_cluster.events import Observer, interrupted
@@ -42,65 +42,91 @@ _NPY, _PARQUET, _ZIP = b"\x93NUMPY", b"PAR1", b"PK\x03\x04"
 
 
 @contextmanager
-def opened_vectors(config: GivenConfig) -> Iterator[Vectors | None]:
-    """Open the file of embeddings, check what it declares and its names, and close it at the end; None without one.
+def opened_vectors(
+    config: GivenConfig, array: Any = None, array_names: Sequence[str] | None = None
+) -> Iterator[Vectors | None]:
+    """Open the embeddings, check what they declare and their names, and close them at the end; None if none are given.
+
+    Parameters
+    ----------
+    config
+        Names the file, and its list of names.
+    array, array_names
+        The embeddings in place of a file, if the config says that they are in memory, and their names in place of a
+        list.
 
     Raises
     ------
     ConfigError
-        When names are missing, or are given for a file that has its own.
+        When names are missing, or are given for a file that has its own; or the array is missing.
     DataError
-        When the file cannot be used; the message says what was expected and what was found.
+        When they cannot be used; the message says what was expected and what was found.
     """
-    if config.embeddings is None:
-        yield None
-        return
-    path = config.embeddings
     with ExitStack() as until_the_end:
-        try:
-            stream = until_the_end.enter_context(open_regular(path)[0])
-            beginning = stream.read(len(_NPY))
-            stream.seek(0)
-        except OSError as error:
-            raise DataError(f"cannot read --embeddings {printable(str(path))!r}: {error.strerror or error}") from error
-        vectors: Vectors
-        if beginning.startswith(_NPY):
-            list_ = _list_of_names(config)
-            vectors = NpyVectors(path, stream, Texts(listed_names(list_, "--embedding-names")))
-            _check_number(vectors, list_)
-        elif beginning.startswith(_PARQUET):
-            if config.embedding_names is not None:
-                raise ConfigError(
-                    f"--embedding-names: the Parquet file {printable(str(path))!r} has the names in its column 'path'; "
-                    "leave out --embedding-names"
-                )
-            vectors = ParquetVectors(path, stream)
-        else:
-            what = "an archive such as .npz, " if beginning.startswith(_ZIP) else ""
-            raise DataError(
-                f"--embeddings {printable(str(path))!r}: expected a .npy file (numpy.save) or a Parquet file; found "
-                f"{what or 'something else, '}which begins with {beginning!r}"
-            )
-        _check_each_once(vectors)
+        vectors: Vectors | None = None
+        if config.embeddings is not None:
+            vectors = _opened_file(config.embeddings, config.embedding_names, until_the_end)
+        elif config.embeddings_in_memory:
+            vectors = _of_array(array, array_names, config.embedding_names)
+        if vectors is not None:
+            _check_each_once(vectors)
         yield vectors
 
 
-def _list_of_names(config: GivenConfig) -> Path:
-    assert config.embeddings is not None, "there is a file to name the rows of"
-    beside = config.embeddings.with_suffix(".txt")
-    if config.embedding_names is None and not beside.is_file():
+def _opened_file(path: Path, names: Path | None, until_the_end: ExitStack) -> Vectors:
+    shown = printable(str(path))
+    try:
+        stream = until_the_end.enter_context(open_regular(path)[0])
+        beginning = stream.read(len(_NPY))
+        stream.seek(0)
+    except OSError as error:
+        raise DataError(f"cannot read --embeddings {shown!r}: {error.strerror or error}") from error
+    if beginning.startswith(_PARQUET):
+        if names is not None:
+            raise ConfigError(
+                f"--embedding-names: the Parquet file {shown!r} has the names in its column 'path'; leave out "
+                "--embedding-names"
+            )
+        return ParquetVectors(path, stream)
+    if not beginning.startswith(_NPY):
+        what = "an archive, such as .npz" if beginning.startswith(_ZIP) else f"one that begins with {beginning!r}"
+        raise DataError(f"--embeddings {shown!r}: expected a .npy file (numpy.save) or a Parquet file; found {what}")
+    beside = path.with_suffix(".txt")
+    if names is None and not beside.is_file():
         raise ConfigError(
-            f"--embeddings {printable(str(config.embeddings))!r}: an array has no names; expected a list that names "
-            f"the picture of each row, one on each line, at {printable(str(beside))!r} or with --embedding-names"
+            f"--embeddings {shown!r}: an array has no names; expected a list that names the picture of each row, one "
+            f"on each line, at {printable(str(beside))!r} or with --embedding-names"
         )
-    return config.embedding_names or beside
+    names = names or beside
+    vectors = NpyVectors(path, stream, Texts(listed_names(names, "--embedding-names")))
+    vectors.table = names
+    _check_number(vectors, repr(printable(str(names))))
+    return vectors
 
 
-def _check_number(vectors: Vectors, names: Path) -> None:
+def _of_array(array: Any, names: Sequence[str] | None, file: Path | None) -> Vectors:
+    if array is None:
+        raise ConfigError(
+            "the run to repeat was made with embeddings that were an array in memory, which its record does not hold; "
+            "give them again: embeddings=ARRAY in Python, or --embeddings FILE"
+        )
+    if names is None and file is None:
+        raise ConfigError(
+            "embeddings: an array has no names; expected embedding_names, a list that names the picture of each row"
+        )
+    listed = Texts(listed_names(file, "--embedding-names") if names is None and file is not None else names or ())
+    vectors = ArrayVectors(array, listed)
+    vectors.table = file or vectors.table
+    _check_number(vectors, "embedding_names" if file is None else repr(printable(str(file))))
+    return vectors
+
+
+def _check_number(vectors: Vectors, names: str) -> None:
     if len(vectors.names) != vectors.shape[0]:
+        n = vectors.shape[0]
         raise DataError(
-            f"{printable(str(names))!r} names {count(len(vectors.names), 'picture')}, and --embeddings {vectors.shown} "
-            f"has {count(vectors.shape[0], 'row')}; expected one name for each row, in the same order"
+            f"{names} names {count(len(vectors.names), 'picture')}, and {vectors.shown} has {count(n, 'row')}; "
+            "expected one name for each row, in the same order"
         )
 
 
@@ -117,7 +143,7 @@ def _check_each_once(vectors: Vectors) -> None:
 def _twice(vectors: Vectors, one: int, other: int) -> DataError:
     names = " and ".join(dict.fromkeys(repr(printable(vectors.names[row])) for row in (one, other)))
     return DataError(
-        f"--embeddings {vectors.shown}: expected one row for each picture; the rows {one:,} and {other:,} (counted "
+        f"{vectors.shown}: expected one row for each picture; the rows {one:,} and {other:,} (counted "
         f"from 0) are both of {names}"
     )
 
@@ -131,7 +157,7 @@ class Given:
     row_of : row of the vectors for each row of the manifest, -1 without one
     finite : for each row of the vectors, whether it has finite numbers
     sums : a checksum of each row of the vectors
-    sha256 : of the file
+    sha256 : of the file, or of the array
     by : what computed them, in words, if that was said
     """
 
@@ -158,9 +184,10 @@ class Given:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says of the file."""
+        """What `run.json` says of them."""
         n, d = self.vectors.shape
-        path, dtype = str(self.vectors.path), self.vectors.dtype
+        path = None if self.vectors.path is None else str(self.vectors.path)
+        dtype = self.vectors.dtype
         return {"path": path, "sha256": self.sha256, "n": n, "n_features": d, "dtype": dtype, "by": self.by}
 
     def embeddings(
@@ -191,7 +218,7 @@ class Given:
             if held:
                 x = self._held(at, backend, observer)
             elif self.vectors.plain is not None:
-                x = FileRows(self.vectors.plain, at, backend)
+                x = ChosenRows(self.vectors.plain, at, backend)
             else:
                 assert scratch is not None, "without a place for them, they are held"
                 x = self._in_order(at, backend, observer, scratch)
@@ -225,10 +252,11 @@ class Given:
         return np.array(rows, np.int64), np.array(at, np.int64), bad
 
     def _why_not(self, row: int) -> str:
-        file = printable(self.vectors.path.name)
-        if self.row_of[row] < 0:
-            return f"{file} has no embedding of it"
-        return f"its embedding in {file} (row {self.row_of[row]:,}, counted from 0) has values that are not finite"
+        path, at = self.vectors.path, self.row_of[row]
+        where = "the array of embeddings" if path is None else printable(path.name)
+        if at < 0:
+            return f"{where} has no embedding of it"
+        return f"its embedding in {where} (row {at:,}, counted from 0) has values that are not finite"
 
     def _placed(self, at: IntArray, observer: Observer) -> Iterator[tuple[IntArray, FloatArray]]:
         """Yield, as the file is read once, the places in `at` whose vectors were read, and these vectors."""
@@ -262,7 +290,7 @@ class Given:
                 f"{error.strerror or error}; nothing was left: make room there, choose a place with more room with "
                 "--out, or give the embeddings as a .npy file in C order, which is read where it lies"
             ) from error
-        return FileRows(room, np.arange(len(at)), backend)
+        return ChosenRows(room, np.arange(len(at)), backend)
 
 
 def matched(vectors: Vectors, manifest: Manifest, observer: Observer, *, scaling: str, by: str | None = None) -> Given:
@@ -295,11 +323,9 @@ def matched(vectors: Vectors, manifest: Manifest, observer: Observer, *, scaling
         if observer.stopping():
             raise interrupted()
     if n_read != n:
-        raise DataError(f"--embeddings {vectors.shown} is damaged: it declares {n:,} rows, found {n_read:,}")
+        raise DataError(f"{vectors.shown} is damaged: it declares {n:,} rows, found {n_read:,}")
     if not (wanted & finite).any():
-        raise DataError(
-            f"--embeddings {vectors.shown}: expected finite numbers; each vector of a picture has one that is not"
-        )
+        raise DataError(f"{vectors.shown}: expected finite numbers; each vector of a picture has one that is not")
     if scaling == "sqrt-l2" and least < 0:
         raise ConfigError(
             f"--scaling sqrt-l2 takes square roots, and the embeddings in {vectors.shown} have numbers below 0, such "
@@ -310,7 +336,7 @@ def matched(vectors: Vectors, manifest: Manifest, observer: Observer, *, scaling
 
 def _match(vectors: Vectors, manifest: Manifest, observer: Observer) -> IntArray:
     """Return for each row of the manifest the row of its vector, -1 without one; report what does not fit."""
-    pictures = PicturesByName(manifest, vectors.path)
+    pictures = PicturesByName(manifest, vectors.table)
     row_of = np.full(len(manifest), -1, np.int64)
     without: list[int] = []
     ambiguous: list[tuple[int, list[int]]] = []
@@ -328,7 +354,7 @@ def _match(vectors: Vectors, manifest: Manifest, observer: Observer) -> IntArray
     if not (row_of >= 0).any():
         first = f"found {printable(vectors.names[without[0]])!r}" if without else said[0]
         raise DataError(
-            f"--embeddings {vectors.shown} names none of the pictures found ({len(manifest):,}); expected names "
+            f"{vectors.shown} names none of the pictures found ({len(manifest):,}); expected names "
             f"relative to {printable(str(manifest.root))!r}, such as {printable(manifest.paths[0])!r}; {first}"
         )
     if without:

@@ -1,4 +1,4 @@
-"""Rows of a matrix that lies in a file which the user, or the job, has made: read in blocks, as often as needed.
+"""Rows of a matrix that the user has given, or the job has written to a file: read in blocks, as often as needed.
 
 This module must not know what the rows are of.
 """
@@ -14,24 +14,24 @@ import numpy as np
 
 from gpu_cluster.backend import Array, Backend, IntArray, Rows
 from gpu_cluster.backend.rows import SpanFunction, block_slices, mapped
-from gpu_cluster.embedding.vectors import PlainRows
+from gpu_cluster.embedding.vectors import NumberedRows, PlainRows
 
 
-class FileRows(Rows):
-    """Some rows (n, d) of a matrix in a file, in any order; it holds the number of each."""
+class ChosenRows(Rows):
+    """Some rows (n, d) of a matrix, in any order; it holds the number of each."""
 
-    def __init__(self, file: PlainRows, numbers: IntArray, backend: Backend) -> None:
-        self.shape = (len(numbers), file.shape[1])
-        self._file = file
+    def __init__(self, matrix: NumberedRows, numbers: IntArray, backend: Backend) -> None:
+        self.shape = (len(numbers), matrix.shape[1])
+        self._matrix = matrix
         self._numbers = numbers
         self._backend = backend
 
     def take(self, rows: IntArray) -> Array:
-        return self._backend.from_host(self._file.read(self._numbers[rows]))
+        return self._backend.from_host(self._matrix.read(self._numbers[rows]))
 
     def blocks(self) -> Iterator[tuple[slice, Array]]:
         for part in block_slices(self.shape[0]):
-            yield part, self._backend.from_host(self._file.read(self._numbers[part]))
+            yield part, self._backend.from_host(self._matrix.read(self._numbers[part]))
 
     def whole(self) -> Array:
         x = self._backend.empty(self.shape)

@@ -1,4 +1,4 @@
-"""A file of vectors that were computed elsewhere, and the names of their pictures: NumPy's .npy.
+"""Vectors that were computed elsewhere, and the names of their pictures: an array, or a file in NumPy's format.
 
 Everything that such a file declares is checked before memory is taken for it, and nothing is unpickled. It is read in
 blocks, and never mapped into memory: if it became shorter meanwhile, a process that has it mapped would be ended. This
@@ -13,13 +13,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.columns import Texts
-from gpu_cluster.errors import DataError, JobError
+from gpu_cluster.errors import ConfigError, DataError, JobError
 from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.files import printable
 
@@ -33,33 +34,36 @@ WINDOW_BYTES = 1 << 25
 _EXPECTED = "expected numbers of type float16, float32 or float64, in an array of n rows and d columns"
 
 
+class NumberedRows(Protocol):
+    """A matrix (n, d) of which rows can be read by their numbers."""
+
+    shape: tuple[int, int]
+
+    def read(self, rows: IntArray) -> FloatArray:
+        """Return some rows (r, d) float32, host."""
+
+
 class Vectors(ABC):
-    """n vectors of d numbers each, with the names of their pictures, in a file that stays open.
+    """n vectors of d numbers each, with the names of their pictures.
 
     Attributes
     ----------
-    path : the file
+    path : the file; None for an array
+    shown : what they are called in messages
+    table : where their names are: relative names may start from its folder
     shape : (n, d)
-    dtype : type of the numbers in the file
+    dtype : type of the numbers
     names : (n,) name of the picture of each row, no two the same
-    plain : the rows as they lie in the file, if each of them lies there in one piece; else None
+    plain : the rows by their numbers, where each can be read by itself; else None
     """
 
-    path: Path
+    path: Path | None = None
+    shown: str
+    table: Path
     shape: tuple[int, int]
     dtype: str
     names: Texts
-    plain: PlainRows | None = None
-
-    def __init__(self, path: Path, stream: io.BufferedReader) -> None:
-        self.path = path
-        self._stream = stream
-        self._status = os.fstat(stream.fileno())
-
-    @property
-    def shown(self) -> str:
-        """The path for messages, in quotes."""
-        return repr(printable(str(self.path)))
+    plain: NumberedRows | None = None
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
@@ -71,12 +75,38 @@ class Vectors(ABC):
             When the file is damaged, or a row has another length.
         """
 
-    def window(self) -> int:
-        """Return how many rows are read at a time."""
-        return max(1, WINDOW_BYTES // (8 * self.shape[1]))
+    @abstractmethod
+    def sha256(self, observer: Observer) -> str:
+        """Return the sha256 of the file, or of the bytes of the array.
+
+        Raises
+        ------
+        InterruptedJobError
+            When the observer asked to stop.
+        """
+
+    def check_unchanged(self) -> None:  # noqa: B027 - nobody else can write an array
+        """Check that they are those that were checked before work started.
+
+        Raises
+        ------
+        JobError
+            When the file was written meanwhile.
+        """
+
+
+class VectorsInFile(Vectors):
+    """Vectors in a file that stays open."""
+
+    path: Path
+
+    def __init__(self, path: Path, stream: io.BufferedReader) -> None:
+        self.path = self.table = path
+        self.shown = f"--embeddings {printable(str(path))!r}"
+        self._stream = stream
+        self._status = os.fstat(stream.fileno())
 
     def sha256(self, observer: Observer) -> str:
-        """Return the sha256 of the file."""
         hashed, block = hashlib.sha256(), bytearray(1 << 20)
         self._stream.seek(0)
         while n := self._stream.readinto(block):
@@ -86,16 +116,21 @@ class Vectors(ABC):
         return hashed.hexdigest()
 
     def check_unchanged(self) -> None:
-        """Check that the file is the one that was checked before work started.
-
-        Raises
-        ------
-        JobError
-            When it was written meanwhile.
-        """
         now = os.fstat(self._stream.fileno())
         if (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns):
-            raise JobError(f"--embeddings {self.shown} was changed while the job ran; run the same command again")
+            raise JobError(f"{self.shown} was changed while the job ran; run the same command again")
+
+
+def window(d: int) -> int:
+    """Return how many rows of d numbers are read at a time."""
+    return max(1, WINDOW_BYTES // (8 * d))
+
+
+def windows(vectors: Vectors) -> Iterator[slice]:
+    """Yield the rows that are read at a time."""
+    n, d = vectors.shape
+    for first in range(0, n, window(d)):
+        yield slice(first, min(first + window(d), n))
 
 
 class PlainRows:
@@ -168,7 +203,68 @@ def _runs(rows: IntArray) -> Iterator[tuple[slice, int]]:
             yield slice(first, last), int(rows[first])
 
 
-class NpyVectors(Vectors):
+def check_array(shape: tuple[int, ...], dtype: np.dtype, shown: str) -> tuple[int, int]:
+    """Check the shape and the type of an array of vectors; return its shape (n, d).
+
+    Raises
+    ------
+    DataError
+        When they are others than those of n vectors of d floats.
+    """
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise DataError(f"{shown}: {_EXPECTED}; found {dtype.name}; convert them with x.astype('float32')")
+    if len(shape) != 2 or not all(type(size) is int and size >= 1 for size in shape) or shape[1] > MOST_FEATURES:
+        raise DataError(
+            f"{shown}: {_EXPECTED}, at least one of each and at most {MOST_FEATURES:,} columns; found the shape {shape}"
+        )
+    return shape[0], shape[1]
+
+
+class ArrayVectors(Vectors):
+    """An array in memory."""
+
+    shown = "embeddings"
+    # Relative names may start from the current folder.
+    table = Path(shown)
+
+    def __init__(self, given: Any, names: Texts) -> None:
+        """Set whatever NumPy makes an array of.
+
+        Raises
+        ------
+        ConfigError
+            When it makes none of it.
+        DataError
+            When it is no array of floats (n, d).
+        """
+        try:
+            self._x = np.asarray(given)
+        # Such as a tensor on a card.
+        except Exception as error:
+            raise ConfigError(
+                f"embeddings: {_EXPECTED}; NumPy makes none of {type(given).__name__}: {error}"
+            ) from error
+        self.shape = check_array(self._x.shape, self._x.dtype, self.shown)
+        self.dtype, self.names, self.plain = self._x.dtype.name, names, self
+
+    def read(self, rows: IntArray) -> FloatArray:
+        """Return some rows (r, d) float32, host."""
+        return as_float32(self._x[rows])
+
+    def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
+        for rows in windows(self):
+            yield rows, as_float32(self._x[rows])
+
+    def sha256(self, observer: Observer) -> str:
+        hashed = hashlib.sha256()
+        for rows in windows(self):
+            hashed.update(np.ascontiguousarray(self._x[rows]).view(np.uint8).data)
+            if observer.stopping():
+                raise interrupted()
+        return hashed.hexdigest()
+
+
+class NpyVectors(VectorsInFile):
     """An array in NumPy's format."""
 
     def __init__(self, path: Path, stream: io.BufferedReader, names: Texts) -> None:
@@ -186,7 +282,7 @@ class NpyVectors(Vectors):
         if size != expected:
             what = "cut short" if size < expected else "longer than it says"
             raise DataError(
-                f"--embeddings {self.shown} is {what}: its header states {n:,} x {d:,} numbers of {dtype.itemsize} "
+                f"{self.shown} is {what}: its header states {n:,} x {d:,} numbers of {dtype.itemsize} "
                 f"bytes, expected a file of {expected:,} bytes; found {size:,}"
             )
         self.shape, self.dtype = (n, d), dtype.newbyteorder("=").name
@@ -206,29 +302,18 @@ class NpyVectors(Vectors):
         # What NumPy raises depends on where its parser stumbles.
         except Exception as error:
             raise DataError(
-                f"--embeddings {self.shown} is no array that NumPy wrote ({' '.join(str(error).split())[:200]}); "
+                f"{self.shown} is no array that NumPy wrote ({' '.join(str(error).split())[:200]}); "
                 f"{_EXPECTED}, as numpy.save writes them"
             ) from error
         if dtype.hasobject:
             raise DataError(
-                f"--embeddings {self.shown} holds pickled objects, which are not read; {_EXPECTED}: "
+                f"{self.shown} holds pickled objects, which are not read; {_EXPECTED}: "
                 "numpy.save(file, numpy.stack(vectors))"
             )
-        if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-            raise DataError(
-                f"--embeddings {self.shown}: {_EXPECTED}; found {dtype.name}: numpy.save(file, x.astype('float32'))"
-            )
-        if len(shape) != 2 or not all(type(size) is int and size >= 1 for size in shape) or shape[1] > MOST_FEATURES:
-            raise DataError(
-                f"--embeddings {self.shown}: {_EXPECTED}, at least one of each and at most {MOST_FEATURES:,} columns; "
-                f"found the shape {shape}"
-            )
-        return (shape[0], shape[1]), is_fortran, dtype, head.tell()
+        return check_array(shape, dtype, self.shown), is_fortran, dtype, head.tell()
 
     def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
-        n = self.shape[0]
-        for first in range(0, n, self.window()):
-            rows = slice(first, min(first + self.window(), n))
+        for rows in windows(self):
             numbers = np.arange(rows.start, rows.stop)
             yield rows, self._of_columns(rows) if self.plain is None else self.plain.read(numbers)
 

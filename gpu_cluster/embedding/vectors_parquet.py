@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_cluster.backend import FloatArray
 from gpu_cluster.bounded import MIB
 from gpu_cluster.columns import Texts
-from gpu_cluster.embedding.vectors import MOST_FEATURES, Vectors, as_float32
+from gpu_cluster.embedding.vectors import MOST_FEATURES, VectorsInFile, as_float32, window
 from gpu_cluster.errors import DataError
 from gpu_cluster.store.shards import opened
 from gpu_cluster.words import did_you_mean
@@ -35,7 +35,7 @@ _MOST_PATH_BYTES = 4 * 4_096
 _PATHS_AT_A_TIME = 1 << 16
 
 
-class ParquetVectors(Vectors):
+class ParquetVectors(VectorsInFile):
     """The rows of a Parquet file with the columns `path`, and `embedding` or `vector`."""
 
     def __init__(self, path: Path, stream: io.BufferedReader) -> None:
@@ -61,8 +61,7 @@ class ParquetVectors(Vectors):
             raise self._damaged(error) from error
         if not 1 <= d <= MOST_FEATURES:
             raise DataError(
-                f"--embeddings {self.shown}: expected 1 to {MOST_FEATURES:,} numbers in each row of {self._column!r}; "
-                f"found {d:,}"
+                f"{self.shown}: expected 1 to {MOST_FEATURES:,} numbers in each row of {self._column!r}; found {d:,}"
             )
         self.shape = (n, d)
 
@@ -77,17 +76,17 @@ class ParquetVectors(Vectors):
         if names.count(_PATH) != 1 or len(found) != 1:
             lacking = _PATH if names.count(_PATH) != 1 else _VECTORS[0]
             raise DataError(
-                f"--embeddings {self.shown}: expected one column 'path', and one column 'embedding' or 'vector'; found "
+                f"{self.shown}: expected one column 'path', and one column 'embedding' or 'vector'; found "
                 f"{has}{'' if lacking in names else did_you_mean(lacking, names)}; rename the columns"
             )
         path, vectors = schema.field(_PATH).type, schema.field(found[0]).type
         inner = path.value_type if pa.types.is_dictionary(path) else path
         if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
-            raise DataError(f"--embeddings {self.shown}: expected texts in the column 'path'; found {path}")
+            raise DataError(f"{self.shown}: expected texts in the column 'path'; found {path}")
         kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
         if not any(is_kind(vectors) for is_kind in kinds) or str(vectors.value_type) not in _TYPES:
             raise DataError(
-                f"--embeddings {self.shown}: expected lists of float16, float32 or float64 in the column {found[0]!r}; "
+                f"{self.shown}: expected lists of float16, float32 or float64 in the column {found[0]!r}; "
                 f"found {str(vectors)[:200]}"
             )
         return found[0], vectors
@@ -102,11 +101,11 @@ class ParquetVectors(Vectors):
         most = max(_SMALL_BYTES, _MOST_INFLATED * size)
         if declared > most:
             raise DataError(
-                f"--embeddings {self.shown}: expected a table that takes at most {most // MIB:,} MiB, found "
+                f"{self.shown}: expected a table that takes at most {most // MIB:,} MiB, found "
                 f"{declared // MIB:,} MiB in a file of {size:,} bytes"
             )
         if not facts.num_rows:
-            raise DataError(f"--embeddings {self.shown} has no rows; expected one for each picture")
+            raise DataError(f"{self.shown} has no rows; expected one for each picture")
         return int(facts.num_rows)
 
     def _paths(self) -> Iterator[str]:
@@ -120,14 +119,11 @@ class ParquetVectors(Vectors):
         for batch in file.iter_batches(_PATHS_AT_A_TIME, columns=[_PATH], use_threads=False):
             paths = batch.column(0)
             if paths.null_count:
-                raise DataError(
-                    f"--embeddings {self.shown}: row {first + _first(paths.is_null()):,} (counted from 0) has no path"
-                )
+                raise DataError(f"{self.shown}: row {first + _first(paths.is_null()):,} (counted from 0) has no path")
             longest = pc.max(pc.binary_length(paths.dictionary)).as_py() or 0
             if longest > _MOST_PATH_BYTES:
                 raise DataError(
-                    f"--embeddings {self.shown}: expected paths of at most {_MOST_PATH_BYTES:,} bytes, found one of "
-                    f"{longest:,}"
+                    f"{self.shown}: expected paths of at most {_MOST_PATH_BYTES:,} bytes, found one of {longest:,}"
                 )
             paths.validate(full=True)
             yield from paths.to_pylist()
@@ -148,7 +144,7 @@ class ParquetVectors(Vectors):
 
         first = 0
         try:
-            for batch in self._batches(self.window()):
+            for batch in self._batches(window(self.shape[1])):
                 yield slice(first, first + len(batch)), self._numbers(batch, first)
                 first += len(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -160,7 +156,7 @@ class ParquetVectors(Vectors):
         import pyarrow.compute as pc
 
         d = self.shape[1]
-        where = f"--embeddings {self.shown}, column {self._column!r}: expected {d:,} numbers in each row; row "
+        where = f"{self.shown}, column {self._column!r}: expected {d:,} numbers in each row; row "
         if batch.null_count:
             raise DataError(f"{where}{first + _first(batch.is_null()):,} (counted from 0) is empty")
         if not pa.types.is_fixed_size_list(batch.type):
@@ -177,7 +173,7 @@ class ParquetVectors(Vectors):
 
     def _damaged(self, error: Exception) -> DataError:
         return DataError(
-            f"--embeddings {self.shown} cannot be read ({' '.join(str(error).split())[:300]}): expected a Parquet file "
+            f"{self.shown} cannot be read ({' '.join(str(error).split())[:300]}): expected a Parquet file "
             "with a column 'path', and one 'embedding' or 'vector' of lists of numbers"
         )
 

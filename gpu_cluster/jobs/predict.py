@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,12 +72,21 @@ class Prediction(Record):
         return f"<Prediction: {counts}; table {str(self.out)!r}>"
 
 
-def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:
+def predict(
+    run: Path,
+    config: PredictConfig,
+    out: Path,
+    observer: Observer | None = None,
+    *,
+    array: Any = None,
+    array_names: Sequence[str] | None = None,
+) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
     Pictures whose embeddings the store does not hold are embedded with the options and the engine of the run; only
-    `batch_size` and `precision` are those of the config. An earlier table of predictions at `out`, or an empty file, is
-    replaced; any other file there is refused.
+    `batch_size` and `precision` are those of the config. For a run with embeddings that were given, those of the
+    pictures are given too, as for `run`. An earlier table of predictions at `out`, or an empty file, is replaced; any
+    other file there is refused.
 
     Raises
     ------
@@ -116,7 +126,7 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if page is not None:
         _check_tables(finished)
 
-    with opened_vectors(config.given) as vectors:
+    with opened_vectors(config.given, array, array_names) as vectors:
         _check_width(run, model, vectors)
         return _predict(finished, config, model, vectors, out, page, events)
 
@@ -268,7 +278,7 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
     if model.embed is None:
         _check_given(shown, model, config)
         return model, config
-    if config.given.embeddings is not None:
+    if config.given.is_given:
         raise ConfigError(
             f"--embeddings: the run {shown!r} was made with a network, whose embeddings do not mix with others; leave "
             "out --embeddings, or run the clustering again with the embeddings of its pictures"
@@ -305,7 +315,7 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
 
 def _check_given(shown: str, model: Model, config: PredictConfig) -> None:
     """Refuse to use a model of embeddings that were given without those of the new pictures."""
-    if config.given.embeddings is None:
+    if not config.given.is_given:
         by = model.features.get("by")
         raise ConfigError(
             f"the run {shown!r} was made with embeddings that were given{'' if by is None else f' ({by})'}; give those "
@@ -317,7 +327,7 @@ def _check_width(run: Path, model: Model, vectors: Vectors | None) -> None:
     """Refuse vectors of another length than those of the run."""
     if vectors is not None and vectors.shape[1] != model.n_features:
         raise DataError(
-            f"--embeddings {vectors.shown}: expected {model.n_features:,} numbers for each picture, as in the run "
+            f"{vectors.shown}: expected {model.n_features:,} numbers for each picture, as in the run "
             f"{printable(str(run))!r}; found {vectors.shape[1]:,}"
         )
 

@@ -5,6 +5,7 @@ This module only puts the steps in order; each step is a function in a module of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,8 +53,16 @@ from gpu_cluster.store.parts import Parts, fingerprint
 _Tools: TypeAlias = tuple[Engine | Given, Path]
 
 
-def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    observer: Observer | None = None,
+    *,
+    array: Any = None,
+    array_names: Sequence[str] | None = None,
+) -> RunResult:
     """Run the whole job and write its run folder.
+
+    `array` are the embeddings (n, d), if the config says that they are in memory, and `array_names` their pictures.
 
     The options, the input and the output are checked before work starts. When a job is stopped, the store (if one is
     used) has kept the batches that were complete, and the next run with the same pictures goes on from there.
@@ -65,7 +74,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     GpuClusterError
         For everything else that stops a job (see `gpu_cluster.errors`); then no run folder is left.
     """
-    with opened_vectors(config.given) as vectors:
+    with opened_vectors(config.given, array, array_names) as vectors:
         return _run(config, Recorder(observer or Observer()), vectors)
 
 
