@@ -396,6 +396,9 @@ def _check_given_again(model: type[JobConfig], file: PathLike, given: Mapping[st
         found.add("labels")
     if given.get("images") or given.get("input_list"):
         found |= {"images", "input_list"}
+    if given.get("embeddings") or given.get("embeddings_in_memory"):
+        # Another file may have its names beside it, or in it.
+        found |= {"embeddings", "embedding_names"}
     missing = {name: of for name, of in names.items() if name not in found}
     if not missing:
         return

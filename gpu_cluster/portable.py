@@ -121,6 +121,9 @@ def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
                 name: value if name not in names else [] if isinstance(value, list | tuple) else None
                 for name, value in found[section].items()
             }
+    if "given" in found:
+        # It is said of the file, which is named anew.
+        found["given"] = {**found["given"], "embedded_by": None}
     if "report" in found:
         found["report"] = {**found["report"], "portable": True}
     return found

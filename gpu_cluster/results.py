@@ -29,7 +29,7 @@ class Embeddings(Record):
     ----------
     x : (n, d) float32; held on the device, or read from the store in blocks
     rows : (n,) host; manifest row of each embedding, ascending
-    bad : maps a manifest row to the reason why its file could not be decoded
+    bad : maps a manifest row to the reason why its file has no embedding
     n_computed : pictures that were embedded now; the others were in the store, or are duplicates
     images_per_s : speed of decoding and network together, without loading TensorFlow; None if nothing was computed
     precision : number format in which the network computes; None if none ran

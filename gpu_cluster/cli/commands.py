@@ -150,7 +150,7 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
     from gpu_cluster.words import count
 
     print_error(
-        f"{len(manifest.bad)} of {count(len(manifest), 'picture')} could not be decoded, more than --max-bad-fraction "
+        f"{len(manifest.bad)} of {count(len(manifest), 'picture')} could not be used, more than --max-bad-fraction "
         f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
     )
     return 3

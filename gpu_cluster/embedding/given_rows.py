@@ -5,7 +5,6 @@ This module must not know what the rows are of.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,11 +45,9 @@ class ChosenRows(Rows):
 class _UnnamedRows(PlainRows):
     """A matrix in a file that is gone when this object is."""
 
-    def __init__(self, descriptor: int, shape: tuple[int, int]) -> None:
-        super().__init__(descriptor, 0, shape, np.float32)
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - it is read as long as this is
+        super().__init__(self._file.fileno(), 0, shape, np.float32)
 
 
 def room_in(folder: Path, shape: tuple[int, int]) -> PlainRows:
@@ -58,7 +55,4 @@ def room_in(folder: Path, shape: tuple[int, int]) -> PlainRows:
 
     Whatever ends the process, nothing is left of it.
     """
-    above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    descriptor, name = tempfile.mkstemp(dir=above)
-    os.unlink(name)
-    return _UnnamedRows(descriptor, shape)
+    return _UnnamedRows(next(parent for parent in (folder, *folder.parents) if parent.is_dir()), shape)

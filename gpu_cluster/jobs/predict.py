@@ -44,12 +44,12 @@ from gpu_cluster.staging import temporary
 
 @dataclass(frozen=True, repr=False)
 class Prediction(Record):
-    """The result of `predict`; the arrays have one row for each of the n files that could be decoded.
+    """The result of `predict`; the arrays have one row for each of the n files that could be used.
 
     Attributes
     ----------
     out : path of the table
-    bad_files : path of the table of files that could not be decoded; None if all files could be decoded
+    bad_files : path of the table of files that could not be used; None if all files could be used
     report : path of the page; None unless it was asked for
     rows : (n,) host; manifest row
     labels : (n,) host; cluster of the run

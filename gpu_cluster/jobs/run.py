@@ -16,7 +16,7 @@ from gpu_cluster import run_folder
 from gpu_cluster.backend import Backend
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.clustering.model import Model, save_model
-from gpu_cluster.clustering.near_duplicates import find_near_duplicates
+from gpu_cluster.clustering.near_duplicates import NEARLY_THE_SAME, find_near_duplicates
 from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.sweep import check_ks
 from gpu_cluster.config import EmbedConfig, RunConfig, parse_k_range
@@ -206,6 +206,11 @@ def _find(
         )
         with events.stage("near_duplicates"):
             near_duplicates = find_near_duplicates(embeddings.x, backend=backend, observer=events, originals=originals)
+            if isinstance(origin, Given) and 2 * len(near_duplicates) > _MANY_PAIRS * n:
+                events.notice(
+                    f"{len(near_duplicates):,} pairs of near duplicates: with these embeddings many pictures have a "
+                    f"cosine above {NEARLY_THE_SAME}, a limit that was measured with VGG16; the list says little"
+                )
         with events.stage("tsne"):
             tsne = kept.tsne(found.projection, originals)
     return manifest, Findings(
@@ -225,6 +230,9 @@ def _try_page(folder: Path, events: Recorder, manifest: Manifest, parts: Parts) 
         why = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
         events.notice(f"report.html could not be written, which `gpu-cluster report` can do later: {why}")
 
+
+# From this share of the pictures in pairs on, the limit for near duplicates does not fit embeddings that were given.
+_MANY_PAIRS = 0.5
 
 # A picture counts as far when this share of the pictures that formed its cluster are nearer to the centre.
 _NEARER = 0.99
