@@ -64,21 +64,31 @@ class PicturesByName:
 
     def __init__(self, manifest: Manifest, table: Path) -> None:
         """Set the pictures, and the file that names them: relative names may start from its folder too."""
-        self._bases = (manifest.root, table.absolute().parent)
-        self._by_path = {os.path.normpath(manifest.file(row)): row for row in range(len(manifest))}
+        # As texts, which are joined sooner than paths: there may be millions of names.
+        root = str(manifest.root)
+        self._bases = (root, str(table.absolute().parent))
+        self._by_path = {os.path.normpath(os.path.join(root, path)): row for row, path in enumerate(manifest.paths)}
         self._by_name: dict[str, list[int]] = defaultdict(list)
         for row, path in enumerate(manifest.paths):
             self._by_name[os.path.basename(path)].append(row)
 
     def find(self, name: str) -> list[int]:
         """Return the row for an absolute path or one relative to the root or the table; or all for a file name."""
-        # Only where no file has a backslash in its name, it separates folders, as in a table written on Windows.
-        # A name from a table of an earlier run may have escapes in it.
-        for candidate in (name, unescaped(name), name.strip(), name.strip().replace("\\", "/")):
+        for candidate in _readings(name):
             for base in self._bases:
-                row = self._by_path.get(os.path.normpath(base / candidate))
+                row = self._by_path.get(os.path.normpath(os.path.join(base, candidate)))
                 if row is not None:
                     return [row]
             if candidate in self._by_name:
                 return self._by_name[candidate]
         return []
+
+
+def _readings(name: str) -> Iterator[str]:
+    """Yield a name as it is, and then what else it can mean."""
+    yield name
+    # A name from a table of an earlier run may have escapes in it.
+    yield unescaped(name)
+    yield name.strip()
+    # Only where no file has a backslash in its name, it separates folders, as in a table written on Windows.
+    yield name.strip().replace("\\", "/")

@@ -113,7 +113,8 @@ def test_every_file_is_accounted_for_and_copies_have_one_row(run):
     assert sorted(bad.index) == ["broken.png", "without.png"]
     assert bad["without.png"] == "x.npy has no embedding of it"
     table = pd.read_csv(run.folder / "assignments.csv").set_index("path").drop(columns="is_medoid")
-    assert table.loc["copy.png"].to_dict() == table.loc[FLOWERS[3].name].to_dict()
+    copy, original = table.loc["copy.png"].astype(str), table.loc[FLOWERS[3].name].astype(str)
+    assert copy.to_dict() == original.to_dict()
 
 
 def test_the_record_the_model_and_the_page_name_the_file_and_no_network(run, place):
