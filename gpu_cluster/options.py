@@ -222,12 +222,13 @@ def _layers(
 def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record: bool) -> _Layers:
     """Return the layers without the options of the network, if the embeddings are given, which need none.
 
-    Those of a preset and of a record are all there, and are not used.
+    Those of a preset and of a record are all there, and are not used; nor are defaults that a file repeats, as one of
+    `config show` does.
 
     Raises
     ------
     ConfigError
-        When the command line, or a TOML file, has one beside the embeddings.
+        When the command line, or a TOML file, has another one beside the embeddings.
     """
     sections = [{name: part for name, part in layer.items() if isinstance(part, Mapping)} for _, layer in layers]
     named = ("embeddings", "embeddings_in_memory")
@@ -235,8 +236,13 @@ def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record:
     if not any(given):
         return layers
     for (words, _), tables in zip(layers, sections, strict=True):
-        chosen = words == "command line" or (words.startswith("file ") and not is_record)
-        asked = [name for name in tables.get("embed", {}) if chosen and name in known]
+        named_here = words == "command line"
+        chosen = named_here or (words.startswith("file ") and not is_record)
+        asked = [
+            name
+            for name, value in tables.get("embed", {}).items()
+            if chosen and name in known and (named_here or value != known[name].field.default)
+        ]
         if asked:
             raise ConfigError(
                 f"{', '.join(known[name].flag for name in asked)} ({words}): with --embeddings no network runs, and "

@@ -29,6 +29,7 @@ from gpu_cluster.config import (
 )
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.options import INTERNAL, build_config, command_line, options_of
+from tests.helpers import called
 
 
 def written(folder: Path, text: str, name: str = "options.toml") -> Path:
@@ -552,13 +553,21 @@ def test_names_and_maker_of_a_records_embeddings_are_not_those_of_others_that_ar
     assert config.given == build_config(RunConfig, embeddings="y.parquet").given
 
 
+def test_a_file_that_repeats_the_defaults_of_the_network_is_taken_with_embeddings(tmp_path):
+    text = called("config", "show", "--embeddings", "x.npy", "--seed", "5").out
+    config = build_config(RunConfig, written(tmp_path, text))
+    assert (config.given.embeddings, config.seed, config.embed) == (Path.cwd() / "x.npy", 5, RunConfig().embed)
+
+
 def record_of(tmp_path: Path, **options: Any) -> Path:
     return written(
         tmp_path, json.dumps({"config": build_config(RunConfig, **options).model_dump(mode="json")}), "run.json"
     )
 
 
-@pytest.mark.parametrize("text", ["[given]\nembeddings = 'x.npy'\n[embed]\nfit = 'crop'\n", "[embed]\nfit = 'crop'\n"])
+@pytest.mark.parametrize(
+    "text", ["[given]\nembeddings = 'x.npy'\n[embed]\nfit = 'stretch'\n", "[embed]\nfit = 'stretch'\n"]
+)
 def test_options_of_the_network_beside_embeddings_are_refused_where_somebody_chose_them(tmp_path, text):
     message = r"with --embeddings no network runs, and its options mean nothing; leave out the one or the other"
     with pytest.raises(ConfigError, match=rf"--fit \(file .*\): {message}"):
