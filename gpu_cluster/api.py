@@ -13,7 +13,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, get_type_hints, runtime_checkable
 
 from typing_extensions import Unpack
 
@@ -74,7 +74,19 @@ class _PicturesOptions(_JobOptions, total=False):
     max_bad_fraction: float
 
 
-class PredictOptions(_PicturesOptions, _ExecutorOptions, total=False):
+@runtime_checkable
+class SupportsArray(Protocol):
+    """What NumPy makes an array of: its own arrays, and tensors of other libraries."""
+
+    def __array__(self) -> Any: ...
+
+
+class _GivenOptions(TypedDict, total=False):
+    embeddings: PathLike | SupportsArray | None
+    embedding_names: PathLike | Iterable[PathLike] | None
+
+
+class PredictOptions(_PicturesOptions, _GivenOptions, _ExecutorOptions, total=False):
     """The options of `predict`."""
 
     report: bool
@@ -130,8 +142,10 @@ class CompareOptions(_ClusteringOptions, total=False):
     algorithms: Iterable[str]
 
 
-class RunOptions(_ClusteringOptions, _ExecutorOptions, total=False):
+class RunOptions(_ClusteringOptions, _GivenOptions, _ExecutorOptions, total=False):
     """The options of `run`."""
+
+    embedded_by: str | None
 
     preset: str
     features: str
@@ -191,7 +205,7 @@ def run(
         Its methods are called for stages, progress and decisions.
     **options
         The options of the command line by their names with underscores: `k_range=range(2, 21)` or `"2:20"`,
-        `preset="notebook"`, ...
+        `preset="notebook"`, ... `embeddings` may also be an array (n, d), and `embedding_names` a list of n names.
 
     Returns
     -------
@@ -203,10 +217,11 @@ def run(
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    checked = _config_of(RunConfig, config, images, options)
+    left, array = _without_array(options)
+    checked = _config_of(RunConfig, config, images, left)
     from gpu_cluster.jobs.run import run as run_job
 
-    return run_job(checked, observer)
+    return run_job(checked, observer, **array)
 
 
 @_lists_options_of(CompareConfig, CompareOptions)
@@ -267,17 +282,19 @@ def predict(
         Its methods are called for stages, progress and decisions.
     **options
         The options of the command line by their names with underscores. The images are embedded with the options of the
-        run. With `report=True`, a page beside the table shows where they went.
+        run. With `report=True`, a page beside the table shows where they went. `embeddings` may be an array, as for
+        `run`.
 
     Raises
     ------
     GpuClusterError
         See `gpu_cluster.errors`.
     """
-    config = build_config(PredictConfig, images=_paths(images), **options)
+    left, array = _without_array(options)
+    config = build_config(PredictConfig, images=_paths(images), **left)
     from gpu_cluster.jobs.predict import predict as predict_job
 
-    return predict_job(_path("run", run), config, _path("out", out), observer)
+    return predict_job(_path("run", run), config, _path("out", out), observer, **array)
 
 
 @_lists_options_of(EmbedJobConfig, EmbedOptions)
@@ -340,6 +357,34 @@ def _config_of(
     return config
 
 
+def _without_array(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a config, and what goes to the job beside it: embeddings in memory, and their names.
+
+    Raises
+    ------
+    ConfigError
+        When a list of names is given for a file.
+    """
+    given, names = options.get("embeddings"), options.get("embedding_names")
+    in_memory = given is not None and isinstance(given, SupportsArray)
+    listed = None if names is None or isinstance(names, str | os.PathLike) else names
+    if not in_memory:
+        if listed is not None:
+            raise ConfigError(
+                "embedding_names: a list names the rows of an array; for a file of embeddings, give the path of a file "
+                "that names them"
+            )
+        return dict(options), {}
+    try:
+        array_names = None if listed is None else [os.fspath(name) for name in listed]
+    except TypeError as error:
+        raise ConfigError(f"embedding_names: expected a list of names, or the path of one; {error}") from error
+    left = {**options, "embeddings": None, "embeddings_in_memory": True}
+    if listed is not None:
+        left["embedding_names"] = None
+    return left, {"array": given, "array_names": array_names}
+
+
 def _check_given_again(model: type[JobConfig], file: PathLike, given: Mapping[str, Any]) -> None:
     """Refuse to repeat a portable run without the paths that its record does not hold.
 
@@ -354,6 +399,9 @@ def _check_given_again(model: type[JobConfig], file: PathLike, given: Mapping[st
         found.add("labels")
     if given.get("images") or given.get("input_list"):
         found |= {"images", "input_list"}
+    if given.get("embeddings") or given.get("embeddings_in_memory"):
+        # Another file may have its names beside it, or in it.
+        found |= {"embeddings", "embedding_names"}
     missing = {name: of for name, of in names.items() if name not in found}
     if not missing:
         return

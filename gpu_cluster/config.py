@@ -299,6 +299,57 @@ class EmbedConfig(PixelsConfig):
         return {**given, "features": given["features"].replace(f"vgg16-{pooling}", "vgg16"), "pooling": pooling}
 
 
+class GivenConfig(_Section):
+    """Embeddings that were computed elsewhere, in place of a network."""
+
+    embeddings: AbsolutePath | None = Field(
+        None,
+        description="Embeddings that were computed elsewhere, which take the place of the network: a .npy file (n, d) "
+        "with a list of names, or a Parquet file with the columns path and embedding (or vector).",
+    )
+    embedding_names: AbsolutePath | None = Field(
+        None,
+        description="Text file that names the picture of each row of a .npy file, one on each line (or separated by "
+        "NUL bytes), by its path or by its file name; by default the file with the same name and the suffix .txt.",
+    )
+    # The record of such a run does not hold them, and must not be repeated with a network.
+    embeddings_in_memory: bool = Field(
+        False, description="Whether the embeddings are an array that a Python function was called with."
+    )
+
+    @property
+    def is_given(self) -> bool:
+        """Whether embeddings take the place of the network."""
+        return self.embeddings is not None or self.embeddings_in_memory
+
+    def named(self) -> tuple[Path, ...]:
+        """Return every path that is read."""
+        return tuple(path for path in (self.embeddings, self.embedding_names) if path is not None)
+
+    @model_validator(mode="after")
+    def _names_of_something(self) -> GivenConfig:
+        if not self.is_given and self.embedding_names is not None:
+            raise ValueError("--embedding-names names the rows of --embeddings, which is not given; give both")
+        return self
+
+
+class RunGivenConfig(GivenConfig):
+    """The options of `GivenConfig`, and what computed the embeddings."""
+
+    embedded_by: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="What computed the embeddings, such as 'DINOv3 ViT-B'; the report shows it.",
+    )
+
+    @model_validator(mode="after")
+    def _made_something(self) -> RunGivenConfig:
+        if not self.is_given and self.embedded_by is not None:
+            raise ValueError("--embedded-by says what computed --embeddings, which is not given; give both")
+        return self
+
+
 class StoreConfig(_Section):
     """The store, which keeps embeddings and scans between runs."""
 
@@ -561,6 +612,7 @@ class RunConfig(ClusteringConfig, TolerantConfig):
     )
     input: InputConfig = InputConfig()
     embed: EmbedConfig = EmbedConfig()
+    given: RunGivenConfig = RunGivenConfig()
     sweep: RunSweepConfig = RunSweepConfig()
     score: RunScoreConfig = RunScoreConfig()
     report: ReportConfig = ReportConfig()
@@ -583,6 +635,7 @@ class CompareConfig(ClusteringConfig, TolerantConfig):
 class PredictConfig(TolerantConfig):
     """The config of the job `predict`; the options that change the embeddings are read from the finished run."""
 
+    given: GivenConfig = GivenConfig()
     report: PredictionReportConfig = PredictionReportConfig()
     executor: ExecutorConfig = ExecutorConfig()
 

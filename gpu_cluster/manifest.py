@@ -5,6 +5,7 @@ A 'row' is the index of a file in the manifest, from 0. This module must not kno
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,14 @@ class Manifest(Record):
         """Return the manifest with the files `bad` marked as bad; a bad file no longer counts as a duplicate."""
         duplicates = {row: first for row, first in self.duplicates.items() if row not in bad}
         return replace(self, bad={**self.bad, **bad}, duplicates=duplicates)
+
+    def without_used(self, *files: Path) -> Manifest:
+        """Return the manifest without files among those passed over that the job uses, though they are no pictures."""
+        used = set(map(os.path.normpath, files))
+        return replace(
+            self,
+            passed_over=tuple(path for path in self.passed_over if os.path.normpath(self.root / path) not in used),
+        )
 
     def status(self, row: int) -> tuple[str, str | None]:
         """Return `ok`, `bad` or `duplicate`, and the reason in plain words."""

@@ -221,7 +221,42 @@ def _layers(
             for section, table in _EARLIER.items()
         }
         layers.insert(0, ("earlier version", {section: table for section, table in held.items() if table}))
-    return layers, content
+    return _without_network(layers, known, is_record=_is_record(file)), content
+
+
+def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record: bool) -> _Layers:
+    """Return the layers without the options of the network, if the embeddings are given, which need none.
+
+    Those of a preset and of a record are all there, and are not used; nor are defaults that a file repeats, as one of
+    `config show` does.
+
+    Raises
+    ------
+    ConfigError
+        When the command line, or a TOML file, has another one beside the embeddings.
+    """
+    sections = [{name: part for name, part in layer.items() if isinstance(part, Mapping)} for _, layer in layers]
+    named = ("embeddings", "embeddings_in_memory")
+    given = [any(tables.get("given", {}).get(name) for name in named) for tables in sections]
+    if not any(given):
+        return layers
+    for (words, _), tables in zip(layers, sections, strict=True):
+        named_here = words == "command line"
+        chosen = named_here or (words.startswith("file ") and not is_record)
+        asked = [
+            name
+            for name, value in tables.get("embed", {}).items()
+            if chosen and name in known and (named_here or value != known[name].field.default)
+        ]
+        if asked:
+            raise ConfigError(
+                f"{', '.join(known[name].flag for name in asked)} ({words}): with --embeddings no network runs, and "
+                "its options mean nothing; leave out the one or the other"
+            )
+    # The names of the pictures, and what computed them, belong to the file that is named with them.
+    unused = {"embed", "given"} if given[-1] else {"embed"}
+    below = [(words, {name: part for name, part in layer.items() if name not in unused}) for words, layer in layers]
+    return [*below[:-1], layers[-1]]
 
 
 # Options of which only one can hold, by their section: the one that is given replaces the other one of a file.
@@ -239,8 +274,8 @@ def _without_alternatives(from_file: Mapping[str, Any], given: Mapping[str, Any]
     return left
 
 
-# Options that only presets set: they have no flag and no parameter.
-INTERNAL = frozenset({"default_range"})
+# Options that only presets and functions set: they have no flag and no parameter.
+INTERNAL = frozenset({"default_range", "embeddings_in_memory"})
 
 
 def command_line(config: JobConfig) -> str:
@@ -249,11 +284,17 @@ def command_line(config: JobConfig) -> str:
     preset = getattr(config, "preset", None)
     usual = build_config(type(config), preset=preset) if preset is not None else build_config(type(config))
     words = ["gpu-cluster", command_of(type(config)), *map(str, known["images"].of(config))]
+    given = getattr(config, "given", None)
+    if given is not None and given.embeddings_in_memory:
+        words += ["--embeddings", "(an array in memory)"]
     if preset is not None and preset != RunConfig().preset:
         words += ["--preset", preset]
     for name, option in known.items():
         value = option.of(config)
         if name in INTERNAL | {"images", "preset"} or value == option.of(usual):
+            continue
+        if option.section == "embed" and given is not None and given.is_given:
+            # No network ran, whatever the preset says of one.
             continue
         if isinstance(value, bool):
             words.append(option.flag if value else f"--no-{option.flag[2:]}")

@@ -19,7 +19,11 @@ Rewrite = Callable[[str], str]
 
 # The options that hold paths, by section. Those of the first kind decide what a run computes: to repeat it, they have
 # to be given again.
-_NEEDED = {"input": ("images", "input_list", "labels"), "embed": ("weights",)}
+_NEEDED = {
+    "input": ("images", "input_list", "labels"),
+    "embed": ("weights",),
+    "given": ("embeddings", "embedding_names"),
+}
 _OTHERS = {"store": ("cache",)}
 
 _URI = re.compile(r"file:/*(?=/)")
@@ -118,6 +122,9 @@ def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
                 name: value if name not in names else [] if isinstance(value, list | tuple) else None
                 for name, value in found[section].items()
             }
+    if "given" in found:
+        # It is said of the file, which is named anew.
+        found["given"] = {**found["given"], "embedded_by": None}
     if "report" in found:
         found["report"] = {**found["report"], "portable": True}
     return found

@@ -7,7 +7,7 @@ device of the run unless marked host. This module must not know how any of the v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ class Embeddings(Record):
     ----------
     x : (n, d) float32; held on the device, or read from the store in blocks
     rows : (n,) host; manifest row of each embedding, ascending
-    bad : maps a manifest row to the reason why its file could not be decoded
+    bad : maps a manifest row to the reason why its file has no embedding
     n_computed : pictures that were embedded now; the others were in the store, or are duplicates
     images_per_s : speed of decoding and network together, without loading TensorFlow; None if nothing was computed
-    precision : number format in which the network computes
+    precision : number format in which the network computes; None if none ran
     batch_size : number of images in a batch at the end of the job; None if nothing was computed
     """
 
@@ -41,7 +41,7 @@ class Embeddings(Record):
     bad: Mapping[int, str]
     n_computed: int
     images_per_s: float | None
-    precision: str
+    precision: str | None
     batch_size: int | None
 
 
@@ -368,6 +368,7 @@ class JobRecord(Record):
     ----------
     weights : path and sha256 of the weights of each network; empty for features without a network
     features : what described the pictures, part by part
+    embeddings : the file of the embeddings that were given: its path, sha256 and size; None if a network ran
     device : facts about the device and the engine
     device_reason : why this device was chosen
     stages_s : seconds by stage
@@ -382,6 +383,7 @@ class JobRecord(Record):
     device_reason: str
     stages_s: Mapping[str, float]
     notices: Sequence[str]
+    embeddings: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,6 +17,12 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """Return ` (did you mean 'k_range'?)` for the known word that is most like this one, or '' if none is like it."""
     found = get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.7)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def given_in_words(given: Mapping[str, Any]) -> str:
+    """Return what a record says of embeddings that were given: who made them, how many, and in which file."""
+    by = "" if given["by"] is None else f" by {given['by']}"
+    return f"given{by}: {given['n']:,} x {given['n_features']:,} {given['dtype']} in {given['path'] or 'memory'}"
 
 
 # What a spreadsheet takes for a formula, after the marks that this module has put before it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -28,6 +29,7 @@ from gpu_cluster.config import (
 )
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.options import INTERNAL, build_config, command_line, options_of
+from tests.helpers import called
 
 
 def written(folder: Path, text: str, name: str = "options.toml") -> Path:
@@ -529,6 +531,51 @@ def test_a_flag_replaces_the_option_of_a_run_record_that_it_excludes(tmp_path, b
     record = {"config": build_config(RunConfig, **before).model_dump(mode="json")}
     file = written(tmp_path, json.dumps(record), "run.json")
     assert build_config(RunConfig, file, **given) == build_config(RunConfig, **given)
+
+
+# Embeddings in place of a network
+
+
+def test_with_embeddings_the_options_of_the_network_are_not_those_of_a_preset_or_a_record(tmp_path):
+    for config in (
+        build_config(RunConfig, preset="notebook", embeddings="x.npy"),
+        build_config(RunConfig, record_of(tmp_path, pooling="max", engine="ncnn"), embeddings="x.npy", device="gpu"),
+    ):
+        assert config.embed == RunConfig().embed
+        assert shlex.split(command_line(config))[-2:] == ["--embeddings", str(Path.cwd() / "x.npy")]
+    assert "--engine" not in command_line(build_config(RunConfig, preset="notebook", embeddings="x.npy"))
+
+
+def test_names_and_maker_of_a_records_embeddings_are_not_those_of_others_that_are_given(tmp_path):
+    file = record_of(tmp_path, embeddings="x.npy", embedding_names="n.txt", embedded_by="me")
+    assert build_config(RunConfig, file).given.embedded_by == "me"
+    config = build_config(RunConfig, file, embeddings="y.parquet")
+    assert config.given == build_config(RunConfig, embeddings="y.parquet").given
+
+
+def test_a_file_that_repeats_the_defaults_of_the_network_is_taken_with_embeddings(tmp_path):
+    text = called("config", "show", "--embeddings", "x.npy", "--seed", "5").out
+    config = build_config(RunConfig, written(tmp_path, text))
+    assert (config.given.embeddings, config.seed, config.embed) == (Path.cwd() / "x.npy", 5, RunConfig().embed)
+
+
+def record_of(tmp_path: Path, **options: Any) -> Path:
+    return written(
+        tmp_path, json.dumps({"config": build_config(RunConfig, **options).model_dump(mode="json")}), "run.json"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["[given]\nembeddings = 'x.npy'\n[embed]\nfit = 'stretch'\n", "[embed]\nfit = 'stretch'\n"]
+)
+def test_options_of_the_network_beside_embeddings_are_refused_where_somebody_chose_them(tmp_path, text):
+    message = r"with --embeddings no network runs, and its options mean nothing; leave out the one or the other"
+    with pytest.raises(ConfigError, match=rf"--fit \(file .*\): {message}"):
+        build_config(RunConfig, written(tmp_path, text), embeddings="x.npy")
+    options: dict[str, Any] = {"engine": "auto", "weights": "w.h5", "image_size": 224, "precision": "tf32"}
+    for name, value in options.items():
+        with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} \(command line\): {message}"):
+            build_config(RunConfig, embeddings="x.npy", **{name: value})
 
 
 def test_another_preset_than_that_of_a_run_record_is_refused(tmp_path):

@@ -90,6 +90,7 @@ def _root(
         "run photos/ --pooling average",
         "run photos/ --cache /data/store",
         "run photos/ --k-range 2:30",
+        "run photos/ --embeddings vectors.parquet",
         "run photos/ --out results",
     ),
 )
@@ -150,7 +151,7 @@ def _bad_exit(manifest: Manifest, max_bad_fraction: float, reasons: Path | None)
     from gpu_cluster.words import count
 
     print_error(
-        f"{len(manifest.bad)} of {count(len(manifest), 'picture')} could not be decoded, more than --max-bad-fraction "
+        f"{len(manifest.bad)} of {count(len(manifest), 'picture')} could not be used, more than --max-bad-fraction "
         f"{max_bad_fraction} allows; the reasons are in {printable(str(reasons))!r}"
     )
     return 3
@@ -219,7 +220,8 @@ def predict(
 
     Writes one row for each picture: its cluster, the most frequent label of this cluster, the distance to the cluster's
     centre, and whether the picture is far, that is farther away than 99% of the pictures that formed the cluster.
-    Pictures whose embeddings are not in the store are embedded with the options of the run.
+    Pictures whose embeddings are not in the store are embedded with the options of the run. If that was made with
+    --embeddings, those of these pictures are given too.
 
     Exit codes: the same as for run.
     """

@@ -27,6 +27,7 @@ OUTPUT = "Output"
 _PANELS = {
     "input": "Input",
     "embed": "Embedding",
+    "given": "Embedding",
     "store": "Kept between runs",
     "executor": "Several processes, cards or machines",
     "reduce": _CLUSTERING,

@@ -18,7 +18,7 @@ from gpu_cluster.report.tables import comparison_lines, comparison_table, conclu
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import BAD_FILES, COMPARISON_PLOT, METRICS, PAGE
 from gpu_cluster.verdict import beside_verdict
-from gpu_cluster.words import count
+from gpu_cluster.words import count, given_in_words
 
 _MOST_CLUSTERS = 20
 
@@ -137,7 +137,10 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
         speed += f" at {embeddings.images_per_s:.1f} images/s in {embeddings.precision}"
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
-    yield "engine", f"{result.device['engine']} ({result.device['engine_reason']})"
+    if result.embeddings is None:
+        yield "engine", f"{result.device['engine']} ({result.device['engine_reason']})"
+    else:
+        yield "embeddings", printable(given_in_words(result.embeddings))
     if result.earlier_run is not None:
         yield "earlier run", f"moved to {printable(str(result.earlier_run))}"
     yield "results", printable(str(result.folder))

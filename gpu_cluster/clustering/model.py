@@ -42,20 +42,27 @@ class Model:
 
     Attributes
     ----------
-    embed : how pictures became embeddings; only the options that change the numbers. `engine` is the one that ran
-    features : what computed the embeddings: network, sha256 of its weights, pooling; of joined ones, of each part
+    embed : how pictures became embeddings; only the options that change the numbers. `engine` is the one that ran. None
+        if the embeddings were given
+    features : what computed the embeddings: network, sha256 of its weights, pooling, of joined ones of each part; or
+        that they were given
     reduction : how embeddings become the space
     centres : (k, m) float32, device
     far_distances : (k,) float32, host; a picture farther from its cluster's centre than this counts as far
     cluster_labels : most frequent label of each cluster, None for a cluster without one; None if there were no labels
     """
 
-    embed: EmbedConfig
+    embed: EmbedConfig | None
     features: Mapping[str, Any]
     reduction: Reduction
     centres: Array
     far_distances: FloatArray
     cluster_labels: Sequence[str | None] | None
+
+    @property
+    def n_features(self) -> int:
+        """How many numbers describe one picture."""
+        return int(self.reduction.mean.shape[0])
 
 
 def save_model(folder: Path, model: Model, backend: Backend) -> None:
@@ -67,9 +74,9 @@ def save_model(folder: Path, model: Model, backend: Backend) -> None:
         if getattr(reduction, name) is not None
     }
     arrays |= {"centres": backend.to_host(model.centres), "far_distances": model.far_distances.astype(np.float32)}
-    content = {
+    content: dict[str, Any] = {
         "schema": SCHEMA,
-        "embed": {name: getattr(model.embed, name) for name in _EMBED_OPTIONS},
+        "embed": None if model.embed is None else {name: getattr(model.embed, name) for name in _EMBED_OPTIONS},
         "features": dict(model.features),
         "reduction": {"scaling": reduction.scaling, "kept": reduction.kept, "normalize": reduction.normalize},
         "cluster_labels": None if model.cluster_labels is None else list(model.cluster_labels),
@@ -187,25 +194,15 @@ def _shapes(content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _check(
     content: Mapping[str, Any], arrays: Mapping[str, FloatArray], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[EmbedConfig, str]:
-    """Check the rest of a model's content; return its embedding options and its scaling.
+) -> tuple[EmbedConfig | None, str]:
+    """Check the rest of a model's content; return its embedding options, if a network ran, and its scaling.
 
     Raises
     ------
     Exception
         Whatever the checks stumble over; `load_model` turns it into a DataError.
     """
-    earlier = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING, "features": EARLIER_FEATURES}
-    options = {**earlier, **content["embed"]}
-    if options["engine"] == "auto":
-        raise ValueError("engine 'auto'")
-    known, found = EmbedConfig().decoding, options["decoding"]
-    if type(found) is int and found > known:
-        raise DataError(
-            f"the model has its pictures by version {found} of decoding, and this gpu-cluster knows version "
-            f"{EARLIER_DECODING} to {known}: use the gpu-cluster that made it, or run the clustering again"
-        )
-    embed = EmbedConfig.model_validate({name: options[name] for name in _EMBED_OPTIONS})
+    embed = None if content["embed"] is None else _embedding(content["embed"])
     scaling = ReduceConfig(scaling=content["reduction"]["scaling"]).scaling
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -220,7 +217,30 @@ def _check(
         (label or "").encode()
     if not isinstance(content["features"], dict):
         raise TypeError("features are no object")
+    if (embed is None) != (content["features"].get("given") is True):
+        raise ValueError("embeddings both given and computed, or neither")
     return embed, scaling
+
+
+def _embedding(declared: Mapping[str, Any]) -> EmbedConfig:
+    """Return how pictures became embeddings.
+
+    Raises
+    ------
+    Exception
+        Whatever the checks stumble over; `load_model` turns it into a DataError.
+    """
+    earlier = {"engine": EARLIER_ENGINE, "decoding": EARLIER_DECODING, "features": EARLIER_FEATURES}
+    options = {**earlier, **declared}
+    if options["engine"] == "auto":
+        raise ValueError("engine 'auto'")
+    known, found = EmbedConfig().decoding, options["decoding"]
+    if type(found) is int and found > known:
+        raise DataError(
+            f"the model has its pictures by version {found} of decoding, and this gpu-cluster knows version "
+            f"{EARLIER_DECODING} to {known}: use the gpu-cluster that made it, or run the clustering again"
+        )
+    return EmbedConfig.model_validate({name: options[name] for name in _EMBED_OPTIONS})
 
 
 def _damaged(folder: Path, why: str) -> DataError:

@@ -5,23 +5,19 @@ This module must not know what is in a picture beyond its first bytes.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_cluster.columns import Texts
 from gpu_cluster.config import PicturesConfig, shipped_data
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.files import MOST_TABLE_BYTES, open_regular, printable
+from gpu_cluster.files import printable
+from gpu_cluster.images.names import listed_names
 from gpu_cluster.images.source import LocalFiles
 from gpu_cluster.manifest import Manifest
-
-# What some editors write before UTF-8.
-_MARK = b"\xef\xbb\xbf"
 
 
 def discover(config: PicturesConfig, observer: Observer) -> Manifest:
@@ -61,7 +57,8 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
         else:
             files.add(str(path))
     if input_list is not None:
-        files.update(_read_list(input_list))
+        names = listed_names(input_list, "--input-list")
+        files.update(os.path.normpath(os.path.join(input_list.parent, name)) for name in names)
     files |= bad_files.keys()
     # A file that is named by itself is read, whatever a folder that holds it too would make of it.
     passed_over -= files
@@ -81,39 +78,6 @@ def _manifest(named: Sequence[Path], input_list: Path | None) -> Manifest:
     why = {os.path.relpath(file, root): reason for file, reason in bad_files.items()}
     bad = {row: why[path] for row, path in enumerate(paths) if path in why} if why else {}
     return Manifest(root=Path(root), paths=paths, bad=bad, passed_over=others)
-
-
-def _read_list(input_list: Path) -> Iterator[str]:
-    """Yield the files that a list names; relative names start from the folder of the list."""
-    try:
-        content = _content(input_list)
-    except OSError as error:
-        raise DataError(
-            f"cannot read --input-list {printable(str(input_list))!r}: {error.strerror}; expected a file with one "
-            "image file per line"
-        ) from error
-    # `find -print0` separates names by NUL bytes, for names with newlines in them.
-    # They are taken out one by one, because a list of a billion empty names would not fit in memory.
-    separated, start = (rb"[^\0]+", 0) if b"\0" in content else (rb"[^\r\n]+", len(_MARK) * content.startswith(_MARK))
-    empty = True
-    for name in (found[0] for found in re.compile(separated).finditer(content, start)):
-        if name.strip():
-            empty = False
-            yield os.path.normpath(os.path.join(input_list.parent, os.fsdecode(name)))
-    if empty:
-        raise DataError(f"--input-list {printable(str(input_list))!r} is empty; expected one image file per line")
-
-
-def _content(input_list: Path) -> bytes:
-    # A shell's <(find ...) and /dev/stdin are pipes whose other end is open already, so they are not waited for.
-    if input_list.is_relative_to("/dev") and input_list.is_fifo():
-        with input_list.open("rb") as stream:
-            content = stream.read(MOST_TABLE_BYTES + 1)
-        if len(content) > MOST_TABLE_BYTES:
-            raise OSError(errno.EFBIG, f"it goes on after {MOST_TABLE_BYTES:,} bytes")
-        return content
-    with open_regular(input_list, most_bytes=MOST_TABLE_BYTES)[0] as stream:
-        return stream.read()
 
 
 def _is_folder(path: Path) -> bool:

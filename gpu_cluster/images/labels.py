@@ -7,15 +7,15 @@ folders. They take no part in any decision; they are only compared with the clus
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
-from gpu_cluster.files import escaped, printable, unescaped
+from gpu_cluster.files import escaped, printable
 from gpu_cluster.images.label_table import LabelTable, is_not_utf8
+from gpu_cluster.images.names import PicturesByName
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.words import count
 
@@ -104,15 +104,13 @@ def _by_table(manifest: Manifest, path: Path, config: InputConfig, observer: Obs
         observer.notice(f"{count(n, 'row')} of {source} {verb} a file that was not found: {shown}{more}")
     if matched.ambiguous:
         observer.notice(_ambiguity(manifest, matched, source))
-    # The table is used, so it is not among the files that are passed over, which it can lie beside.
-    own = os.path.normpath(path)
     return replace(
-        manifest,
+        # The table can lie beside the pictures.
+        manifest.without_used(path),
         labels=tuple(matched.labels),
         label_source=source,
         n_labels_without_file=len(matched.without_file),
         n_ambiguous_labels=len(matched.ambiguous),
-        passed_over=tuple(other for other in manifest.passed_over if os.path.normpath(manifest.root / other) != own),
     )
 
 
@@ -149,7 +147,7 @@ def _match(manifest: Manifest, table: LabelTable) -> _Matched:
     DataError
         When the table cannot be read, gives a file two labels, or is in an encoding that is not known.
     """
-    rows_of_file, matched = _Rows(manifest, table.path), _Matched([None] * len(manifest))
+    rows_of_file, matched = PicturesByName(manifest, table.path), _Matched([None] * len(manifest))
     n_odd_found = n_odd_lost = 0
     for name, label in table.rows():
         rows = rows_of_file.find(name)
@@ -203,27 +201,3 @@ def _ambiguity(manifest: Manifest, matched: _Matched, source: str) -> str:
         f"{count(n, 'row')} of {source} {'gives' if n == 1 else 'give'} no label, because several files have the name: "
         f"{printable(name)!r} can be {', '.join(files[:2])}{more}; write the folder too, as in {files[0]}"
     )
-
-
-class _Rows:
-    """Finds the manifest rows for a name in a labels CSV."""
-
-    def __init__(self, manifest: Manifest, table: Path) -> None:
-        self._bases = (manifest.root, table.absolute().parent)
-        self._by_path = {os.path.normpath(manifest.file(row)): row for row in range(len(manifest))}
-        self._by_name: dict[str, list[int]] = defaultdict(list)
-        for row, path in enumerate(manifest.paths):
-            self._by_name[os.path.basename(path)].append(row)
-
-    def find(self, name: str) -> list[int]:
-        """Return the row for an absolute path or a path relative to the root or the CSV; or all for a file name."""
-        # Only where no file has a backslash in its name, it separates folders, as in a table written on Windows.
-        # A name from a table of an earlier run may have escapes in it.
-        for candidate in (name, unescaped(name), name.strip(), name.strip().replace("\\", "/")):
-            for base in self._bases:
-                row = self._by_path.get(os.path.normpath(base / candidate))
-                if row is not None:
-                    return [row]
-            if candidate in self._by_name:
-                return self._by_name[candidate]
-        return []

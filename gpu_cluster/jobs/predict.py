@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from gpu_cluster.embedding import features
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import ENGINES, Engine, choose_engine
 from gpu_cluster.embedding.extractors import Extractor, Joined
+from gpu_cluster.embedding.given import Given, matched, opened_vectors
+from gpu_cluster.embedding.vectors import Vectors
 from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
@@ -42,12 +45,12 @@ from gpu_cluster.staging import temporary
 
 @dataclass(frozen=True, repr=False)
 class Prediction(Record):
-    """The result of `predict`; the arrays have one row for each of the n files that could be decoded.
+    """The result of `predict`; the arrays have one row for each of the n files that could be used.
 
     Attributes
     ----------
     out : path of the table
-    bad_files : path of the table of files that could not be decoded; None if all files could be decoded
+    bad_files : path of the table of files that could not be used; None if all files could be used
     report : path of the page; None unless it was asked for
     rows : (n,) host; manifest row
     labels : (n,) host; cluster of the run
@@ -70,18 +73,28 @@ class Prediction(Record):
         return f"<Prediction: {counts}; table {str(self.out)!r}>"
 
 
-def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | None = None) -> Prediction:
+def predict(
+    run: Path,
+    config: PredictConfig,
+    out: Path,
+    observer: Observer | None = None,
+    *,
+    array: Any = None,
+    array_names: Sequence[str] | None = None,
+) -> Prediction:
     """Assign pictures to the clusters of the run folder `run`, and write `out` (`.csv` or `.parquet`).
 
     Pictures whose embeddings the store does not hold are embedded with the options and the engine of the run; only
-    `batch_size` and `precision` are those of the config. An earlier table of predictions at `out`, or an empty file, is
-    replaced; any other file there is refused.
+    `batch_size` and `precision` are those of the config. For a run with embeddings that were given, those of the
+    pictures are given too, as for `run`. An earlier table of predictions at `out`, or an empty file, is replaced; any
+    other file there is refused.
 
     Raises
     ------
     ConfigError
         When no pictures are named, `out` cannot be written, `out` is a file that is not a table of predictions, or
-        another engine is asked for than that of the run, or a device on which that does not compute.
+        another engine is asked for than that of the run, or a device on which that does not compute. When the run was
+        made with embeddings that were given and the config names none, or the other way round.
     DataError
         When the run has no usable model, or one for another version of decoding; or, if a page is asked for, not the
         tables of a run; or there are no pictures.
@@ -114,52 +127,86 @@ def predict(run: Path, config: PredictConfig, out: Path, observer: Observer | No
     if page is not None:
         _check_tables(finished)
 
-    theirs = model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision", "weights"}))
+    with opened_vectors(config.given, array, array_names) as vectors:
+        _check_width(run, model, vectors)
+        return _predict(finished, config, model, vectors, out, page, events)
 
-    def prepared(weights: features.Weights, backend: Backend, manifest: Manifest) -> Engine:
+
+def _predict(
+    run: FinishedRun,
+    config: PredictConfig,
+    model: Model,
+    vectors: Vectors | None,
+    out: Path,
+    page: Path | None,
+    events: Recorder,
+) -> Prediction:
+    """Assign pictures, by the network or with vectors that were given; write the tables, and the page if asked for."""
+
+    def find() -> Manifest:
+        found = discover(config.input, events).without_used(*config.given.named())
         if config.report.portable:
-            check_root(manifest.root, manifest.paths)
+            check_root(found.root, found.paths)
+        return found
+
+    def with_network(weights: features.Weights, backend: Backend, _manifest: Manifest) -> Engine | Given:
+        theirs = _embedding_of(model, config)
         try:
             extractor = features.extractor_of(theirs, weights)
         except ConfigError as error:
             raise DataError(
-                f"the model {printable(str(finished.model))!r} has features that this gpu-cluster does not know "
-                f"({error}): use the gpu-cluster that made it, or run the clustering again"
+                f"the model {printable(str(run.model))!r} has features that this gpu-cluster does not know ({error}): "
+                "use the gpu-cluster that made it, or run the clustering again"
             ) from error
-        _check_model(run, model, extractor)
+        _check_model(run.folder, model, extractor)
         return choose_engine(backend, extractor, theirs)
 
-    def find() -> Manifest:
-        return discover(config.input, events)
+    def with_vectors(_backend: Backend, manifest: Manifest) -> Engine | Given:
+        assert vectors is not None, "else a network runs"
+        return matched(vectors, manifest, events, scaling=model.reduction.scaling)
 
-    with opened(config, events, find, prepared, workers=config.executor) as job:
-        engine = job.tools
+    given = None if vectors is None else with_vectors
+    with opened(config, events, find, with_network, workers=config.executor, without_network=given) as job:
         with ExitStack() as until_assigned:
             scratch = None
-            large = not job.backend.holds(4 * len(job.manifest) * engine.extractor.n_features)
-            if job.store is None and (large or job.executor.is_remote):
+            large = not job.backend.holds(4 * len(job.manifest) * job.tools.n_features)
+            if (job.store is None or given is not None) and (large or job.executor.is_remote):
                 scratch = until_assigned.enter_context(temporary(out)) / SCRATCH
             with events.stage("embed"):
-                embeddings = embed(
-                    job.manifest,
-                    job.source,
-                    engine,
-                    store=job.store,
-                    store_config=config.store,
-                    observer=events,
-                    scratch=scratch,
-                    may_choose=False,
-                    elsewhere=job.elsewhere(engine, theirs, scratch),
-                )
+                embeddings = _embedded(job, model, scratch)
             with events.stage("predict"):
                 found = _assign(model, embeddings, job, out)
         if page is None:
             return found
         with events.stage("page"):
             new = Assigned(found.manifest, found.rows, found.labels, found.distances, found.far, model.far_distances)
-            with explained(run):
-                write_prediction_page(page, finished, new, out, portable=config.report.portable)
+            with explained(run.folder):
+                write_prediction_page(page, run, new, out, portable=config.report.portable)
         return replace(found, report=page)
+
+
+def _embedding_of(model: Model, config: PredictConfig) -> EmbedConfig:
+    """Return how the model embeds pictures, with the options of the job that change nothing."""
+    assert model.embed is not None, "a model without a network is used with given embeddings"
+    return model.embed.model_copy(update=config.embed.model_dump(include={"batch_size", "precision", "weights"}))
+
+
+def _embedded(job: Job[PredictConfig, Engine | Given], model: Model, scratch: Path | None) -> Embeddings:
+    """Return the embeddings of the pictures: by the network of the run, or those that were given."""
+    origin = job.tools
+    if isinstance(origin, Given):
+        return origin.embeddings(job.manifest, job.backend, job.events, scratch=scratch)
+    return embed(
+        job.manifest,
+        job.source,
+        origin,
+        store=job.store,
+        store_config=job.config.store,
+        observer=job.events,
+        scratch=scratch,
+        may_choose=False,
+        elsewhere=job.elsewhere(origin, _embedding_of(model, job.config), scratch),
+    )
 
 
 # A file with exactly these columns is a table of predictions and may be replaced; one with another column, which the
@@ -242,7 +289,16 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
     folder, shown = FinishedRun(run).model, printable(str(run))
     backend = select(config.device).backend
     model = load_model(folder, backend)
-    engine, asked = model.embed.engine, config.embed.engine
+    if model.embed is None:
+        _check_given(shown, model, config)
+        return model, config
+    if config.given.is_given:
+        raise ConfigError(
+            f"--embeddings: the run {shown!r} was made with a network, whose embeddings do not mix with others; leave "
+            "out --embeddings, or run the clustering again with the embeddings of its pictures"
+        )
+    engine, decoding, asked = model.embed.engine, model.embed.decoding, config.embed.engine
+    of = model.embed.features
     if asked not in ("auto", engine):
         raise ConfigError(
             f"--engine {asked}: the run {shown!r} was made with the engine {engine}, and embeddings of two engines do "
@@ -264,8 +320,6 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             f"the run {shown!r} was made with the engine {engine}, found here: {here.found}; {here.remedy}, or run the "
             "clustering again with the engine that is here"
         )
-    decoding = model.embed.decoding
-    of = model.embed.features
     if engine != backend.engines[0] or decoding != EmbedConfig().decoding or of != EmbedConfig().features:
         events.notice(
             f"The run was made with the features {of}, the engine {engine} and version {decoding} of decoding: these "
@@ -274,9 +328,28 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
     return model, config.model_copy(update={"embed": config.embed.model_copy(update={"engine": engine})})
 
 
+def _check_given(shown: str, model: Model, config: PredictConfig) -> None:
+    """Refuse to use a model of embeddings that were given without those of the new pictures."""
+    if not config.given.is_given:
+        by = model.features.get("by")
+        raise ConfigError(
+            f"the run {shown!r} was made with embeddings that were given{'' if by is None else f' ({by})'}; give those "
+            "of these pictures too, computed in the same way: --embeddings FILE"
+        )
+
+
+def _check_width(run: Path, model: Model, vectors: Vectors | None) -> None:
+    """Refuse vectors of another length than those of the run."""
+    if vectors is not None and vectors.shape[1] != model.n_features:
+        raise DataError(
+            f"{vectors.shown}: expected {model.n_features:,} numbers for each picture, as in the run "
+            f"{printable(str(run))!r}; found {vectors.shape[1]:,}"
+        )
+
+
 def _check_model(run: Path, model: Model, extractor: Extractor | Joined) -> None:
     """Refuse a model whose number of features is not that of the network, or that was made with other weights."""
-    n_features, found = extractor.n_features, model.reduction.mean.shape[0]
+    n_features, found = extractor.n_features, model.n_features
     if found != n_features:
         raise DataError(
             f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {n_features} features, found "
@@ -297,12 +370,13 @@ def _check_model(run: Path, model: Model, extractor: Extractor | Joined) -> None
             )
 
 
-def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine], out: Path) -> Prediction:
+def _assign(model: Model, embeddings: Embeddings, job: Job[PredictConfig, Engine | Given], out: Path) -> Prediction:
     """Find the cluster of each picture, and write the tables."""
     import pandas as pd
 
     backend, written = job.backend, job.config.report
-    rewrite = rewriting_of(job.config, job.manifest, out.absolute().parent, job.tools.extractor)
+    used = [] if isinstance(job.tools, Given) else [job.tools.extractor]
+    rewrite = rewriting_of(job.config, job.manifest, out.absolute().parent, *used)
     manifest = as_written(job.manifest.with_bad(embeddings.bad), rewrite)
 
     if embeddings.x.shape[0]:

@@ -63,6 +63,7 @@ class Job(Generic[C, T]):
 
     Attributes
     ----------
+    weights : those of the network; None if the embeddings are given
     tools : what the job itself prepared for its work from the weights, such as its engine or its model
     """
 
@@ -113,11 +114,13 @@ def opened(
     make: Callable[[features.Weights, Backend, Manifest], T],
     *,
     workers: ExecutorConfig = SERIAL,
+    without_network: Callable[[Backend, Manifest], T] | None = None,
 ) -> Iterator[Job[C, T]]:
     """Check and open what a job needs, and give it to the block as a `Job`.
 
-    `find` lists the pictures, `make` prepares the job's own tools, and `workers` names those that do its tasks. The
-    cheap checks come first; reading every picture's header comes last. Until the block ends, pictures are decoded
+    `find` lists the pictures, `make` prepares the job's own tools, and `workers` names those that do its tasks. If the
+    embeddings are given, `without_network` prepares the tools, and no engine and no weights are looked for. The cheap
+    checks come first; reading every picture's header comes last. Until the block ends, pictures are decoded
     within the config's limits, and the workers are there.
 
     Raises
@@ -131,10 +134,14 @@ def opened(
             choice = choose_device(config)
             for note in choice.notes:
                 events.notice(note)
-            check_installed(config.embed.engine, choice.backend)
-            manifest = find()
             weights = features.Weights(config.embed.weights)
-            tools = make(weights, choice.backend, manifest)
+            if without_network is None:
+                check_installed(config.embed.engine, choice.backend)
+                manifest = find()
+                tools = make(weights, choice.backend, manifest)
+            else:
+                manifest = find()
+                tools = without_network(choice.backend, manifest)
             store = open_store(config.store, events)
             source = open_source(manifest.root)
             until_the_end.enter_context(decoders.limited(config.input))
@@ -201,7 +208,7 @@ def choose_folder(
     folder = output.choose(
         config.report.out,
         name=f"{prefix}{manifest.root.name}",
-        inputs=config.input.named(),
+        inputs=(*config.input.named(), *(config.given.named() if isinstance(config, RunConfig) else ())),
         overwrite=config.report.overwrite,
     )
     if config.report.overwrite and config.report.out is None:

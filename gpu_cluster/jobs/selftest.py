@@ -131,7 +131,7 @@ def measure(
     }
     return Measured(
         device=describe_device(backend, chosen),
-        precision=own.precision,
+        precision=own.precision or "",
         embeddings=embeddings,
         speeds=speeds,
         stages_s=events.stages_s,

@@ -34,7 +34,7 @@ from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
 from gpu_cluster.store.parts import Parts
 from gpu_cluster.verdict import Verdict, beside_verdict, judge
-from gpu_cluster.words import count
+from gpu_cluster.words import count, given_in_words
 
 _MOST_ROWS = 500
 
@@ -288,6 +288,9 @@ def _facts(run: FinishedRun) -> str:
     record, files = run.record, run.record["files"]
     seconds = sum(record["stages_s"].values())
     where = f"On the {record['device']} ({record['processor']}), {seconds:.1f} s."
+    given = record.get("embeddings")
+    if given is not None:
+        where += f" The embeddings were given{'' if given['by'] is None else ': ' + visible(given['by'])}."
     return f"{count(files['found'], 'file')} found: {sum_in_words(files, 'clustered')}. {where}"
 
 
@@ -350,12 +353,17 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     yield "gpu-cluster", record["gpu_cluster"]
     yield "space", run.metrics["space"]
     yield "device", f"{record['device']}: {record['device_reason']}"
-    yield "engine", f"{record.get('engine', EARLIER_ENGINE)}: {record.get('engine_reason', 'the record names none')}"
-    for part in record.get("features", ()):
-        yield "features", visible(", ".join(f"{name} {value}" for name, value in part.items() if name != "weights"))
-    for file in (record["weights"], *record.get("weights_of_others", ())):
-        if file is not None:
-            yield "weights", f"{visible(file['path'])}, sha256 {file['sha256']}"
+    given = record.get("embeddings")
+    if given is None:
+        engine, reason = record.get("engine", EARLIER_ENGINE), record.get("engine_reason", "the record names none")
+        yield "engine", f"{engine}: {reason}"
+        for part in record.get("features", ()):
+            yield "features", visible(", ".join(f"{name} {value}" for name, value in part.items() if name != "weights"))
+        for file in (record["weights"], *record.get("weights_of_others", ())):
+            if file is not None:
+                yield "weights", f"{visible(file['path'])}, sha256 {file['sha256']}"
+    else:
+        yield "embeddings", f"{visible(given_in_words(given))}, sha256 {given['sha256']}; no network ran"
     yield from record["versions"].items()
     for stage, seconds in record["stages_s"].items():
         yield f"time for {stage}", f"{seconds:.1f} s"

@@ -216,6 +216,7 @@ def write_run_record(
         "weights": files[0] if files else None,
         "weights_of_others": files[1:],
         "features": [dict(part) for part in result.features],
+        "embeddings": None if result.embeddings is None else dict(result.embeddings),
         **result.device,
         "repeats": dict(backend.repeats),
         "device_reason": result.device_reason,

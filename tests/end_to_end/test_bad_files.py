@@ -67,7 +67,7 @@ def test_more_bad_files_than_allowed_end_with_code_3_and_everything_written(tmp_
     done = gpu_cluster("run", tmp_path / "pictures", *TINY_OPTIONS, "--max-bad-fraction", "0.2", out=tmp_path / "run")
     assert done.code == 3
     (line,) = done.err.splitlines()
-    assert re.match(r"error: 1 of 4 pictures could not be decoded, .*--max-bad-fraction 0\.2 .*bad_files\.csv'$", line)
+    assert re.match(r"error: 1 of 4 pictures could not be used, .*--max-bad-fraction 0\.2 .*bad_files\.csv'$", line)
     assert len(done.table("assignments.csv")) == 3
     assert done.table("bad_files.csv")["path"].tolist() == ["001.png"]
     assert (done.folder / "run.json").is_file()

@@ -118,7 +118,7 @@ def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
     done = called(*given, "--max-bad-fraction", "0.2", out=tmp_path / "run")
     assert done.code == 3
     assert done.err.splitlines()[-1].startswith(
-        "error: 2 of 8 pictures could not be decoded, more than --max-bad-fraction"
+        "error: 2 of 8 pictures could not be used, more than --max-bad-fraction"
     )
     assert len(done.table("compare.csv")) == 1
 

@@ -89,6 +89,22 @@ def test_without_an_engine_doctor_says_the_same(tmp_path, without_engines):
     assert all(part in done.stdout for part in REMEDY)
 
 
+GIVEN = """
+import numpy, gpu_cluster
+x, names = numpy.random.default_rng(0).normal(size=(8, 4)), [f"{number:03d}.png" for number in range(8)]
+given = {"embeddings": x, "embedding_names": names}
+run = gpu_cluster.run("photos", **given, k=2, k_range="2:2", out="run", no_cache=True)
+found = gpu_cluster.predict("run", "photos", **given, out="p.csv", no_cache=True)
+print(found.labels.tolist() == run.findings.clustering.labels.tolist())
+"""
+
+
+def test_without_an_engine_a_job_with_embeddings_that_are_given_works(tmp_path, without_engines):
+    write_pictures(tmp_path / "photos", 8)
+    done = python(without_engines, tmp_path, GIVEN)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 EMBED = """
 import sys, gpu_cluster
 assert gpu_cluster.embed("photos/000.png", image_size=32, no_cache=True).shape == (1, 1024)

@@ -100,6 +100,11 @@ class Engine(ABC):
         """Text that differs between engines whose numbers may differ: name, version, kind of device."""
 
     @property
+    def n_features(self) -> int:
+        """How many numbers describe one picture."""
+        return self.extractor.n_features
+
+    @property
     def key(self) -> dict[str, Any]:
         """Everything that an embedding depends on, except the content of its file."""
         return {
