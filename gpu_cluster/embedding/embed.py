@@ -19,7 +19,7 @@ from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.kept import InShards, OnDevice
-from gpu_cluster.embedding.other_keys import tell_of_others
+from gpu_cluster.embedding.other_keys import tell_of_others, tell_of_unconverted
 from gpu_cluster.embedding.shards import plan_shards
 from gpu_cluster.embedding.work import Elsewhere, Work
 from gpu_cluster.events import Observer
@@ -79,6 +79,8 @@ def embed(
         images_per_s = None
         if n_missing:
             if store is not None and not store_config.force:
+                if work.shards is not None:
+                    tell_of_unconverted(work.shards, work.hashes_of_converted(np.flatnonzero(missing)), observer)
                 tell_of_others(
                     store, engine.key, work.row_names(np.flatnonzero(missing)), engine, observer, may_choose=may_choose
                 )
