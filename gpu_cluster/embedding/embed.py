@@ -23,7 +23,7 @@ from gpu_cluster.config import EARLIER_DECODING, StoreConfig
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.extractors import Joined, name_of
 from gpu_cluster.embedding.kept import InShards, Kept, OnDevice
-from gpu_cluster.embedding.other_keys import tell_of_others
+from gpu_cluster.embedding.other_keys import tell_of_others, tell_of_unconverted
 from gpu_cluster.embedding.shards import plan_shards
 from gpu_cluster.embedding.work import Elsewhere, Work
 from gpu_cluster.events import Observer
@@ -87,8 +87,10 @@ def embed(
         if n_missing:
             if store is not None and not store_config.force:
                 for part, own in zip(engine.parts, work.parts, strict=True):
-                    names = work.row_names(np.flatnonzero(~own.done))
-                    tell_of_others(store, part.key, names, part, observer, may_choose=may_choose)
+                    lacking = np.flatnonzero(~own.done)
+                    if own.shards is not None:
+                        tell_of_unconverted(own.shards, work.hashes_of_converted(lacking), observer)
+                    tell_of_others(store, part.key, work.row_names(lacking), part, observer, may_choose=may_choose)
             shard_size = store_config.shard_size or backend.shard_size
             log.info("embedding with %s (%s) in %s", engine.name, engine.reason, engine.precision)
             start = time.perf_counter()

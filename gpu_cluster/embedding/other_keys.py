@@ -1,4 +1,4 @@
-"""Says which embeddings the store holds that a job cannot use, because another engine or decoding gave them.
+"""Says which embeddings the store holds that a job cannot use, because they were made in another way.
 
 Input: the store, the key of a job's embeddings, and the contents that the job is about to embed. This module must not
 know how anything is embedded.
@@ -13,6 +13,7 @@ from gpu_cluster.config import EARLIER_DECODING, EmbedConfig
 from gpu_cluster.embedding.engines import ENGINES, Engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
+from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.store import Store
 from gpu_cluster.words import count
 
@@ -52,6 +53,22 @@ def tell_of_others(
         f"{held_words}; this job has {ours}, and the two do not mix: "
         + ("they are computed again" if option is None else f"use {option} to use them, or they are computed again")
     )
+
+
+def tell_of_unconverted(shards: EmbeddingShards, hashes: Sequence[str], observer: Observer) -> None:
+    """Report the embeddings of contents, to which something is done now, that were made when nothing was done to them.
+
+    Raises
+    ------
+    StoreError
+        When the store cannot be read.
+    """
+    n = shards.count(hashes) if hashes else 0
+    if n:
+        observer.notice(
+            f"The store holds the {'embedding' if n == 1 else 'embeddings'} of {count(n, 'picture')} of this job by an "
+            "earlier version, which applied no profile and took no preview of camera RAW; they are computed again"
+        )
 
 
 def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine) -> str | None:

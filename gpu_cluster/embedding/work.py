@@ -344,6 +344,11 @@ class Work:
         """Return the names of the rows of the store that have the embeddings of these contents."""
         return list(map(row_name, self._hashes(indices), self._conversions(indices)))
 
+    def hashes_of_converted(self, indices: IntArray) -> list[str]:
+        """Return the content hashes of those of these contents to which something is done after they are decoded."""
+        done = self._conversions(indices)
+        return [found for found, what in zip(self._hashes(indices), done, strict=True) if what is not None]
+
     def _hashes(self, indices: IntArray) -> list[str]:
         return [found or "" for found in self._manifest.facts.column("content_hash", self._first_rows[indices])]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from gpu_cluster.backend import installed
 from gpu_cluster.executor.base import RefusedWorkerError, Reporter
 
 # A task tells of its progress, and asks whether the job stops, this often at most.
@@ -23,6 +24,8 @@ _TELLING_S, _ASKING_S = 0.2, 0.5
 
 # What must be the same in all processes of a job, because results depend on it.
 _PACKAGES = ("gpu-cluster", "numpy", "pillow", "pyarrow")
+# Not every installation has these; a worker must have them if the job has, and else none.
+_EXTRA_PACKAGES = ("pi-heif", "rawpy")
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,12 @@ class _ToTheJob(Reporter):
 
 def versions() -> tuple[tuple[str, str], ...]:
     """Return the versions of this process that results depend on."""
-    return (("Python", python_version().rpartition(".")[0]), *((name, version(name)) for name in _PACKAGES))
+    extras = installed(*_EXTRA_PACKAGES)
+    return (
+        ("Python", python_version().rpartition(".")[0]),
+        *((name, version(name)) for name in _PACKAGES),
+        *((name, extras.get(name, "not installed")) for name in _EXTRA_PACKAGES),
+    )
 
 
 def what_does_not_fit(job: JobOfWorker) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_cluster.backend import IntArray
 from gpu_cluster.facts import FileFacts, FileTable
-from gpu_cluster.images import icc
+from gpu_cluster.images import formats, icc
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,18 +36,21 @@ _WITH_OPACITY = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
 def conversion_of(facts: FileFacts) -> str | None:
-    """Return what is done to a picture after it is decoded, in words; None if nothing is.
+    """Return what is done to a picture beyond decoding what is stored, in words; None if nothing is.
 
-    The store keeps this beside its embedding, so it must change when the same picture would be given other pixels.
+    Of a RAW, its preview is taken. The store keeps this beside its embedding, so it must change when the same picture
+    would be given other pixels.
     """
-    return f"{facts.profile} -> sRGB, v{_VERSION}" if icc.is_foreign(facts.profile) else None
+    done = ["preview"] if facts.format in formats.RAW_FORMATS else []
+    done += [f"{facts.profile} -> sRGB"] if icc.is_foreign(facts.profile) else []
+    return f"{', '.join(done)}, v{_VERSION}" if done else None
 
 
 def conversions_of(facts: FileTable, rows: IntArray) -> list[str | None]:
     """Return the same of the files `rows`; this is much quicker than to ask for each file."""
-    profiles = facts.column("profile", rows)
-    found = {profile: conversion_of(FileFacts(profile=profile)) for profile in set(profiles)}
-    return [found[profile] for profile in profiles]
+    kinds = list(zip(facts.column("format", rows), facts.column("profile", rows), strict=True))
+    found = {kind: conversion_of(FileFacts(format=kind[0], profile=kind[1])) for kind in set(kinds)}
+    return [found[kind] for kind in kinds]
 
 
 def profile_of(image: Image) -> str:

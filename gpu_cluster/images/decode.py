@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gpu_cluster.images import colour, formats, icc
+from gpu_cluster.images import colour, extras, formats, icc
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,7 +100,7 @@ def read_header(stream: IO[bytes], suffix: str = "", *, plain: bool = False, n_s
     Exception
         Any error that Pillow's readers raise; `reason` describes it in words.
     """
-    from PIL import IcoImagePlugin, Image
+    from PIL import IcoImagePlugin
 
     head = stream.read(4)
     stream.seek(0)
@@ -108,10 +108,9 @@ def read_header(stream: IO[bytes], suffix: str = "", *, plain: bool = False, n_s
         # Image.open would decode an icon of any size, so only the icon's header is read here.
         with IcoImagePlugin.IcoFile(stream).frame(0) as icon:
             return Header("ICO", icon.mode, icon.width, icon.height, 1)
-    with Image.open(stream, formats=_formats(suffix.lower())) as image:
+    with _opened(stream, suffix, plain=plain) as (image, kind, orientation):
         profile = colour.profile_of(image) if plain else colour.usable_profile_of(image)
-        size = (image.width, image.height)
-        header = Header(str(image.format), image.mode, *size, _orientation(image), profile=profile)
+        header = Header(kind, image.mode, image.width, image.height, orientation, profile=profile)
         if header.format not in JPEG_FORMATS:
             return header
         stream.seek(0)
@@ -155,24 +154,42 @@ def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None, 
     Exception
         Any error that Pillow's decoders raise; `reason` describes it in words.
     """
-    from PIL import Image
-
-    tried = _formats(suffix.lower())
-    with Image.open(stream, formats=tried) as image:
-        if image.format != "PNG":
-            return _decoded(image, at_least, plain)
-        if not image.tile:
+    with _opened(stream, suffix, plain=plain) as (image, kind, orientation):
+        if kind != "PNG":
+            # Pillow already turns a TIFF upright when it loads the pixels.
+            return _decoded(image, 1 if kind == "TIFF" else orientation, at_least, plain=plain)
+        if not getattr(image, "tile", None):
             raise OSError("no pixels in it")
         # When Pillow decodes, it ignores a wrong checksum of the pixels; `verify` does not.
         image.verify()
     stream.seek(0)
-    with Image.open(stream, formats=tried) as image:
-        return _decoded(image, at_least, plain)
+    with _opened(stream, suffix, plain=plain) as (image, _kind, orientation):
+        return _decoded(image, orientation, at_least, plain=plain)
 
 
-def _decoded(image: Image, at_least: int | None, plain: bool) -> Pixels:
-    # Pillow already turns a TIFF upright when it loads the pixels.
-    orientation = 1 if image.format == "TIFF" else _orientation(image)
+@contextmanager
+def _opened(stream: IO[bytes], suffix: str, *, plain: bool) -> Iterator[tuple[Image, str, int]]:
+    """Give the block the picture of a file, not loaded yet, its format, and its Exif orientation."""
+    from PIL import Image
+
+    raw = None if plain else formats.raw_format_of(stream)
+    if raw is not None:
+        stream.seek(0)
+        with extras.preview(stream, raw) as (image, orientation):
+            yield image, raw, orientation
+        return
+    stream.seek(0)
+    promised = formats.format_of(stream.read(formats.HEAD_BYTES))
+    stream.seek(0)
+    is_heif = promised in formats.HEIF_FORMATS and not plain
+    if is_heif:
+        extras.register_heif(str(promised))
+    with Image.open(stream, formats=("HEIF",) if is_heif else _formats(suffix.lower())) as image:
+        # HEIC has its own boxes for how it is turned, which its decoder follows; they count, and not its Exif block.
+        yield image, str(image.format), 1 if is_heif else _orientation(image)
+
+
+def _decoded(image: Image, orientation: int, at_least: int | None, *, plain: bool) -> Pixels:
     if at_least is not None and image.format in JPEG_FORMATS:
         # Pillow chooses the ratio by the same rule as `reduction`, and uses the accurate transform for it.
         image.draft(image.mode, (2 * at_least, 2 * at_least))

@@ -64,7 +64,8 @@ def diagnose(
 
     With `auto` and `cpu` a missing GPU is not a fault.
     """
-    common = [_python(), *_engines(device, engine), _threads(), _weights(weights), _output(out), _store(cache)]
+    common = [_python(), *_engines(device, engine), *_formats(), _threads()]
+    common += [_weights(weights), _output(out), _store(cache)]
     gpu = _gpu(needed=device == "gpu")
     checks = (*common, *gpu)
     return Diagnosis(device, works=all(check.status != "missing" for check in checks), checks=checks)
@@ -92,6 +93,16 @@ def _engines(device: Device, asked: EngineName) -> list[Check]:
             one.remedy,
         )
         for name, one in found.items()
+    ]
+
+
+def _formats() -> list[Check]:
+    """Check the packages that read the pictures of phones and cameras; a job without such pictures needs none."""
+    return [
+        Check(name, "ok", _words(found))
+        if (found := installed(package))
+        else Check(name, "absent", f"{package} is not installed", f"from a checkout, pip install '.[{extra}]'")
+        for name, package, extra in (("HEIC", "pi-heif", "heic"), ("camera RAW", "rawpy", "raw"))
     ]
 
 

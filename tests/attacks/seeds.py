@@ -19,8 +19,10 @@ from gpu_cluster.embedding.vgg16 import LAYER_SHAPES
 from gpu_cluster.inventory import replace_file
 from gpu_cluster.run_folder import RECORD
 from tests.attacks import raw
+from tests.colour_profiles import p3_profile
 from tests.helpers import picture as draw
 from tests.helpers import write_pictures
+from tests.raw_files import dng
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -123,6 +125,10 @@ PICTURES: Mapping[str, Callable[[Image.Image], bytes]] = {
     "rgb.psd": _psd,
     "rgb.qoi": _qoi,
     "grey.fits": _fits,
+    "p3.jpg": lambda image: saved(image, "JPEG", icc_profile=p3_profile()),
+    "p3.png": lambda image: saved(image, "PNG", icc_profile=p3_profile()),
+    "p3.heic": lambda _image: (Path(__file__).parents[1] / "images" / "phone" / "p3.heic").read_bytes(),
+    "preview.dng": lambda image: dng(saved(image, "JPEG"), image.size),
 }
 
 

@@ -57,6 +57,7 @@ def test_of_an_earlier_store_only_the_pictures_with_another_profile_than_srgb_ar
     assert names == ["adobe.png", "none.jpg", "none.png", "p3.jpg", "srgb.jpg", "srgb.png"]
     assert found.n_computed == 2
     assert not any("damaged" in notice for notice in observer.notices)
+    assert sum("2 pictures of this job by an earlier version" in notice for notice in observer.notices) == 1
     table = pq.read_table(earlier)
     before = dict(zip(table["content_hash"].to_pylist(), table["embedding"].to_pylist(), strict=True))
     hashes = scanned(PICTURES, None).facts.column("content_hash")

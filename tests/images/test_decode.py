@@ -305,8 +305,8 @@ def test_the_content_tells_the_format_and_not_the_name(tmp_path):
 
 
 def test_a_heic_file_is_named_as_what_it_is(tmp_path):
-    (tmp_path / "a.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(500))
-    assert reasons(scanned(tmp_path)) == {"a.heic": "HEIC, which this Pillow cannot read; convert it to JPEG or PNG"}
+    (tmp_path / "a.jpg").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(500))
+    assert reasons(scanned(tmp_path)) == {"a.jpg": "begins as HEIC, but its header is damaged or cut short"}
 
 
 def test_the_limit_of_pixels_can_be_set(tmp_path):
