@@ -64,7 +64,7 @@ class _Adam:
 
 def _softmax(scores: FloatArray) -> FloatArray:
     powers: FloatArray = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def _neighbours(x: FloatArray, count: int) -> IntArray:
