@@ -4,19 +4,20 @@ The sets are those of `labelled_sets`: the sample set, scikit-learn's digits (dr
 subfolders are classes, and seeded subsets of 3 to 10 classes of each. Ranges and seeds vary too. No label takes part in
 a choice. Prints one row for each set (k chosen at seed 0, by criterion, for each range that holds the number of
 classes), and the errors of each criterion: over all choices, and over the choices that the job does not call unclear.
-With --others, the tables also have the criteria of `k_criteria`.
+With --restarts, the tables also have the criteria of `k_criteria` that need nothing but the restarts, and with --others
+those that need more. With --features, other features than VGG16's are clustered, or both side by side.
 
 With --sweep-sample, sets of at least 400 pictures are swept again with restarts on a sample of a share of them, as the
 job sweeps more than 20,000 pictures. These rows stand beside one for the same sets without a sample.
 
-    .venv/bin/python -m scripts.bench_k [--seeds N] [--others] [FOLDER...] [--sweep-sample SHARE...]
+    .venv/bin/python -m scripts.bench_k [--features NAME] [--restarts] [--others] [FOLDER...] [--sweep-sample SHARE...]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,8 @@ from gpu_cluster.events import Observer
 from gpu_cluster.options import build_config
 from gpu_cluster.results import SweepPoint
 from gpu_cluster.verdict import CLEAR_AGREEMENT
-from scripts.k_criteria import Chooser, criteria
-from scripts.labelled_sets import Labelled, embedded, image_sets, subsets
+from scripts.k_criteria import Chooser, criteria, of_restarts
+from scripts.labelled_sets import FEATURES, Labelled, embedded_parts, image_sets, side_by_side, subsets
 
 Criterion = Literal["agreement", "elbow", "silhouette"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -58,6 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to SEEDS - 1 (default: 3)")
+    parser.add_argument("--features", choices=FEATURES, default=FEATURES[0], help="default: %(default)s")
+    parser.add_argument("--restarts", action="store_true", help="and other criteria that use the restarts")
     parser.add_argument("--others", action="store_true", help="and criteria that the job does not have (far slower)")
     parser.add_argument(
         "--sweep-sample",
@@ -73,9 +76,12 @@ def main() -> None:
     with image_sets(arguments.folders) as sets:
         for title, options in sets.items():
             config = build_config(RunConfig, **options)
-            whole = embedded(title, config)
+            whole = side_by_side(embedded_parts(title, options, arguments.features))
+            asked = [
+                of for of, is_asked in ((of_restarts, arguments.restarts), (criteria, arguments.others)) if is_asked
+            ]
             for part in (whole, *subsets(whole)):
-                given = (config, arguments.others, arguments.sweep_sample)
+                given = (config, asked, arguments.sweep_sample)
                 by_seed = [choose_ks(part, seed, *given) for seed in range(arguments.seeds)]
                 if not choices:
                     columns += [name for name in by_seed[0] if name not in columns]
@@ -93,7 +99,7 @@ def main() -> None:
 
 
 def choose_ks(
-    part: Labelled, seed: int, config: RunConfig, others: bool, shares: Sequence[float]
+    part: Labelled, seed: int, config: RunConfig, others: Sequence[Callable[..., Any]], shares: Sequence[float]
 ) -> dict[str, list[Choice]]:
     """Return what each criterion chooses from each range that holds the number of classes."""
     n, true_k = len(part.labels), part.n_classes
@@ -112,9 +118,9 @@ def choose_ks(
     points = swept(n)
     found: dict[str, list[Choice]] = {}
     found |= {name: choices(partial(choose_by, name, points, n), points) for name in CRITERIA}
-    if others:
-        others_of = criteria(projection.sweep_x, [point.k for point in points], seed=seed)
-        found |= {name: choices(chooser, points) for name, chooser in others_of.items()}
+    for criteria_of in others:
+        choosers = criteria_of(projection.sweep_x, [point.k for point in points], seed=seed)
+        found |= {name: choices(chooser, points) for name, chooser in choosers.items()}
     if shares and n >= LEAST_SAMPLED:
         found[NOT_SAMPLED] = found["agreement"]
         for share in shares:

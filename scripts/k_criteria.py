@@ -1,9 +1,10 @@
-"""Criteria for the number of clusters that the job does not have; `bench_k --others` compares the job's with them."""
+"""Criteria for the number of clusters that the job does not have; `bench_k` compares the job's with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -15,7 +16,10 @@ from sklearn.metrics import (
     silhouette_score,
 )
 
-from gpu_cluster.backend import CpuBackend, FloatArray
+from gpu_cluster.backend import CpuBackend, FloatArray, IntArray
+from gpu_cluster.clustering import kmeans
+from gpu_cluster.clustering.contingency import adjusted_rand, contingency
+from gpu_cluster.config import ClusterConfig
 from gpu_cluster.verdict import means_something
 
 # Chooses one k of a range that begins at the same k as the range that the criterion was computed for.
@@ -25,6 +29,100 @@ _N_REFERENCES = _N_BOOTSTRAPS = 10
 _N_SPLITS = 5
 # Tibshirani and Walther use 0.8 to 0.9.
 _STRONG = 0.8
+# The distortion (epsilon squared) of the coding length, as in the authors' program.
+_DISTORTION = 0.1
+
+
+def of_restarts(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Chooser]:
+    """Return for each criterion how it chooses one of the given k from the restarts that the job runs for x (n, d).
+
+    The first three choose among the candidates that the job considers; if values are equal, the silhouette decides,
+    as in the job.
+
+    - agreement, smallest within one error: the smallest k whose agreement is not below the highest agreement minus the
+      standard error of that one (over the nine other restarts).
+    - agreement, all pairs: the highest mean adjusted Rand index of all 45 pairs of restarts.
+    - agreement, all pairs, smallest within one error: as the first, with the mean and the standard error of the pairs;
+      for the error, the restarts count as ten.
+    - matching of centres: the k at which the centres of the restarts, matched one to one with those of the best
+      restart, are nearest to them, as a share of the distance between neighbouring centres. This is our own simple form
+      of the idea of arXiv 2603.26744, whose text was not at hand.
+    - coding length: the k whose groups can be coded with the fewest bits (Ma et al. 2007, as used for the number of
+      clusters by Chu et al., arXiv 2306.05272, there for features that are trained for it).
+    """
+    found = {k: _Restarts(x, k, seed) for k in ks}
+    steady = [k for k in ks if means_something(k, len(x))]
+    best, pairs = {k: found[k].with_best() for k in steady}, {k: found[k].all_pairs() for k in steady}
+    silhouettes = {k: silhouette_score(x, found[k].labels[found[k].best]) for k in steady}
+    return {
+        "agreement, smallest within one error": _smallest_within_error(best, dict.fromkeys(steady, 9)),
+        "agreement, all pairs": _highest({k: (float(np.mean(pairs[k])), silhouettes[k]) for k in steady}),
+        "agreement, all pairs, smallest within one error": _smallest_within_error(pairs, dict.fromkeys(steady, 10)),
+        "matching of centres": _highest({k: -found[k].moved() for k in steady}),
+        "coding length": _highest({k: -_coding_length(x, found[k].labels[found[k].best]) for k in ks}),
+    }
+
+
+class _Restarts:
+    """The restarts of k-means that the job runs for one k.
+
+    Attributes
+    ----------
+    labels : of each restart, (n,)
+    best : the number of the restart with the lowest inertia
+    """
+
+    def __init__(self, x: FloatArray, k: int, seed: int) -> None:
+        backend, config = CpuBackend(), ClusterConfig()
+        starts = kmeans.Starts(x, sample=len(x), seed=seed, backend=backend, most_k=k).draw(k, config.n_init)
+        fits = [backend.fit_kmeans(x, start, max_iter=config.max_iter, tol=config.tol) for start in starts]
+        self._centres = [fit.centres for fit in fits]
+        self.labels: list[IntArray] = [kmeans.nearest(x, centres, backend) for centres in self._centres]
+        inertias = [np.sum((x - c[found]) ** 2) for c, found in zip(self._centres, self.labels, strict=True)]
+        self.best = 0
+        for number, inertia in enumerate(inertias):
+            if kmeans.is_better(inertia, inertias[self.best]):
+                self.best = number
+
+    def with_best(self) -> list[float]:
+        return [self._agreed(self.best, number) for number in range(len(self.labels)) if number != self.best]
+
+    def all_pairs(self) -> list[float]:
+        return [self._agreed(one, other) for one, other in combinations(range(len(self.labels)), 2)]
+
+    def _agreed(self, one: int, other: int) -> float:
+        k = len(self._centres[0])
+        return adjusted_rand(contingency(self.labels[one], self.labels[other], k, k))
+
+    def moved(self) -> float:
+        from scipy.optimize import linear_sum_assignment
+        from scipy.spatial.distance import cdist
+
+        best = self._centres[self.best]
+        apart = cdist(best, best) + np.diag(np.full(len(best), np.inf))
+        distances = [cdist(best, other) for number, other in enumerate(self._centres) if number != self.best]
+        matched = [each[linear_sum_assignment(each)].mean() for each in distances]
+        return float(np.mean(matched) / apart.min(axis=1).mean())
+
+
+def _smallest_within_error(values: Mapping[int, Sequence[float]], counts: Mapping[int, int]) -> Chooser:
+    def choose(ks: Sequence[int]) -> int:
+        means = {k: float(np.mean(values[k])) for k in ks if k in values}
+        top = max(means, key=means.__getitem__)
+        least = means[top] - np.std(values[top], ddof=1) / np.sqrt(counts[top])
+        return min(k for k, mean in means.items() if mean >= least)
+
+    return choose
+
+
+def _coding_length(x: FloatArray, labels: IntArray) -> float:
+    n, d = x.shape
+    total = 0.0
+    for label in np.unique(labels):
+        rows = x[labels == label].astype(np.float64)
+        volume = np.linalg.slogdet(np.eye(d) + d / (_DISTORTION * len(rows)) * rows.T @ rows)[1]
+        total += (len(rows) + d) / 2 * volume - len(rows) * np.log(len(rows) / n)
+    return total
 
 
 def criteria(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Chooser]:
@@ -59,7 +157,7 @@ def _k_means(x: FloatArray, k: int, random: np.random.RandomState, n_init: int =
     return KMeans(k, n_init=n_init, random_state=random.randint(1 << 31)).fit(x)
 
 
-def _highest(values: Mapping[int, float]) -> Chooser:
+def _highest(values: Mapping[int, Any]) -> Chooser:
     return lambda ks: max((k for k in ks if k in values), key=values.__getitem__)
 
 

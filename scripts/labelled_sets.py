@@ -1,4 +1,4 @@
-"""Labelled pictures for comparing recipes: whole sets and seeded subsets, for `bench_quality` and `bench_k`."""
+"""Labelled pictures for comparing recipes: whole sets and seeded subsets, for the scripts that measure quality."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpu_cluster.backend import CpuBackend, HeldRows
+from gpu_cluster.backend import CpuBackend, FloatArray, HeldRows
 from gpu_cluster.config import EmbedConfig, RunConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.embed import embed
@@ -22,6 +22,7 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import open_source
 from gpu_cluster.jobs.prepare import find_labelled
+from gpu_cluster.options import build_config
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import open_store
 
@@ -78,6 +79,46 @@ def embedded(title: str, config: RunConfig, extractor: Callable[[EmbedConfig], E
 
 def of_vgg16(config: EmbedConfig) -> Extractor:
     return extractors.of_vgg16(vgg16.find_weights(config.weights), config)
+
+
+def of_efficientnet_lite2(config: EmbedConfig) -> Extractor:
+    from gpu_cluster.embedding import efficientnet_lite
+
+    return extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), config.image_size)
+
+
+# The parts of which features are joined: the side of the square that the network reads, and what computes the part.
+PARTS: Mapping[str, tuple[int, Callable[[EmbedConfig], Extractor]]] = {
+    "vgg16": (224, of_vgg16),
+    "efficientnet-lite2": (260, of_efficientnet_lite2),
+}
+# What the parts are multiplied by where they are joined (see `bench_features`).
+WEIGHTS = (2.0, 1.0)
+FEATURES = (*PARTS, "+".join(PARTS))
+
+
+def embedded_parts(title: str, options: Mapping[str, Any], features: str) -> list[Labelled]:
+    """Embed the pictures that the options name once for each part of the features, which are joined by `+`."""
+    found = []
+    for name in features.split("+"):
+        side, extractor = PARTS[name]
+        found.append(embedded(title, build_config(RunConfig, **{**options, "image_size": side}), extractor))
+    assert all(np.array_equal(part.embeddings.rows, found[0].embeddings.rows) for part in found)
+    return found
+
+
+def side_by_side(parts: Sequence[Labelled]) -> Labelled:
+    """Join the embeddings of the same pictures: each part of unit length, and times its weight if there are several."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = [weight * unit_length(part.embeddings.x.whole()) for part, weight in zip(parts, WEIGHTS, strict=True)]
+    x = HeldRows(np.concatenate(columns, axis=1), CpuBackend())
+    return replace(parts[0], embeddings=replace(parts[0].embeddings, x=x))
+
+
+def unit_length(x: FloatArray) -> FloatArray:
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.where(norms > 0, norms, 1), dtype=np.float32)
 
 
 def subsets(whole: Labelled) -> Iterator[Labelled]:
