@@ -262,8 +262,9 @@ class PixelsConfig(NetworkConfig):
 class EmbedConfig(PixelsConfig):
     """How a picture becomes an embedding."""
 
+    # By a rule, with a set held out: docs/recipe.md.
     features: str = Field(
-        "vgg16",
+        "vgg16:2+efficientnet-lite2",
         min_length=1,
         description="What describes a picture: the name of a network or of other features, or several joined by +, as "
         "in vgg16+efficientnet-lite2 (`gpu-cluster compare --help` lists them). vgg16 has the pooling of --pooling. "

@@ -1,8 +1,9 @@
 """Measures how well the groups match the labels at the true number of classes, over labelled sets and seeds.
 
 Prints Markdown: homogeneity and adjusted Rand index (ARI) of the presets, as mean and standard deviation over seeds.
-With --recipes it prints the ARI of every recipe that was tried, and with --algorithms that of every algorithm, both on
-whole sets and (as their mean) on the subsets of `labelled_sets`. Labels are only compared with the groups.
+With --recipes it prints the ARI of every recipe that was tried with VGG16 alone, and with --algorithms that of every
+algorithm in VGG16's space, both on whole sets and (as their mean) on the subsets of `labelled_sets`. Labels are only
+compared with the groups. `bench_features` prints what was tried with two networks.
 
     .venv/bin/python -m scripts.bench_quality [FOLDER...]            # and the sample set, and scikit-learn's digits
     .venv/bin/python -m scripts.bench_quality --recipes [FOLDER...]  # folders whose subfolders are classes
@@ -150,7 +151,7 @@ def print_recipes(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -
     for recipe in RECIPES:
         cells, means = [], []
         for name, images in sets.items():
-            config = build_config(RunConfig, **{**images, **recipe.options})
+            config = build_config(RunConfig, **{**images, "features": "vgg16", **recipe.options})
             whole = embedded(name, config, recipe.extractor)
             found = [quality(part, config, seeds, recipe.project).adjusted_rand for part in (whole, *subsets(whole))]
             of_subsets = [float(np.mean(one)) for one in found[1:]]
@@ -163,7 +164,7 @@ def print_algorithms(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
     titles = [title for name in sets for title in (name, "its subsets")]
     print(f"| algorithm | {' | '.join(titles)} | mean |\n|{'---|' * (len(titles) + 2)}", flush=True)
     backend = CpuBackend()
-    wholes = [embedded(name, build_config(RunConfig, **images)) for name, images in sets.items()]
+    wholes = [embedded(name, build_config(RunConfig, **images, features="vgg16")) for name, images in sets.items()]
     config = build_config(RunConfig)
     spaces = [
         [(part, as_configured(part.embeddings.x, config).x) for part in (whole, *subsets(whole))] for whole in wholes
@@ -187,10 +188,12 @@ def print_algorithms(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
         print(f"| {algorithm} | {' | '.join(cells)} | {np.mean(means):.3f} |", flush=True)
 
 
-def print_presets(sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> None:
+def print_presets(
+    sets: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], presets: Sequence[str] = ("default", "notebook")
+) -> None:
     print("| images | classes | preset | homogeneity | ARI |\n|---|---|---|---|---|", flush=True)
     for name, images in sets.items():
-        for preset in ("default", "notebook"):
+        for preset in presets:
             config = build_config(RunConfig, **{**images, "preset": preset})
             whole = embedded(name, config)
             found = quality(whole, config, seeds)
@@ -205,11 +208,14 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="folders whose subfolders are classes")
     parser.add_argument("--recipes", action="store_true", help="every recipe that was tried, not only the presets")
     parser.add_argument("--algorithms", action="store_true", help="k-means, Ward and spectral, in the default space")
+    parser.add_argument("--presets", nargs="+", default=["default", "notebook"], help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to SEEDS - 1 (default: 5)")
     arguments = parser.parse_args()
     with image_sets(arguments.folders) as sets:
-        chosen = print_recipes if arguments.recipes else print_algorithms if arguments.algorithms else print_presets
-        chosen(sets, range(arguments.seeds))
+        if arguments.recipes or arguments.algorithms:
+            (print_recipes if arguments.recipes else print_algorithms)(sets, range(arguments.seeds))
+        else:
+            print_presets(sets, range(arguments.seeds), arguments.presets)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gpu_cluster.backend import CpuBackend, FloatArray, HeldRows
 from gpu_cluster.config import EmbedConfig, RunConfig
-from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding import extractors, features, vgg16
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
@@ -64,14 +64,15 @@ def _draw_digits(folder: Path) -> Path:
 
 
 def embedded(title: str, config: RunConfig, extractor: Callable[[EmbedConfig], Extractor] | None = None) -> Labelled:
-    """Embed the pictures of a config through the store."""
+    """Embed the pictures of a config through the store, with an extractor in place of the features of the config."""
     observer = Observer()
     store = open_store(config.store, observer)
     manifest = find_labelled(config.input, observer)
     source = open_source(manifest.root)
     manifest = scan(manifest, source, config.input, observer, store=store)
     given: dict[str, Any] = {"store": store, "store_config": config.store, "observer": observer}
-    engine = choose_engine(CpuBackend(), (extractor or of_vgg16)(config.embed), config.embed)
+    chosen = features.extractor_of(config.embed, features.Weights()) if extractor is None else extractor(config.embed)
+    engine = choose_engine(CpuBackend(), chosen, config.embed)
     found = embed(manifest, source, engine, **given)
     assert manifest.labels is not None, "the images have no labels"
     return Labelled(title, found, np.array([manifest.labels[row] for row in found.rows]))
@@ -84,7 +85,7 @@ def of_vgg16(config: EmbedConfig) -> Extractor:
 def of_efficientnet_lite2(config: EmbedConfig) -> Extractor:
     from gpu_cluster.embedding import efficientnet_lite
 
-    return extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), config.image_size)
+    return extractors.of_efficientnet_lite2(efficientnet_lite.find_weights(), config.side)
 
 
 # The parts of which features are joined: the side of the square that the network reads, and what computes the part.
@@ -97,10 +98,10 @@ WEIGHTS = (2.0, 1.0)
 FEATURES = (*PARTS, "+".join(PARTS))
 
 
-def embedded_parts(title: str, options: Mapping[str, Any], features: str) -> list[Labelled]:
+def embedded_parts(title: str, options: Mapping[str, Any], named: str) -> list[Labelled]:
     """Embed the pictures that the options name once for each part of the features, which are joined by `+`."""
     found = []
-    for name in features.split("+"):
+    for name in named.split("+"):
         side, extractor = PARTS[name]
         found.append(embedded(title, build_config(RunConfig, **{**options, "image_size": side}), extractor))
     assert all(np.array_equal(part.embeddings.rows, found[0].embeddings.rows) for part in found)

@@ -82,7 +82,7 @@ _DEFAULTS = (
     "vgg16-average",
     "vgg16-flatten",
     "efficientnet-lite2",
-    "vgg16+efficientnet-lite2",
+    EmbedConfig().features,
     NOTEBOOK,
     "colours",
     "hog",
