@@ -54,7 +54,7 @@ def sample_run(_sample_folder: Path, sample_store: Path) -> Finished:
         # Whichever process is first makes it, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            given = ("run", "--k-range", "2:15", "--image-size", "64", "--cache", sample_store)
+            given = ("run", "--k-range", "2:15", "--features", "vgg16", "--image-size", "64", "--cache", sample_store)
             done.write_bytes(pickle.dumps(gpu_cluster(*given, out=_sample_folder / "run")))
         found: Finished = pickle.loads(done.read_bytes())
     return found

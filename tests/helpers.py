@@ -171,15 +171,18 @@ def write_pictures(folder: Path, n: int, suffix: str = ".png") -> list[Path]:
 
 
 # What is enough where what comes of the pictures is not the point: most of such a job is its plots and its page.
-TINY: dict[str, Any] = {"image_size": 32, "k": 2, "k_range": "2:2", "n_init": 2}
-TINY_OPTIONS = ("--quiet", "--image-size", "32", "--k", "2", "--k-range", "2:2", "--n-init", "2")
+TINY: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 2, "k_range": "2:2", "n_init": 2}
+TINY_OPTIONS = (
+    *("--quiet", "--features", "vgg16", "--image-size", "32"),
+    *("--k", "2", "--k-range", "2:2", "--n-init", "2"),
+)
 
 
 SMALL_SIDE = EmbedConfig(image_size=32)
 
 # Many shards in a job of seconds.
 SHARD = 16
-SHARDED = ("--image-size", "32", "--batch-size", "8", "--shard-size", str(SHARD))
+SHARDED = ("--features", "vgg16", "--image-size", "32", "--batch-size", "8", "--shard-size", str(SHARD))
 
 FLOWERS = shipped_data() / "flowers"
 N_FLOWERS = 210

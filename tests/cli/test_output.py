@@ -34,7 +34,18 @@ def hostile(tmp_path, sample_images) -> Path:
 
 
 def run_of(hostile: Path, store: Path) -> list[str | Path]:
-    tiny: list[str | Path] = ["--image-size", "64", "-k", "2", "--k-range", "2:3", "--cache", store]
+    tiny: list[str | Path] = [
+        "--features",
+        "vgg16",
+        "--image-size",
+        "64",
+        "-k",
+        "2",
+        "--k-range",
+        "2:3",
+        "--cache",
+        store,
+    ]
     return ["run", hostile, "--labels", hostile.parent / "labels.csv", *tiny, "--out", hostile.parent / f"out{CLEAR}"]
 
 

@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_ends_a_main_thread_that_hears_nothing_at_once():
 
 def test_sighup_ends_a_job_as_sigterm_does(tmp_path):
     pictures = write_pictures(tmp_path / "in", 40)
-    options = ["--image-size", "32", "--batch-size", "1", "--no-cache", "--out", "run"]
+    options = ["--features", "vgg16", "--image-size", "32", "--batch-size", "1", "--no-cache", "--out", "run"]
     with started("run", pictures[0].parent, *options, cwd=tmp_path) as process:
         wait_until(lambda: logged(tmp_path, EMBEDDED), process)
         process.send_signal(signal.SIGHUP)

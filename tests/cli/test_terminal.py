@@ -168,7 +168,19 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         (place / "in" / name).write_text("no picture")
     labels = ["file,label", *(f"rose/00{n}.png,rose" for n in range(4)), "tulip/000.png,tulip", "cut.png,rose"]
     (place / "in" / "labels.csv").write_text("\n".join(labels))
-    options = ("--image-size", "32", "--k", "2", "--k-range", "2:4", "--n-init", "2", "--no-cache")
+    options = (
+        "--features",
+        "vgg16",
+        "--image-size",
+        "32",
+        "--k",
+        "2",
+        "--k-range",
+        "2:4",
+        "--n-init",
+        "2",
+        "--no-cache",
+    )
     done = called("run", place / "in", *options, "--out", place / "run")
     assert done.code == 0, done.err
     return done.out.splitlines()

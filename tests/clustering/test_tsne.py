@@ -21,7 +21,7 @@ from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
 from tests.helpers import picture, write_pictures
 
-TINY: dict[str, Any] = {"image_size": 32, "k": 2}
+TINY: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 2}
 
 
 def laid_out(x: np.ndarray, **options: Any) -> np.ndarray:

@@ -193,7 +193,21 @@ main()
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    given = ["run", *arguments, "--no-cache", "--image-size", "32", "--k", "2", "--k-range", "2:3", "--device", "cpu"]
+    given = [
+        "run",
+        *arguments,
+        "--no-cache",
+        "--features",
+        "vgg16",
+        "--image-size",
+        "32",
+        "--k",
+        "2",
+        "--k-range",
+        "2:3",
+        "--device",
+        "cpu",
+    ]
     assert COMMAND.exists()
     return subprocess.run(
         [sys.executable, "-c", STREAMED + RUN, *(str(one) for one in given)],

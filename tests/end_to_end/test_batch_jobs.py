@@ -352,7 +352,7 @@ def test_a_job_that_cannot_have_workers_says_why(tmp_path, slurm, variables, sai
 @pytest.mark.slow
 def test_a_job_of_three_tasks_has_the_result_of_one_task(tmp_path, slurm):
     write_pictures(tmp_path / "pictures", 6)
-    options = ("--image-size", "32", "--k", "2", "--shard-size", "2", "--batch-size", "2")
+    options = ("--features", "vgg16", "--image-size", "32", "--k", "2", "--shard-size", "2", "--batch-size", "2")
     given = {"IMAGES": tmp_path / "pictures", "DEVICE": "cpu", "GPU_CLUSTER": COMMAND}
     tables = []
     for name, script in (("one", SBATCH), ("three", DASK_SBATCH)):

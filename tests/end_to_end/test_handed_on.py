@@ -21,7 +21,7 @@ from gpu_cluster.config import shipped_data
 from gpu_cluster.run_folder import FinishedRun
 from tests.helpers import Finished, called, picture
 
-TINY = ("--image-size", "32", "--k", "2", "--k-range", "2:2", "--n-init", "2")
+TINY = ("--features", "vgg16", "--image-size", "32", "--k", "2", "--k-range", "2:2", "--n-init", "2")
 FORMULAS = ("=1+1.png", "+1.png", "-1.png", "@1.png", "'=1.png", "'1.png", "x;=1.png")
 
 

@@ -87,7 +87,19 @@ class _Job:
         self.out = out
         self.store = store
         # At 96 pixels a side much of the job is embedding; at 32 little of it.
-        given = ("--image-size", "96", "--batch-size", "8", "--shard-size", str(SHARD), *QUICK, "--engine", engine)
+        given = (
+            "--features",
+            "vgg16",
+            "--image-size",
+            "96",
+            "--batch-size",
+            "8",
+            "--shard-size",
+            str(SHARD),
+            *QUICK,
+            "--engine",
+            engine,
+        )
         where = ("--cache", store, "--out", out, "--overwrite")
         self._command: tuple[str | Path, ...] = ("run", pictures, *given, *where)
 

@@ -37,7 +37,7 @@ from tests.helpers import (
 
 # One shard of everything, which would take seconds after the first batch.
 BATCH = 4
-ONE_SHARD = ("--image-size", "64", "--batch-size", str(BATCH), "--shard-size", "256")
+ONE_SHARD = ("--features", "vgg16", "--image-size", "64", "--batch-size", str(BATCH), "--shard-size", "256")
 
 
 def stopped_while_embedding(out: Path, *arguments: str | Path, number: int = signal.SIGTERM) -> tuple[int, str]:
@@ -122,7 +122,7 @@ def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(
 def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
     # One shard of everything, which takes many seconds.
     out = tmp_path / "run"
-    whole = ("--image-size", "128", "--batch-size", "2", "--shard-size", str(N_FLOWERS))
+    whole = ("--features", "vgg16", "--image-size", "128", "--batch-size", "2", "--shard-size", str(N_FLOWERS))
     options = (*whole, "--cache", tmp_path / "store", "--out", out)
     with started("run", FLOWERS, *options) as process:
         wait_until(lambda: logged(out.parent, EMBEDDED), process)
@@ -141,7 +141,7 @@ def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
 
 @pytest.mark.slow
 def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
-    options = ("--image-size", "64", "--batch-size", "4", "--no-cache")
+    options = ("--features", "vgg16", "--image-size", "64", "--batch-size", "4", "--no-cache")
     code, line = stopped_while_embedding(tmp_path / "run", *options)
     n_done = int(line.split()[3])
     assert code == 143

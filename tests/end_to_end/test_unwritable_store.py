@@ -31,7 +31,7 @@ from tests.helpers import (
 )
 from tests.helpers import gpu_cluster as command
 
-SMALL = ("--image-size", "32", "--k", "2", "--quiet")
+SMALL = ("--features", "vgg16", "--image-size", "32", "--k", "2", "--quiet")
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
     tmp_path, pictures, serial, two_workers
 ):
     # One shard of everything, which takes a worker many seconds.
-    store, options = tmp_path / "store", ("--image-size", "320", "--batch-size", "2")
+    store, options = tmp_path / "store", ("--features", "vgg16", "--image-size", "320", "--batch-size", "2")
     given = ("run", pictures, *options, *QUICK, *two_workers.options, "--cache", store)
     with driver(*given, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
@@ -210,7 +210,18 @@ def stopped(tmp_path: Path, pictures: Path, number: int, *, whole_group: bool) -
     """Signal a job with two workers while it embeds; check that it keeps whole batches and leaves no process."""
     store = tmp_path / "store"
     # Two shards of everything: without the batches that are complete, nothing would be kept.
-    given = ("--image-size", "320", "--batch-size", "2", "--shard-size", str(N_PICTURES // 2), "--workers", "2")
+    given = (
+        "--features",
+        "vgg16",
+        "--image-size",
+        "320",
+        "--batch-size",
+        "2",
+        "--shard-size",
+        str(N_PICTURES // 2),
+        "--workers",
+        "2",
+    )
     with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
         assert len(job.workers()) == 2
@@ -243,7 +254,7 @@ def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, 
 def test_a_second_ctrl_c_ends_a_job_with_workers_at_once(tmp_path, pictures):
     store = tmp_path / "store"
     # A batch of everything, for which a first Ctrl-C would wait.
-    given = ("--image-size", "224", "--batch-size", str(N_PICTURES), "--workers", "1")
+    given = ("--features", "vgg16", "--image-size", "224", "--batch-size", str(N_PICTURES), "--workers", "1")
     with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: bool(job.workers()) and '"stage_started", "stage": "embed"' in events_of(tmp_path))
         job.signal_all(signal.SIGINT)
@@ -303,7 +314,19 @@ def test_a_worker_of_another_version_gets_no_tasks_and_the_others_do_them(tmp_pa
 @pytest.mark.slow
 def test_a_worker_that_joins_late_and_does_not_fit_gets_no_tasks(tmp_path, pictures, serial, other_numpy):
     with cluster(tmp_path / "dask", 1) as made:
-        given = ("run", pictures, *SHARDED, *QUICK, *made.options, "--cache", tmp_path / "store", "--image-size", "224")
+        given = (
+            "run",
+            pictures,
+            *SHARDED,
+            *QUICK,
+            *made.options,
+            "--cache",
+            tmp_path / "store",
+            "--features",
+            "vgg16",
+            "--image-size",
+            "224",
+        )
         first = made.address(0)
         with driver(*given, out=tmp_path / "run") as job:
             job.wait_until(lambda: n_shards(tmp_path / "store") >= 1)

@@ -29,7 +29,7 @@ from tests.helpers import called, write_pictures
 from tests.helpers import gpu_cluster as command
 
 FLOWERS = shipped_data() / "flowers"
-SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
+SMALL: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
 
 @pytest.fixture(scope="module")

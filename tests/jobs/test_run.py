@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,14 +141,16 @@ def test_what_is_no_terminal_gets_plain_lines(sample_run):
 @pytest.mark.slow
 def test_two_runs_with_the_same_seed_give_byte_identical_assignments(sample_run, tmp_path):
     # With a store of its own: the embeddings are computed anew too.
-    again = gpu_cluster("run", "--k-range", "2:15", "--image-size", "64", out=tmp_path / "again")
+    again = gpu_cluster("run", "--k-range", "2:15", "--features", "vgg16", "--image-size", "64", out=tmp_path / "again")
     first, second = [(run.folder / "assignments.csv").read_bytes() for run in (sample_run, again)]
     assert first == second
 
 
 @pytest.mark.slow
 def test_another_seed_gives_other_starts(sample_run, sample_store, tmp_path):
-    other = api.run(image_size=64, k_range="2:15", seed=1, cache=sample_store, out=tmp_path / "run", n_init=1)
+    other = api.run(
+        features="vgg16", image_size=64, k_range="2:15", seed=1, cache=sample_store, out=tmp_path / "run", n_init=1
+    )
     assert other.findings is not None
     inertias = [point.inertia for point in other.findings.sweep.points]
     assert inertias != list(sample_run.table("sweep.csv")["inertia"])
@@ -242,7 +245,7 @@ def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
 
 
 def test_a_range_that_ends_too_soon_is_told_in_the_report(tmp_path, sample_run, sample_store):
-    given = {"k_range": "2:8", "thumbnails": 20, "cache": sample_store}
+    given: dict[str, Any] = {"features": "vgg16", "k_range": "2:8", "thumbnails": 20, "cache": sample_store}
     result = api.run(shipped_data() / "flowers", image_size=64, **given, out=tmp_path / "run")
     notice = next(notice for notice in result.notices if ", the end of the range: there may be more groups" in notice)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -32,7 +32,7 @@ from gpu_cluster.run_folder import FinishedRun
 from tests.helpers import Noticing, called, listing, picture, write_pictures
 from tests.helpers import gpu_cluster as command
 
-SMALL: dict[str, Any] = {"image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
+SMALL: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
 
 @pytest.mark.parametrize(
