@@ -6,8 +6,7 @@ This module must not know how files are found or read.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -117,14 +116,6 @@ class FileTable(Column[FileFacts]):
         for row, facts in self._odd.items():
             found[row] = np.void(_hash(facts.content_hash))
         return found.view(np.uint64).reshape(-1, 2)
-
-    def without_profiles(self) -> FileTable:
-        """Return the facts as they would be if no picture had an embedded colour profile."""
-        found = copy(self)
-        found._rows = self._rows.copy()
-        found._rows["profile"] = self._stored("profile", "")
-        found._odd = {row: replace(facts, profile="") for row, facts in self._odd.items()}
-        return found
 
     def with_reason(self) -> list[int]:
         """Return the rows of the files that have a reason."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from gpu_cluster.backend import JoinedRows, Rows
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.backend.rows import WINDOW_BYTES
-from gpu_cluster.config import EARLIER_DECODING, StoreConfig
+from gpu_cluster.config import StoreConfig
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.extractors import Joined, name_of
 from gpu_cluster.embedding.kept import InShards, Kept, OnDevice
@@ -73,8 +72,6 @@ def embed(
         When the store, or `scratch`, cannot be read or written.
     """
     backend, d = engine.backend, engine.extractor.n_features
-    if engine.config.decoding == EARLIER_DECODING:
-        manifest = replace(manifest, files=manifest.facts.without_profiles())
     work = Work(manifest, source, observer, go_on=how_to_go_on(store_config))
     with memory_error_explained("embedding", work.n_rows, d, backend):
         _choose_place(work, engine, store, scratch, elsewhere)
