@@ -239,8 +239,8 @@ class PixelsConfig(NetworkConfig):
         3,
         ge=EARLIER_DECODING,
         le=3,
-        description="Version of decoding: 3 decodes a large JPEG at a reduced size, with bilinear resizing; 2 decodes "
-        "every pixel, as earlier versions did.",
+        description="Version of decoding: 3 decodes a large JPEG at a reduced size, with bilinear resizing, and "
+        "applies colour profiles; 2 decodes every pixel and applies none, as earlier versions did.",
     )
 
 

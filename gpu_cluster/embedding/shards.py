@@ -137,7 +137,13 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
 def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Square:
     try:
         with picture.open() as stream:
-            decoded = limits.pixels(stream, picture.suffix, picture.facts, at_least=square.at_least(engine.config))
+            decoded = limits.pixels(
+                stream,
+                picture.suffix,
+                picture.facts,
+                at_least=square.at_least(engine.config),
+                profiles=square.applies_profiles(engine.config),
+            )
     except decoders.UndecodableError as error:
         return _Square(None, str(error), error.lasting)
     except UnreadableError as error:

@@ -25,7 +25,7 @@ from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import RefusedWorkerError, Reporter
 from gpu_cluster.facts import FileTable
-from gpu_cluster.images import colour, decoders
+from gpu_cluster.images import colour, decoders, square
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.store.embeddings import EmbeddingShards, ScratchShards
 
@@ -192,7 +192,10 @@ class _Found:
                 [str(self._pictures[at].facts.content_hash) for at in rows],
                 np.stack([self._x[at] for at in rows.tolist()]),
                 [self._reasons.get(at) for at in rows.tolist()],
-                conversions=[colour.conversion_of(self._pictures[at].facts) for at in rows.tolist()],
+                conversions=[
+                    colour.conversion_of(self._pictures[at].facts, profiles=square.applies_profiles(engine.config))
+                    for at in rows.tolist()
+                ],
             )
         done = np.array(sorted(self._lasting), dtype=np.int64)
         return Embedded(shard, rows, self._reasons, done, engine.batch_size)
