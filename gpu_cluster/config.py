@@ -249,8 +249,7 @@ class PixelsConfig(NetworkConfig):
         ge=EARLIER_DECODING,
         le=3,
         description="Version of decoding: 3 decodes a large JPEG at a reduced size, with bilinear resizing, and "
-        "converts colours with an embedded profile to sRGB; 2 decodes every pixel and converts nothing, as earlier "
-        "versions did.",
+        "applies colour profiles; 2 decodes every pixel and applies none, as earlier versions did.",
     )
 
     @property

@@ -26,6 +26,7 @@ from gpu_cluster.embedding.other_keys import tell_of_others, tell_of_unconverted
 from gpu_cluster.embedding.shards import plan_shards
 from gpu_cluster.embedding.work import Elsewhere, Work
 from gpu_cluster.events import Observer
+from gpu_cluster.images import square
 from gpu_cluster.images.source import Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
@@ -72,7 +73,8 @@ def embed(
         When the store, or `scratch`, cannot be read or written.
     """
     backend, d = engine.backend, engine.extractor.n_features
-    work = Work(manifest, source, observer, go_on=how_to_go_on(store_config))
+    profiles = square.applies_profiles(engine.config)
+    work = Work(manifest, source, observer, go_on=how_to_go_on(store_config), profiles=profiles)
     with memory_error_explained("embedding", work.n_rows, d, backend):
         _choose_place(work, engine, store, scratch, elsewhere)
         if store is not None and not store_config.force:

@@ -142,11 +142,12 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
 
 def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Square:
     configs = [part.config for part in engine.parts]
+    profiles = square.applies_profiles(engine.config)
     squares: dict[int, npt.NDArray[np.float32]] = {}
     for at_least, positions in square.shared_decodings(picture.facts, configs):
         try:
             with picture.open() as stream:
-                decoded = limits.pixels(stream, picture.suffix, picture.facts, at_least=at_least)
+                decoded = limits.pixels(stream, picture.suffix, picture.facts, at_least=at_least, profiles=profiles)
         except decoders.UndecodableError as error:
             return _Square(None, str(error), error.lasting)
         except UnreadableError as error:

@@ -25,7 +25,7 @@ from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import RefusedWorkerError, Reporter
 from gpu_cluster.facts import FileTable
-from gpu_cluster.images import colour, decoders
+from gpu_cluster.images import colour, decoders, square
 from gpu_cluster.images.source import Picture, Source
 from gpu_cluster.store.embeddings import EmbeddingShards, ScratchShards
 
@@ -209,7 +209,8 @@ class _Found:
             x = np.stack([self._x[at] for at in rows.tolist()])
             hashes = [str(self._pictures[at].facts.content_hash) for at in rows]
             reasons = [self._reasons.get(at) for at in rows.tolist()]
-            conversions = [colour.conversion_of(self._pictures[at].facts) for at in rows.tolist()]
+            profiles = square.applies_profiles(engine.config)
+            conversions = [colour.conversion_of(self._pictures[at].facts, profiles=profiles) for at in rows.tolist()]
             for columns, key, folder in zip(columns_of(engine), task.keys, task.folders, strict=True):
                 shard = kind(folder, key, Observer()).keep(hashes, x[:, columns], reasons, conversions=conversions)
                 assert shard is not None, "every row has an embedding or a reason"

@@ -119,7 +119,9 @@ class Work:
 
     lasting = False
 
-    def __init__(self, manifest: Manifest, source: Source, observer: Observer, *, go_on: str) -> None:
+    def __init__(
+        self, manifest: Manifest, source: Source, observer: Observer, *, go_on: str, profiles: bool = True
+    ) -> None:
         bad = manifest.bad
         rows = np.array([row for row in range(len(manifest)) if row not in bad], dtype=np.int64)
         self._manifest = manifest
@@ -127,6 +129,7 @@ class Work:
         self._rows = rows
         self.observer = observer
         self._go_on = go_on
+        self._profiles = profiles
         firsts = np.array([row not in manifest.duplicates for row in rows], dtype=bool)
         self._first_rows = rows[firsts]
         originals = [manifest.duplicates[row] for row in rows[~firsts]]
@@ -354,7 +357,8 @@ class Work:
 
     def _conversions(self, indices: IntArray) -> list[str | None]:
         """Return what is done to each of these contents after it is decoded (see `colour.conversion_of`)."""
-        return colour.conversions_of(self._manifest.facts, self._first_rows[indices])
+        rows = self._first_rows[indices]
+        return colour.conversions_of(self._manifest.facts, rows, profiles=self._profiles)
 
     def _interrupted(self) -> InterruptedJobError:
         kept = ""

@@ -35,21 +35,21 @@ _MODES = {icc.GREY: "L", icc.RGB: "RGB", icc.CMYK: "CMYK"}
 _WITH_OPACITY = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
-def conversion_of(facts: FileFacts) -> str | None:
+def conversion_of(facts: FileFacts, *, profiles: bool = True) -> str | None:
     """Return what is done to a picture beyond decoding what is stored, in words; None if nothing is.
 
-    Of a RAW, its preview is taken. The store keeps this beside its embedding, so it must change when the same picture
-    would be given other pixels.
+    Of a RAW, its preview is taken. `profiles` says whether profiles are applied. The store keeps this beside its
+    embedding, so it must change when the same picture would be given other pixels.
     """
     done = ["preview"] if facts.format in formats.RAW_FORMATS else []
-    done += [f"{facts.profile} -> sRGB"] if icc.is_foreign(facts.profile) else []
+    done += [f"{facts.profile} -> sRGB"] if profiles and icc.is_foreign(facts.profile) else []
     return f"{', '.join(done)}, v{_VERSION}" if done else None
 
 
-def conversions_of(facts: FileTable, rows: IntArray) -> list[str | None]:
+def conversions_of(facts: FileTable, rows: IntArray, *, profiles: bool = True) -> list[str | None]:
     """Return the same of the files `rows`; this is much quicker than to ask for each file."""
     kinds = list(zip(facts.column("format", rows), facts.column("profile", rows), strict=True))
-    found = {kind: conversion_of(FileFacts(format=kind[0], profile=kind[1])) for kind in set(kinds)}
+    found = {kind: conversion_of(FileFacts(format=kind[0], profile=kind[1]), profiles=profiles) for kind in set(kinds)}
     return [found[kind] for kind in kinds]
 
 

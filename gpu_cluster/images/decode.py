@@ -140,14 +140,16 @@ def reduction(width: int, height: int, at_least: int | None) -> int:
     return next((ratio for ratio in (8, 4, 2) if ratio <= most), 1)
 
 
-def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None, plain: bool = False) -> Pixels:
+def decode(
+    stream: IO[bytes], suffix: str = "", *, at_least: int | None = None, plain: bool = False, profiles: bool = True
+) -> Pixels:
     """Return the picture of a file that is open at its first byte: (h, w, 3) uint8, sRGB, upright, on white.
 
-    The colours of a picture with an embedded profile are converted to sRGB. Of 16-bit values the high byte is used, as
-    in TensorFlow. 32-bit values have no standard white, so they are stretched: the lowest becomes black and the highest
-    white. The array may be a view that is not contiguous, and may be read-only. If `at_least` is given, a
-    JPEG is reduced as `reduction` says, with sides rounded up. With `plain`, which
-    the job itself decodes with, the picture is plain (see `decoders`), so its profile is not even looked at.
+    The colours of a picture with an embedded profile are converted to sRGB, unless `profiles` is False. Of 16-bit
+    values the high byte is used, as in TensorFlow. 32-bit values have no standard white, so they are stretched: the
+    lowest becomes black and the highest white. The array may be a view that is not contiguous, and may be read-only. If
+    `at_least` is given, a JPEG is reduced as `reduction` says, with sides rounded up. With `plain`, as the job itself
+    decodes, the picture is plain (see `decoders`), so its profile is not even looked at.
 
     Raises
     ------
@@ -157,14 +159,16 @@ def decode(stream: IO[bytes], suffix: str = "", *, at_least: int | None = None, 
     with _opened(stream, suffix, plain=plain) as (image, kind, orientation):
         if kind != "PNG":
             # Pillow already turns a TIFF upright when it loads the pixels.
-            return _decoded(image, 1 if kind == "TIFF" else orientation, at_least, plain=plain)
+            to_srgb = colour.to_srgb(image) if profiles and not plain else None
+            return _decoded(image, 1 if kind == "TIFF" else orientation, at_least, to_srgb)
         if not getattr(image, "tile", None):
             raise OSError("no pixels in it")
         # When Pillow decodes, it ignores a wrong checksum of the pixels; `verify` does not.
         image.verify()
     stream.seek(0)
     with _opened(stream, suffix, plain=plain) as (image, _kind, orientation):
-        return _decoded(image, orientation, at_least, plain=plain)
+        to_srgb = colour.to_srgb(image) if profiles and not plain else None
+        return _decoded(image, orientation, at_least, to_srgb)
 
 
 @contextmanager
@@ -189,11 +193,10 @@ def _opened(stream: IO[bytes], suffix: str, *, plain: bool) -> Iterator[tuple[Im
         yield image, str(image.format), 1 if is_heif else _orientation(image)
 
 
-def _decoded(image: Image, orientation: int, at_least: int | None, *, plain: bool) -> Pixels:
+def _decoded(image: Image, orientation: int, at_least: int | None, to_srgb: Convert | None) -> Pixels:
     if at_least is not None and image.format in JPEG_FORMATS:
         # Pillow chooses the ratio by the same rule as `reduction`, and uses the accurate transform for it.
         image.draft(image.mode, (2 * at_least, 2 * at_least))
-    to_srgb = None if plain else colour.to_srgb(image)
     return _upright(_on_white(image, to_srgb), orientation)
 
 

@@ -161,26 +161,26 @@ class Decoders:
         return replace(header, profile=self._profiles[name])
 
     def pixels(
-        self, stream: IO[bytes], suffix: str, facts: FileFacts | Header, *, at_least: int | None = None
+        self,
+        stream: IO[bytes],
+        suffix: str,
+        facts: FileFacts | Header,
+        *,
+        at_least: int | None = None,
+        profiles: bool = True,
     ) -> Pixels:
         """Return the picture (h, w, 3) uint8, RGB, upright, on white, of a file that is open at its first byte.
 
-        `facts` are what its header says; the picture is decoded in a process of its own. `at_least` is that of
-        `decode.decode`.
+        `facts` are what its header says; the picture is decoded in a process of its own. `at_least` and
+        `profiles` are those of `decode.decode`.
 
         Raises
         ------
         UndecodableError
             When it cannot be decoded within the limits.
         """
-        reply, pixels = self._ask(
-            stream,
-            suffix,
-            bytes_needed(facts, at_least),
-            wanted="pixels",
-            at_least=at_least,
-            convert=icc.is_foreign(facts.profile),
-        )
+        more: dict[str, Any] = {"at_least": at_least, "profiles": profiles}
+        reply, pixels = self._ask(stream, suffix, bytes_needed(facts, at_least), wanted="pixels", **more)
         return pixels.reshape(reply["shape"])
 
     def small(self, stream: IO[bytes], suffix: str, side: int) -> Pixels:

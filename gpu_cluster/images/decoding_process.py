@@ -167,7 +167,7 @@ def _answer(asked: dict[str, Any], stream: IO[bytes]) -> tuple[dict[str, Any], P
             if asked["wanted"] == "header":
                 return {"header": astuple(decode.read_header(stream, suffix))}, None
             if asked["wanted"] == "pixels":
-                pixels = decode.decode(stream, suffix, at_least=asked["at_least"])
+                pixels = decode.decode(stream, suffix, at_least=asked["at_least"], profiles=asked["profiles"])
             else:
                 pixels = np.asarray(decode.shrunk(stream, suffix, asked["side"]))
         return {"shape": pixels.shape}, pixels

@@ -46,6 +46,11 @@ def shared_decodings(facts: FileFacts, configs: Sequence[PixelsConfig]) -> list[
     return list(found.values())
 
 
+def applies_profiles(config: PixelsConfig) -> bool:
+    """Return whether colours are converted by the profile of a picture; earlier versions, and the notebook, do not."""
+    return config.decoding != EARLIER_DECODING
+
+
 def to_square(decoded: Pixels, config: PixelsConfig) -> Square:
     """Fit a picture (h, w, 3) uint8 into a square and resize it to (side, side, 3) float32, 0 to 255.
 

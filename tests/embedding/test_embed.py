@@ -25,6 +25,7 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from tests.helpers import photos, write_pictures
 
+# Keras's loader, and so the notebook, applies no colour profile; the published image has that of a screen.
 NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch", "decoding": 2}
 
 

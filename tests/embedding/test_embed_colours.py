@@ -36,8 +36,8 @@ PICTURES = sorted((EARLIER / "pictures").iterdir())
 P3 = made.p3_profile()
 
 
-def by_tensorflow(files: Sequence[Path], root: Path, observer: Observer) -> Embeddings:
-    store, config = Store(root, observer), EmbedConfig(image_size=32, engine="tensorflow")
+def by_tensorflow(files: Sequence[Path], root: Path, observer: Observer, decoding: int = 3) -> Embeddings:
+    store, config = Store(root, observer), EmbedConfig(image_size=32, engine="tensorflow", decoding=decoding)
     return embed(
         scanned(files, store, observer),
         open_source(files[0].parent),
@@ -65,6 +65,19 @@ def test_of_an_earlier_store_only_the_pictures_with_another_profile_than_srgb_ar
     assert same == [False, True, True, False, True, True]
     assert by_tensorflow(PICTURES, root, observer).n_computed == 0
     assert verify(root, observer) == (len(shards_of(root)) + len(shards_of(root, "scans")), [])
+
+
+def test_the_earlier_version_of_decoding_applies_no_profile_as_the_notebook_does(tmp_path):
+    for name, profile in (("none.png", b""), ("p3.png", P3)):
+        more: dict[str, Any] = {"icc_profile": profile} if profile else {}
+        picture(0).save(tmp_path / name, **more)
+    files = [tmp_path / "none.png", tmp_path / "p3.png"]
+    none, p3 = by_tensorflow(files, tmp_path / "store", Observer(), decoding=2).x.whole()
+    # The same pixels, one resized by TensorFlow and one by Pillow.
+    np.testing.assert_allclose(p3, none, atol=1e-5)
+    assert not any("conversion" in pq.read_table(shard).column_names for shard in shards_of(tmp_path / "store"))
+    none, p3 = by_tensorflow(files, tmp_path / "store", Observer()).x.whole()
+    assert np.abs(p3 - none).max() > 1e-3
 
 
 def test_a_row_says_what_was_done_and_a_shard_without_such_a_row_is_as_it_was(tmp_path, root):
