@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_cluster.backend import FloatArray
 from gpu_cluster.bounded import MIB
 from gpu_cluster.columns import Texts
+from gpu_cluster.embedding.parquet_footer import declared_apart
 from gpu_cluster.embedding.vectors import MOST_FEATURES, VectorsInFile, as_float32, window
 from gpu_cluster.errors import DataError
 from gpu_cluster.store.shards import opened
@@ -93,20 +94,20 @@ class ParquetVectors(VectorsInFile):
 
     def _check_sizes(self, file: pq.ParquetFile) -> int:
         """Return the number of rows; refuse a file that declares far more than its size allows, or no row."""
-        facts, size = file.metadata, self._status.st_size
-        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
-        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        values = sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == self._column)
-        declared = max(8 * values, 16 * facts.num_rows, sum(chunk.total_uncompressed_size for chunk in chunks))
+        n, size = int(file.metadata.num_rows), self._status.st_size
+        found = declared_apart(self.path, self._column)
+        if found.n_rows != n:
+            raise ValueError("it was changed")
+        declared = max(8 * found.n_values, 16 * n, found.n_bytes)
         most = max(_SMALL_BYTES, _MOST_INFLATED * size)
         if declared > most:
             raise DataError(
                 f"{self.shown}: expected a table that takes at most {most // MIB:,} MiB, found "
                 f"{declared // MIB:,} MiB in a file of {size:,} bytes"
             )
-        if not facts.num_rows:
+        if not n:
             raise DataError(f"{self.shown} has no rows; expected one for each picture")
-        return int(facts.num_rows)
+        return n
 
     def _paths(self) -> Iterator[str]:
         import pyarrow.compute as pc

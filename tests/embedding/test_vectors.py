@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from gpu_cluster.backend import CpuBackend
 from gpu_cluster.columns import Texts
 from gpu_cluster.config import GivenConfig
 from gpu_cluster.embedding import vectors as of_files
+from gpu_cluster.embedding import vectors_parquet
 from gpu_cluster.embedding.given import opened_vectors
 from gpu_cluster.embedding.given_rows import ChosenRows, room_in
 from gpu_cluster.embedding.vectors import ArrayVectors, Vectors
@@ -26,6 +28,7 @@ from gpu_cluster.errors import ConfigError, DataError, JobError
 from gpu_cluster.events import Observer
 
 N, D = 50, 7
+HOSTILE = Path(__file__).with_name("hostile")
 NAMES = [f"{number:03d}.png" for number in range(N)]
 X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float16)
 
@@ -148,13 +151,6 @@ def header(shape: str, version: tuple[int, int] = (1, 0), n_bytes: int | None = 
     return b"\x93NUMPY" + bytes(version) + length + text + tail
 
 
-def constant(folder: Path, n: int, d: int) -> Path:
-    """Write a table of a few kilobytes that declares n x d numbers."""
-    values = pa.array(np.zeros(n * d, np.float32))
-    column = pa.FixedSizeListArray.from_arrays(values, d)
-    return parquet(folder, columns={"path": [str(number) for number in range(n)], "embedding": column})
-
-
 def zipped(folder: Path) -> Path:
     stream = io.BytesIO()
     np.savez(stream, x=X)
@@ -231,9 +227,10 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         ),
         "has no rows",
     ),
-    "more than its size allows": (
-        lambda folder: constant(folder, 20_000, 4_000),
-        r"expected a table that takes at most 256 MiB, found 610 MiB in a file of [\d,]+ bytes",
+    # One byte was changed. Arrow ends the process that asks this file for a column's facts.
+    "a footer that ends Arrow's process": (
+        lambda folder: Path(shutil.copy(HOSTILE / "abort.parquet", folder)),
+        r"cannot be read \(its footer is damaged: Arrow ends the process that reads it\)",
     ),
 }
 
@@ -243,6 +240,18 @@ def test_a_wrong_file_is_refused_and_the_error_says_what_was_expected_and_found(
     make, message = WRONG[case]
     file = make(tmp_path)
     with pytest.raises(DataError, match=message), vectors_of(file):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["values", "paths"])
+def test_a_table_that_declares_far_more_than_its_size_allows_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(vectors_parquet, "_SMALL_BYTES", 1 << 20)
+    # Of values that are all the same, a file of a few kilobytes holds any number.
+    x = np.zeros((1_000, 1_000 if kind == "values" else 1), np.float16)
+    paths = [f"{number} {'x' * (1 if kind == 'values' else 5_000)}" for number in range(1_000)]
+    file = parquet(tmp_path, columns={"path": paths, "vector": fixed(x, pa.float16())}, compression="zstd")
+    found = r"expected a table that takes at most 1 MiB, found \d MiB in a file of [\d,]+ bytes"
+    with pytest.raises(DataError, match=found), vectors_of(file):
         pass
 
 
