@@ -56,6 +56,8 @@ class ParquetVectors(VectorsInFile):
             n = self._check_sizes(file)
             self.dtype = _TYPES[str(type_.value_type)]
             self.names = Texts(self._paths())
+            if len(self.names) != n:
+                raise ValueError(f"it declares {n:,} rows, found {len(self.names):,} paths")
             d = type_.list_size if pa.types.is_fixed_size_list(type_) else self._first_length()
         # What is no text in a footer is a ValueError.
         except (pa.ArrowException, OSError, ValueError) as error:
