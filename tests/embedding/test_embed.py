@@ -26,7 +26,13 @@ from gpu_cluster.results import Embeddings
 from tests.helpers import photos, write_pictures
 
 # Keras's loader, and so the notebook, applies no colour profile; the published image has that of a screen.
-NOTEBOOK: dict[str, Any] = {"pooling": "average", "resize": "nearest", "fit": "stretch", "decoding": 2}
+NOTEBOOK: dict[str, Any] = {
+    "features": "vgg16",
+    "pooling": "average",
+    "resize": "nearest",
+    "fit": "stretch",
+    "decoding": 2,
+}
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -72,7 +78,7 @@ def test_nearest_and_stretch_equal_keras_load_img_and_predict(sample_images, ker
 
 
 def test_antialiased_bilinear_differs_from_nearest(sample_images, keras_embeddings):
-    found = gpu_cluster.embed(sample_images[:3], pooling="average", resize="bilinear")
+    found = gpu_cluster.embed(sample_images[:3], features="vgg16", pooling="average", resize="bilinear")
     assert relative_error(found, keras_embeddings) > 0.01
 
 
@@ -139,7 +145,7 @@ def test_embed_names_the_first_file_that_fails(tmp_path):
 
 
 def test_embed_of_nothing_is_an_empty_matrix():
-    assert gpu_cluster.embed([]).shape == (0, 1024)
+    assert gpu_cluster.embed([]).shape == (0, 2304)
 
 
 def test_progress_ends_with_every_file(tmp_path):
@@ -156,6 +162,6 @@ def test_progress_ends_with_every_file(tmp_path):
 
 def test_embed_takes_one_path_and_refuses_options_of_other_stages(tmp_path):
     (file,) = write_pictures(tmp_path, 1)
-    assert gpu_cluster.embed(str(file), image_size=32).shape == (1, 1024)
+    assert gpu_cluster.embed(str(file), image_size=32).shape == (1, 2304)
     with pytest.raises(ConfigError, match="unknown option 'k' of embed"):
         gpu_cluster.embed([file], k=5)  # type: ignore[call-arg]
