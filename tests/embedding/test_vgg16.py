@@ -141,7 +141,7 @@ def test_the_users_keras_settings_change_nothing(tmp_path, settings):
         environment = {**os.environ, "KERAS_HOME": str(home), "KERAS_BACKEND": "jax"}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
         found.append(np.frombuffer(done.stdout, np.float32))
-    assert len(found[0]) == 1024
+    assert len(found[0]) == 2304
     np.testing.assert_array_equal(found[0], found[1])
 
 

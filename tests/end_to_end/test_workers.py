@@ -442,14 +442,14 @@ UNGUARDED = """
 import sys
 import gpu_cluster
 
-gpu_cluster.embed(sys.argv[1:], image_size=32, workers=1)
+gpu_cluster.embed(sys.argv[1:], features="vgg16", image_size=32, workers=1)
 """
 GUARDED = """
 import sys
 import gpu_cluster
 
 if __name__ == "__main__":
-    print(gpu_cluster.embed(sys.argv[1:], image_size=32, workers=1).shape)
+    print(gpu_cluster.embed(sys.argv[1:], features="vgg16", image_size=32, workers=1).shape)
 """
 
 

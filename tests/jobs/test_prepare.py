@@ -107,7 +107,7 @@ def test_without_an_engine_a_job_with_embeddings_that_are_given_works(tmp_path, 
 
 EMBED = """
 import sys, gpu_cluster
-assert gpu_cluster.embed("photos/000.png", image_size=32, no_cache=True).shape == (1, 1024)
+assert gpu_cluster.embed("photos/000.png", features="vgg16", image_size=32, no_cache=True).shape == (1, 1024)
 print(sorted({"tensorflow", "ncnn"} & set(sys.modules)), flush=True)
 # An engine takes seconds to import, so the command runs in the same process.
 sys.argv[1:] = ["doctor", "--device", "cpu"]

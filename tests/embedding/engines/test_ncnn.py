@@ -174,7 +174,7 @@ def test_for_large_squares_fewer_pictures_are_in_work_than_there_are_cores(monke
 
 _LOADED = """
 import sys, gpu_cluster
-assert gpu_cluster.embed(sys.argv[1:], image_size=32, no_cache=True).shape == (3, 1024)
+assert gpu_cluster.embed(sys.argv[1:], features="vgg16", image_size=32, no_cache=True).shape == (3, 1024)
 print(sorted({"tensorflow", "keras", "ncnn"} & set(sys.modules)))
 """
 
