@@ -138,6 +138,7 @@ def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]
     seconds = sum(result.stages_s.values())
     yield "device", f"{result.device['device']} ({result.device_reason}), {speed}, {seconds:.1f} s in all"
     if result.embeddings is None:
+        yield "features", result.config.embed.features
         yield "engine", f"{result.device['engine']} ({result.device['engine_reason']})"
     else:
         yield "embeddings", printable(given_in_words(result.embeddings))
