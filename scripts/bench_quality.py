@@ -111,7 +111,7 @@ class Recipe:
 
 AVERAGE = {"pooling": "average", "scaling": "sqrt-l2"}
 RECIPES = (
-    Recipe("**default**"),
+    Recipe("**VGG16**"),
     Recipe("notebook", {"preset": "notebook"}),
     Recipe("notebook, without its PCA", {"preset": "notebook", "pca": "none"}),
     Recipe("average, square root", AVERAGE),

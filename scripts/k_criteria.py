@@ -36,14 +36,14 @@ _DISTORTION = 0.1
 def of_restarts(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Chooser]:
     """Return for each criterion how it chooses one of the given k from the restarts that the job runs for x (n, d).
 
-    The first three choose among the candidates that the job considers; if values are equal, the silhouette decides,
-    as in the job.
+    All but the last choose among the candidates that the job considers.
 
     - agreement, smallest within one error: the smallest k whose agreement is not below the highest agreement minus the
       standard error of that one (over the nine other restarts).
-    - agreement, all pairs: the highest mean adjusted Rand index of all 45 pairs of restarts.
-    - agreement, all pairs, smallest within one error: as the first, with the mean and the standard error of the pairs;
-      for the error, the restarts count as ten.
+    - agreement, all pairs: the highest mean adjusted Rand index of all 45 pairs of restarts; if it is the same at
+      several k, the highest silhouette decides, as in the job.
+    - agreement, all pairs, smallest within one error: as the first, with the pairs; their standard error counts ten
+      restarts, because the pairs share these.
     - matching of centres: the k at which the centres of the restarts, matched one to one with those of the best
       restart, are nearest to them, as a share of the distance between neighbouring centres. This is our own simple form
       of the idea of arXiv 2603.26744, whose text was not at hand.
@@ -55,9 +55,9 @@ def of_restarts(x: FloatArray, ks: Sequence[int], *, seed: int) -> dict[str, Cho
     best, pairs = {k: found[k].with_best() for k in steady}, {k: found[k].all_pairs() for k in steady}
     silhouettes = {k: silhouette_score(x, found[k].labels[found[k].best]) for k in steady}
     return {
-        "agreement, smallest within one error": _smallest_within_error(best, dict.fromkeys(steady, 9)),
+        "agreement, smallest within one error": smallest_within_error(best, n_restarts=9),
         "agreement, all pairs": _highest({k: (float(np.mean(pairs[k])), silhouettes[k]) for k in steady}),
-        "agreement, all pairs, smallest within one error": _smallest_within_error(pairs, dict.fromkeys(steady, 10)),
+        "agreement, all pairs, smallest within one error": smallest_within_error(pairs, n_restarts=10),
         "matching of centres": _highest({k: -found[k].moved() for k in steady}),
         "coding length": _highest({k: -_coding_length(x, found[k].labels[found[k].best]) for k in ks}),
     }
@@ -105,11 +105,13 @@ class _Restarts:
         return float(np.mean(matched) / apart.min(axis=1).mean())
 
 
-def _smallest_within_error(values: Mapping[int, Sequence[float]], counts: Mapping[int, int]) -> Chooser:
+def smallest_within_error(values: Mapping[int, Sequence[float]], *, n_restarts: int) -> Chooser:
+    """Return how to choose the smallest k whose mean is not below the highest mean minus its standard error."""
+
     def choose(ks: Sequence[int]) -> int:
         means = {k: float(np.mean(values[k])) for k in ks if k in values}
         top = max(means, key=means.__getitem__)
-        least = means[top] - np.std(values[top], ddof=1) / np.sqrt(counts[top])
+        least = means[top] - np.std(values[top], ddof=1) / np.sqrt(n_restarts)
         return min(k for k, mean in means.items() if mean >= least)
 
     return choose
