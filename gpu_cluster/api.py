@@ -89,6 +89,7 @@ class _GivenOptions(TypedDict, total=False):
 class PredictOptions(_PicturesOptions, _GivenOptions, _ExecutorOptions, total=False):
     """The options of `predict`."""
 
+    features: str | None
     report: bool
     portable: bool
     safe_csv: bool

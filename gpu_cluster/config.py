@@ -350,6 +350,15 @@ class RunGivenConfig(GivenConfig):
         return self
 
 
+class PredictNetworkConfig(NetworkConfig):
+    """The weights of the network of a finished run, and how it computes."""
+
+    features: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="What describes a picture: always the features of the run; others are refused, and both are shown.",
+    )
+
+
 class StoreConfig(_Section):
     """The store, which keeps embeddings and scans between runs."""
 
@@ -636,6 +645,7 @@ class PredictConfig(TolerantConfig):
     """The config of the job `predict`; the options that change the embeddings are read from the finished run."""
 
     given: GivenConfig = GivenConfig()
+    embed: PredictNetworkConfig = PredictNetworkConfig()
     report: PredictionReportConfig = PredictionReportConfig()
     executor: ExecutorConfig = ExecutorConfig()
 

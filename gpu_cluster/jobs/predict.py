@@ -304,6 +304,7 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             f"--engine {asked}: the run {shown!r} was made with the engine {engine}, and embeddings of two engines do "
             f"not mix; leave out --engine, or run the clustering again with --engine {asked}"
         )
+    _check_features(shown, model.embed, config)
     if engine not in backend.engines and config.device == "auto":
         events.notice(f"The run was made with the engine {engine}, which computes on the CPU only: the CPU is used")
         config = config.model_copy(update={"device": "cpu"})
@@ -326,6 +327,21 @@ def _load(run: Path, config: PredictConfig, events: Recorder) -> tuple[Model, Pr
             "pictures are embedded so too"
         )
     return model, config.model_copy(update={"embed": config.embed.model_copy(update={"engine": engine})})
+
+
+def _check_features(shown: str, theirs: EmbedConfig, config: PredictConfig) -> None:
+    """Refuse other features than those of the run."""
+    if config.embed.features is None:
+        return
+    # A pooling that is not named is that of the run.
+    named = EmbedConfig(features=config.embed.features)
+    pooling = named.pooling if "pooling" in named.model_fields_set else theirs.pooling
+    if (named.features, pooling) != (theirs.features, theirs.pooling):
+        raise ConfigError(
+            f"--features {config.embed.features}: the run {shown!r} was made with the features {theirs.features} "
+            f"(pooling {theirs.pooling}), and embeddings of other features do not mix with them; leave out --features, "
+            "or run the clustering again with these features"
+        )
 
 
 def _check_given(shown: str, model: Model, config: PredictConfig) -> None:

@@ -459,3 +459,13 @@ def test_a_model_read_back_is_the_model_that_was_saved(trained):
     _, plane = apply(model.reduction, HeldRows(x, CpuBackend()), CpuBackend())
     expected = pd.read_csv(trained / "assignments.csv")[["pc1", "pc2"]]
     np.testing.assert_allclose(plane, expected.to_numpy(np.float32), rtol=1e-4, atol=1e-6)
+
+
+def test_other_features_than_those_of_the_run_are_refused_with_both(tmp_path, trained):
+    out = tmp_path / "p.csv"
+    with pytest.raises(ConfigError, match=r"--features efficientnet-lite2: the run .* with the features vgg16 \(pool"):
+        gpu_cluster.predict(trained, FLOWERS, out=out, features="efficientnet-lite2")
+    with pytest.raises(ConfigError, match=r"--features vgg16-max: the run .* \(pooling gem-4-5\)"):
+        gpu_cluster.predict(trained, FLOWERS, out=out, features="vgg16-max")
+    assert not out.exists()
+    assert len(gpu_cluster.predict(trained, FLOWERS / "0001.png", out=out, features="vgg16").rows) == 1
