@@ -206,8 +206,8 @@ class NetworkConfig(_Section):
 
     engine: EngineName = Field(
         "auto",
-        description="What runs the network. auto is ncnn for VGG16 on the CPU, if it is installed, because it is more "
-        "than twice as fast, and tensorflow in all other cases. Their embeddings differ slightly, so the store keeps "
+        description="What runs the networks. auto is ncnn on the CPU, if it is installed and runs all of them, because "
+        "it is faster, and tensorflow in all other cases. Their embeddings differ slightly, so the store keeps "
         "them apart.",
     )
     weights: AbsolutePath | None = Field(
@@ -226,7 +226,7 @@ class NetworkConfig(_Section):
     )
 
 
-_VGG16_SIDE = 224
+_VGG16, _VGG16_SIDE = "vgg16", 224
 
 
 class PixelsConfig(NetworkConfig):
@@ -280,23 +280,43 @@ class EmbedConfig(PixelsConfig):
     @model_validator(mode="before")
     @classmethod
     def _pooling_in_name(cls, given: Any) -> Any:
-        """Take the pooling out of a name such as `vgg16-max`, so that every config says it in one place."""
-        if not isinstance(given, Mapping) or not isinstance(given.get("features"), str):
-            return given
-        parts = given["features"].split("+")
-        named = [
-            part.strip().partition(":")[0].removeprefix("vgg16-") for part in parts if part.strip()[:6] == "vgg16-"
-        ]
-        poolings = [name for name in named if name in get_args(Pooling)]
-        if len(poolings) != 1:
-            return given
-        (pooling,) = poolings
-        if "pooling" in given:
-            raise ValueError(
-                f"the features {given['features']!r} name a pooling of VGG16, and --pooling names one too; found "
-                f"{given['pooling']!r}: leave out one of them"
-            )
-        return {**given, "features": given["features"].replace(f"vgg16-{pooling}", "vgg16"), "pooling": pooling}
+        return pooling_apart(given) if isinstance(given, Mapping) else given
+
+
+def feature_parts(features: str) -> tuple[tuple[str, str], ...]:
+    """Return the name and the weight of each part of features, as they are written; a weight that is not is ''."""
+    parts = (part.partition(":") for part in features.split("+"))
+    return tuple((name.strip(), share.strip()) for name, _colon, share in parts)
+
+
+def pooling_apart(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of embedding with the pooling of a name such as `vgg16-max` in its own option.
+
+    Where the features have no VGG16, its options are what they are by default, whatever is said of them elsewhere.
+
+    Raises
+    ------
+    ValueError
+        When the features name a pooling, and the options have another way of naming it beside them.
+    """
+    features = options.get("features")
+    if not isinstance(features, str):
+        return dict(options)
+    parts = feature_parts(features)
+    if not any(name == _VGG16 or name.startswith(f"{_VGG16}-") for name, _share in parts):
+        return {"pooling": EmbedConfig.model_fields["pooling"].default, "weights": None, **options}
+    named = [name.removeprefix(f"{_VGG16}-") for name, _share in parts if name.startswith(f"{_VGG16}-")]
+    if len(named) != 1 or named[0] not in get_args(Pooling):
+        return dict(options)
+    if "pooling" in options:
+        raise ValueError(
+            f"--features {features} names a pooling of VGG16, and --pooling names one too; found "
+            f"{options['pooling']!r}: leave out one of them"
+        )
+    plain = "+".join(
+        ":".join(filter(None, (_VGG16 if name == f"{_VGG16}-{named[0]}" else name, share))) for name, share in parts
+    )
+    return {**options, "features": plain, "pooling": named[0]}
 
 
 class GivenConfig(_Section):

@@ -29,6 +29,7 @@ from gpu_cluster.config import (
     EngineName,
     JobConfig,
     RunConfig,
+    pooling_apart,
 )
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
@@ -216,12 +217,31 @@ def _layers(
             )
         layers.insert(0, (f"preset {preset}", PRESETS.get(preset, {}) if isinstance(preset, str) else {}))
     if _is_record(file):
+        # A comparison records no features here, in whatever version it was made.
+        theirs = options_of(COMMANDS["compare" if "compare" in content else "run"])
         held = {
-            section: {name: table[name] for name in table.keys() & known if known[name].section == section}
+            section: {
+                name: table[name]
+                for name in table.keys() & known.keys() & theirs.keys()
+                if known[name].section == theirs[name].section == section
+            }
             for section, table in _EARLIER.items()
         }
         layers.insert(0, ("earlier version", {section: table for section, table in held.items() if table}))
+    if "pooling" in known:
+        layers = [(words, _pooling_apart(layer)) for words, layer in layers]
     return _without_network(layers, known, is_record=_is_record(file)), content
+
+
+def _pooling_apart(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a layer in which the features name no pooling, so that it holds against that of a lower layer."""
+    table = layer.get("embed")
+    if not isinstance(table, Mapping) or "features" not in table:
+        return layer
+    try:
+        return {**layer, "embed": pooling_apart(table)}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _without_network(layers: _Layers, known: Mapping[str, Option], *, is_record: bool) -> _Layers:

@@ -31,6 +31,7 @@ class Embeddings(Record):
     rows : (n,) host; manifest row of each embedding, ascending
     bad : maps a manifest row to the reason why its file has no embedding
     n_computed : pictures that were embedded now; the others were in the store, or are duplicates
+    n_whole : those of them of which the store held no part of the features either
     images_per_s : speed of decoding and network together, without loading TensorFlow; None if nothing was computed
     precision : number format in which the network computes; None if none ran
     batch_size : number of images in a batch at the end of the job; None if nothing was computed
@@ -43,6 +44,7 @@ class Embeddings(Record):
     images_per_s: float | None
     precision: str | None
     batch_size: int | None
+    n_whole: int = 0
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_cluster.backend import JoinedRows, Rows
+from gpu_cluster.backend import HeldRows, JoinedRows, Rows
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import StoreConfig
@@ -79,7 +79,7 @@ def embed(
         _choose_place(work, engine, store, scratch, elsewhere)
         if store is not None and not store_config.force:
             work.read_store()
-        missing = work.missing()
+        missing, untouched = work.missing(), work.untouched()
         n_missing = int(missing.sum())
         _tell_known(work, n_missing, engine, observer)
         images_per_s = batch_size = None
@@ -89,7 +89,8 @@ def embed(
                     lacking = np.flatnonzero(~own.done)
                     if own.shards is not None:
                         tell_of_unconverted(own.shards, work.hashes_of_converted(lacking), observer)
-                    tell_of_others(store, part.key, work.row_names(lacking), part, observer, may_choose=may_choose)
+                    names = work.row_names(lacking)
+                    tell_of_others(store, part.key, names, part, observer, may_choose=may_choose, beside=engine.parts)
             shard_size = store_config.shard_size or backend.shard_size
             log.info("embedding with %s (%s) in %s", engine.name, engine.reason, engine.precision)
             start = time.perf_counter()
@@ -110,6 +111,7 @@ def embed(
             rows=rows,
             bad=bad,
             n_computed=work.count_good(missing),
+            n_whole=work.count_good(untouched),
             images_per_s=images_per_s,
             precision=engine.precision,
             batch_size=batch_size,
@@ -125,7 +127,7 @@ def _choose_place(
     held = backend.holds(matrix_bytes) or (store is None and scratch is None)
     backend.claim_device(matrix_bytes if held else WINDOW_BYTES)
     readers = None if elsewhere is None else elsewhere.executor
-    for number, part in enumerate(engine.parts):
+    for part in engine.parts:
         d = part.extractor.n_features
         kept: Kept = (
             OnDevice(work.content_of, d, backend)
@@ -136,8 +138,8 @@ def _choose_place(
         if store is not None:
             shards, work.lasting = store.embeddings(part.key), True
         elif scratch is not None and (not held or elsewhere is not None):
-            place = scratch if len(engine.parts) == 1 else scratch / str(number)
-            shards = ScratchShards(place, part.key, work.observer)
+            # All parts share the folder: a shard is named after its content, and is asked for by its name.
+            shards = ScratchShards(scratch, part.key, work.observer)
         work.add_part(kept, shards)
 
 
@@ -148,7 +150,10 @@ def _joined(of_parts: Sequence[Rows], engine: Engine, elsewhere: Elsewhere | Non
     stored = [part for part in of_parts if isinstance(part, StoredRows)]
     shares, backend = engine.extractor.shares, engine.backend
     if len(stored) < len(of_parts):
-        return JoinedRows(of_parts, shares, backend)
+        joined = JoinedRows(of_parts, shares, backend)
+        n, d = joined.shape
+        # Where there is room for a second matrix, it takes the place of the parts: cuML needs one that is held.
+        return HeldRows(joined.whole(), backend) if backend.holds(2 * 4 * n * d) else joined
     readers = None if elsewhere is None else elsewhere.executor
     return JoinedStoredRows(stored, shares, backend, executor=readers, observer=observer)
 

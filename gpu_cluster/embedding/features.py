@@ -12,13 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
-from gpu_cluster.config import EmbedConfig, Pooling
+from gpu_cluster.config import EmbedConfig, Pooling, feature_parts
 from gpu_cluster.embedding import efficientnet_lite, extractors, vgg16
 from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.words import did_you_mean
 
 _VGG16, _LITE2 = "vgg16", "efficientnet-lite2"
+# With weights farther apart than these, one part says nothing.
+_LEAST_SHARE, _MOST_SHARE = 0.001, 1_000
 # A preset, which has features of its own and more.
 _NOTEBOOK = "notebook"
 
@@ -83,20 +85,26 @@ def some_of(features: Extractor | Joined, positions: Sequence[int]) -> Extractor
     return parts[0] if len(parts) == 1 else Joined(parts, tuple(features.shares[at] for at in positions))
 
 
-def check_name(features: str) -> None:
-    """Check the names of a config's features without looking for weights.
+def check_names(features: str) -> None:
+    """Check the names and weights of features without looking for the weights of networks.
 
     Raises
     ------
     ConfigError
         See `extractor_of`.
     """
-    list(_parts(features))
+    for _part in _parts(features):
+        pass
 
 
 def here(name: str) -> bool:
     """Tell whether the weights that features need are on this machine; nothing is read."""
     return name not in extractors.KERAS_MODELS or extractors.keras_weights(name).is_file()
+
+
+def has_vgg16(features: str) -> bool:
+    """Tell whether VGG16 is one of the parts of features."""
+    return any(name == _VGG16 or name.startswith(f"{_VGG16}-") for name, _share in _parts(features))
 
 
 def has_below_0(features: str) -> bool:
@@ -108,8 +116,7 @@ def has_below_0(features: str) -> bool:
 def _parts(features: str) -> Iterator[tuple[str, float]]:
     """Yield the name and the weight of each part."""
     seen: set[str] = set()
-    for text in features.split("+"):
-        name, colon, share = (word.strip() for word in text.partition(":"))
+    for name, share in feature_parts(features):
         if name == _NOTEBOOK:
             raise ConfigError(
                 f"--features: {_NOTEBOOK!r} is a preset, which has more than features of its own: use --preset {name}"
@@ -119,11 +126,12 @@ def _parts(features: str) -> Iterator[tuple[str, float]]:
                 f"--features: unknown {name!r}{did_you_mean(name, NAMES)}; known are {', '.join(NAMES)}, and several "
                 "of them joined by +"
             )
+        # A single one with its pooling in its name is `vgg16` in every config.
         network = _VGG16 if name.startswith(f"{_VGG16}-") else name
         if network in seen:
             raise ConfigError(f"--features: expected each network once, found {network} twice in {features!r}")
         seen.add(network)
-        yield name, _share(share, features) if colon else 1.0
+        yield name, _share(share, features) if share else 1.0
 
 
 def _share(text: str, features: str) -> float:
@@ -131,8 +139,11 @@ def _share(text: str, features: str) -> float:
         share = float(text)
     except ValueError:
         share = math.nan
-    if not 0 < share < math.inf:
-        raise ConfigError(f"--features: expected a weight above 0 after each colon, found {text!r} in {features!r}")
+    if not _LEAST_SHARE <= share <= _MOST_SHARE:
+        raise ConfigError(
+            f"--features: expected a weight from {_LEAST_SHARE} to {_MOST_SHARE:,} after each colon, found {text!r} in "
+            f"{features!r}"
+        )
     return share
 
 

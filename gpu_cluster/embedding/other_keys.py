@@ -26,8 +26,11 @@ def tell_of_others(
     observer: Observer,
     *,
     may_choose: bool,
+    beside: Sequence[Engine] = (),
 ) -> None:
     """Report the embeddings of these contents that the store holds under a key with another engine or decoding.
+
+    `beside` are the engines of all parts that are computed together: an option holds for all of them.
 
     Raises
     ------
@@ -36,7 +39,7 @@ def tell_of_others(
     """
     others = store.embeddings_but_for(key, ("engine", "decode"))
     held = [
-        (_option(theirs, key, engine) if may_choose else None, shards.count(hashes), theirs)
+        (_option(theirs, key, engine, beside) if may_choose else None, shards.count(hashes), theirs)
         for theirs, shards in others
     ]
     # Those that an option lets the job use come first, then those of the most pictures.
@@ -71,12 +74,12 @@ def tell_of_unconverted(shards: EmbeddingShards, hashes: Sequence[str], observer
         )
 
 
-def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine) -> str | None:
+def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine, beside: Sequence[Engine]) -> str | None:
     """Return the options with which the job would use the embeddings of another key; None if there are none."""
-    extractor = engine.extractor
-    assert isinstance(extractor, Extractor), "the store keeps the parts of joined features apart"
-    usable = (ENGINES[name] for name in engine.backend.engines if not ENGINES[name].installation().remedy)
-    identities = {one.name: one(engine.backend, extractor, engine.config).identity for one in usable}
+    extractors = [_extractor(part) for part in (engine, *beside)]
+    usable = [ENGINES[name] for name in engine.backend.engines if not ENGINES[name].installation().remedy]
+    able = [one for one in usable if not any(one.why_not(extractor) for extractor in extractors)]
+    identities = {one.name: one(engine.backend, extractors[0], engine.config).identity for one in able}
     names = [name for name, identity in identities.items() if identity == theirs["engine"]]
     if not names or theirs["decode"] not in range(EARLIER_DECODING, EmbedConfig().decoding + 1):
         return None
@@ -84,3 +87,8 @@ def _option(theirs: Mapping[str, Any], key: Mapping[str, Any], engine: Engine) -
     if theirs["decode"] != key["decode"]:
         options.append(f"--decoding {theirs['decode']}")
     return " ".join(options)
+
+
+def _extractor(engine: Engine) -> Extractor:
+    assert isinstance(engine.extractor, Extractor), "the store keeps the parts of joined features apart"
+    return engine.extractor

@@ -172,6 +172,10 @@ class Work:
         """Return for each content whether it has neither an embedding nor a reason."""
         return ~self._done()
 
+    def untouched(self) -> npt.NDArray[np.bool_]:
+        """Return for each content whether no part of it is done."""
+        return ~np.asarray(np.logical_or.reduce([part.done for part in self.parts]))
+
     def missing_alike(self) -> Iterator[tuple[tuple[int, ...], npt.NDArray[np.bool_]]]:
         """Yield the positions of parts that some contents lack, and which contents lack just these."""
         lacks = np.zeros(self.n_contents, np.int64)

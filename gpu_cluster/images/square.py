@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gpu_cluster.config import EARLIER_DECODING, PixelsConfig
 from gpu_cluster.facts import FileFacts
 from gpu_cluster.images.decode import JPEG_FORMATS, Pixels, reduction
+from gpu_cluster.images.formats import RAW_FORMATS
 
 Square: TypeAlias = npt.NDArray[np.float32]
 
@@ -41,7 +42,9 @@ def shared_decodings(facts: FileFacts, configs: Sequence[PixelsConfig]) -> list[
     found: dict[int, tuple[int | None, list[int]]] = {}
     for position, config in enumerate(configs):
         told = at_least(config)
-        ratio = reduction(facts.width or 0, facts.height or 0, told) if facts.format in JPEG_FORMATS else 1
+        # The preview inside a camera's raw file is mostly a JPEG.
+        reducible = facts.format in JPEG_FORMATS or facts.format in RAW_FORMATS
+        ratio = reduction(facts.width or 0, facts.height or 0, told) if reducible else 1
         found.setdefault(ratio, (told, []))[1].append(position)
     return list(found.values())
 

@@ -125,6 +125,8 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
     """
     events = Recorder(observer or Observer())
     names = _known_features(config.compare.features) or _default_features_for(config)
+    if config.embed.weights is not None and not any(name == NOTEBOOK or features.has_vgg16(name) for name in names):
+        raise ConfigError(f"--weights: it names weights of VGG16, which is not among the features {', '.join(names)}")
     algorithms = _known(config.compare.algorithms, ALGORITHMS, "--algorithms") or ALGORITHMS
 
     def prepared(weights: features.Weights, backend: Backend, manifest: Manifest) -> tuple[list[_Recipe], Path]:
@@ -243,7 +245,7 @@ def _of_recipe(job: _Job, recipe: _Recipe, k: int | None, scratch: Path) -> tupl
             return _without_result(recipe, algorithms, "left out: no file can be decoded"), manifest, k
         config = job.config.model_copy(update={"reduce": recipe.reduce})
         projection = find_space(embeddings.x, config, backend=backend, events=events)
-        elapsed_s = time.perf_counter() - start if embeddings.n_computed >= n - len(manifest.duplicates) else None
+        elapsed_s = time.perf_counter() - start if embeddings.n_whole >= n - len(manifest.duplicates) else None
         space = _Space(recipe, manifest, embeddings, projection, elapsed_s)
         if k is None:
             k = _choose_k(job, space)
@@ -287,7 +289,7 @@ def _known_features(named: Sequence[str]) -> tuple[str, ...]:
     """Return the features without repetitions, in their order, after checking that each is known."""
     for name in named:
         if name != NOTEBOOK:
-            features.check_name(name)
+            features.check_names(name)
     return tuple(dict.fromkeys(named))
 
 
@@ -301,8 +303,10 @@ def _recipe(name: str, weights: features.Weights, config: CompareConfig) -> _Rec
     if reduction.scaling == "sqrt-l2" and features.has_below_0(name):
         raise ConfigError(f"--scaling sqrt-l2 needs features none of which is below 0; found {name}: leave it out")
     # Weights of VGG16 may be named for those of the features that are of it.
-    own = {"weights": None} if "vgg16" not in name else {}
-    asked = EmbedConfig(**{**embedding.model_dump(), **own, "features": name})
+    options = embedding.model_dump()
+    if not features.has_vgg16(name):
+        del options["weights"]
+    asked = EmbedConfig(**options, features=name)
     return _Recipe(name, features.extractor_of(asked, weights), asked, reduction)
 
 

@@ -18,7 +18,7 @@ from gpu_cluster import output
 from gpu_cluster.backend import CpuBackend, GpuBackend, describe_gpus, installed, look_for_gpu
 from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.config import Device, EngineName
-from gpu_cluster.embedding import vgg16
+from gpu_cluster.embedding import efficientnet_lite, vgg16
 from gpu_cluster.embedding.engines import ENGINES
 from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.store.store import default_root
@@ -65,7 +65,7 @@ def diagnose(
     With `auto` and `cpu` a missing GPU is not a fault.
     """
     common = [_python(), *_engines(device, engine), *_formats(), _threads()]
-    common += [_weights(weights), _output(out), _store(cache)]
+    common += [_weights(weights), _lite2_weights(), _output(out), _store(cache)]
     gpu = _gpu(needed=device == "gpu")
     checks = (*common, *gpu)
     return Diagnosis(device, works=all(check.status != "missing" for check in checks), checks=checks)
@@ -117,6 +117,15 @@ def _weights(named: Path | None) -> Check:
         return Check("weights", "missing", str(error), "reinstall gpu-cluster, or name a good file with --weights")
     known = "VGG16 ImageNet" if weights.sha256 == vgg16.IMAGENET_SHA256 else "VGG16's layers, not the shipped values"
     return Check("weights", "ok", f"{weights.path} ({known})")
+
+
+def _lite2_weights() -> Check:
+    """Check the weights of the other network of the default features."""
+    try:
+        weights = efficientnet_lite.find_weights()
+    except WeightsError as error:
+        return Check("weights of EfficientNet-Lite2", "missing", str(error), "reinstall gpu-cluster")
+    return Check("weights of EfficientNet-Lite2", "ok", str(weights.path))
 
 
 def _output(out: Path | None) -> Check:

@@ -23,7 +23,7 @@ from gpu_cluster.config import EmbedConfig, PredictConfig
 from gpu_cluster.embedding import features
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import ENGINES, Engine, choose_engine
-from gpu_cluster.embedding.extractors import Extractor, Joined
+from gpu_cluster.embedding.extractors import Extractor, Joined, name_of
 from gpu_cluster.embedding.given import Given, matched, opened_vectors
 from gpu_cluster.embedding.vectors import Vectors
 from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
@@ -152,12 +152,13 @@ def _predict(
     def with_network(weights: features.Weights, backend: Backend, _manifest: Manifest) -> Engine | Given:
         theirs = _embedding_of(model, config)
         try:
-            extractor = features.extractor_of(theirs, weights)
+            features.check_names(theirs.features)
         except ConfigError as error:
             raise DataError(
                 f"the model {printable(str(run.model))!r} has features that this gpu-cluster does not know ({error}): "
                 "use the gpu-cluster that made it, or run the clustering again"
             ) from error
+        extractor = features.extractor_of(theirs, weights)
         _check_model(run.folder, model, extractor)
         return choose_engine(backend, extractor, theirs)
 
@@ -378,11 +379,23 @@ def _check_model(run: Path, model: Model, extractor: Extractor | Joined) -> None
             f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {len(parts)} parts of its "
             "features): run the clustering again, which takes its embeddings from the store"
         )
-    for part, one in zip(parts, theirs, strict=True):
+    shares = extractor.shares if isinstance(extractor, Joined) else (1.0,)
+    for part, share, one in zip(parts, shares, theirs, strict=True):
+        if one.get("weight", 1.0) != share:
+            raise DataError(
+                f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected the weight {share:g} of "
+                f"{name_of(part)}, found {one.get('weight')!r}): run the clustering again, which takes its embeddings "
+                "from the store"
+            )
         if one.get("weights") != part.key.get("weights"):
+            remedy = (
+                "give the run's weights with --weights"
+                if part.key.get("backbone") == "VGG16"
+                else "use the gpu-cluster that made it, or run the clustering again"
+            )
             raise WeightsError(
-                f"the run was made with other weights: expected sha256 {one.get('weights')}, found "
-                f"{part.key.get('weights')} in {printable(str(part.weights))!r}; give the run's weights with --weights"
+                f"the run was made with other weights of {name_of(part)}: expected sha256 {one.get('weights')}, found "
+                f"{part.key.get('weights')} in {printable(str(part.weights))!r}; {remedy}"
             )
 
 

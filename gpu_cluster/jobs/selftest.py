@@ -46,7 +46,10 @@ _K = 10
 # have variances above 1, so that a rule with an absolute size in it shows.
 _SPACES: Mapping[str, Mapping[str, Any]] = {
     "": {},
-    "not of unit length": {"pooling": "average", "scaling": "none", "whitening": 0.0, "normalize": False},
+    "not of unit length": {
+        **{"features": "vgg16", "pooling": "average"},
+        **{"scaling": "none", "whitening": 0.0, "normalize": False},
+    },
 }
 
 # How often a step is repeated to be timed.

@@ -27,9 +27,9 @@ TOLERANCES = (1e-4, 1e-2)
 def spaces() -> dict[str, np.ndarray]:
     """Return spaces to cluster in: pooled features of real pictures as they are, wide blobs, and one of unit length."""
     pictures = sorted(map(str, FLOWERS.glob("*.png")))[::2]
-    maps = gpu_cluster.embed(pictures, pooling="flatten", image_size=64, device="cpu", no_cache=True).reshape(
-        len(pictures), -1, 512
-    )
+    maps = gpu_cluster.embed(
+        pictures, features="vgg16", pooling="flatten", image_size=64, device="cpu", no_cache=True
+    ).reshape(len(pictures), -1, 512)
 
     def space(pooled: np.ndarray, **options: object) -> np.ndarray:
         return np.asarray(reduce(HeldRows(pooled, CPU), ReduceConfig.model_validate(options), backend=CPU).x)

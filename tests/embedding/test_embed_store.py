@@ -78,7 +78,10 @@ def bigger_inside() -> bytes:
 def test_a_picture_of_as_many_pixels_as_allowed_is_taken(tmp_path):
     # A TIFF, which Pillow decodes, of an odd number of pixels: Pillow is told half of what is allowed.
     picture(1, (33, 33)).save(tmp_path / "odd.tif")
-    assert gpu_cluster.embed(tmp_path / "odd.tif", image_size=32, max_pixels=33 * 33).shape == (1, 1024)
+    assert gpu_cluster.embed(tmp_path / "odd.tif", features="vgg16", image_size=32, max_pixels=33 * 33).shape == (
+        1,
+        1024,
+    )
 
 
 def test_a_reason_that_comes_of_the_options_is_not_kept(tmp_path):

@@ -82,10 +82,10 @@ def test_half_precision_does_not_overflow_in_the_cubes(pictures):
 @pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_poolings_are_kept_apart_in_the_store(tmp_path, pooling):
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
-    gpu_cluster.embed([tmp_path / "a.png"], image_size=32)
-    other = gpu_cluster.embed([tmp_path / "a.png"], image_size=32, pooling=pooling)
+    gpu_cluster.embed([tmp_path / "a.png"], features="vgg16", image_size=32)
+    other = gpu_cluster.embed([tmp_path / "a.png"], features="vgg16", image_size=32, pooling=pooling)
     assert other.shape == (1, vgg16.count_features(pooling, 32))
-    again = gpu_cluster.embed([tmp_path / "a.png"], image_size=32, pooling=pooling)
+    again = gpu_cluster.embed([tmp_path / "a.png"], features="vgg16", image_size=32, pooling=pooling)
     np.testing.assert_array_equal(again, other)
 
 

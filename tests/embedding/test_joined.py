@@ -22,7 +22,9 @@ from gpu_cluster.embedding.engines.base import Engine
 from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.facts import FileFacts
 from gpu_cluster.images.source import LocalFiles
+from gpu_cluster.images.square import shared_decodings
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import Store
 from gpu_cluster.store.stored import JoinedStoredRows
@@ -207,3 +209,22 @@ def test_a_part_is_the_same_whatever_it_is_joined_with_where_another_ratio_is_de
         alone = embedded(files, None, "", engine=choose_engine(CpuBackend(), part, config)).x
         assert isinstance(alone, HeldRows)
         np.testing.assert_allclose(both[:, columns], unit(alone.whole()), atol=1e-6)
+
+
+def test_scratch_shards_of_all_parts_lie_in_the_one_folder_that_a_job_removes(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(CpuBackend, "holds", lambda *_: False)
+    embedded(files, None, BOTH, scratch=tmp_path / "scratch")
+    assert [path for path in (tmp_path / "scratch").iterdir() if path.is_dir()] == []
+
+
+def test_a_picture_of_which_the_store_holds_a_part_is_computed_but_not_wholly(files, root):
+    embedded(files[:3], root, VGG16)
+    found = embedded(files, root, BOTH)
+    assert (found.n_computed, found.n_whole) == (8, 5)
+
+
+def test_the_preview_of_a_raw_is_reduced_for_each_part_as_for_it_alone():
+    facts = FileFacts(format="DNG", width=6000, height=4000)
+    configs = [EmbedConfig(image_size=224), EmbedConfig(image_size=260)]
+    assert shared_decodings(facts, configs) == [(224, [0]), (260, [1])]
+    assert shared_decodings(FileFacts(format="PNG", width=6000, height=4000), configs) == [(224, [0, 1])]

@@ -15,7 +15,7 @@ pytest.importorskip("ncnn", reason="there is no wheel of ncnn here")
 
 def told(files: list[Path], **options: Any) -> list[str]:
     observer = Noticing()
-    embed(files, image_size=32, observer=observer, **options)
+    embed(files, features="vgg16", image_size=32, observer=observer, **options)
     return [notice for notice in observer.notices if "do not mix" in notice]
 
 
@@ -33,7 +33,7 @@ def test_embeddings_of_the_other_engine_are_named_with_the_option_that_uses_them
 
 def test_embeddings_of_another_version_of_decoding_are_named_with_both_versions_and_the_option(tmp_path):
     files = age(write_pictures(tmp_path, 1))
-    embed(files, image_size=32, decoding=2)
+    embed(files, features="vgg16", image_size=32, decoding=2)
     assert told(files) == [
         "The store holds the embedding of 1 picture of this job by version of decoding 2; this job has version of "
         "decoding 3, and the two do not mix: use --decoding 2 to use them, or they are computed again"
@@ -42,6 +42,6 @@ def test_embeddings_of_another_version_of_decoding_are_named_with_both_versions_
 
 def test_embeddings_of_other_pixels_are_not_spoken_of(tmp_path):
     files = age(write_pictures(tmp_path, 1))
-    embed(files, image_size=48, engine="tensorflow")
-    embed(files, image_size=32, engine="tensorflow", pooling="max")
+    embed(files, features="vgg16", image_size=48, engine="tensorflow")
+    embed(files, features="vgg16", image_size=32, engine="tensorflow", pooling="max")
     assert told(files) == []

@@ -455,7 +455,7 @@ def test_a_folder_without_a_model_is_an_error_that_says_what_is_expected(tmp_pat
 
 def test_a_model_read_back_is_the_model_that_was_saved(trained):
     model = load_model(trained / "model", CpuBackend())
-    x = gpu_cluster.embed(sorted((trained.parent / "in").iterdir()), image_size=32)
+    x = gpu_cluster.embed(sorted((trained.parent / "in").iterdir()), features="vgg16", image_size=32)
     _, plane = apply(model.reduction, HeldRows(x, CpuBackend()), CpuBackend())
     expected = pd.read_csv(trained / "assignments.csv")[["pc1", "pc2"]]
     np.testing.assert_allclose(plane, expected.to_numpy(np.float32), rtol=1e-4, atol=1e-6)
