@@ -47,7 +47,7 @@ def test_every_record_inside_a_run_is_shown_in_a_few_lines_too(result):
 
 
 def test_an_array_is_shown_by_its_type_and_shape(result):
-    assert "x=<float32 rows of shape (40, 2304)>" in repr(result.findings.embeddings)
+    assert "x=<float32 rows of shape (40, 1024)>" in repr(result.findings.embeddings)
 
 
 def test_a_prediction_and_a_comparison_are_shown_in_one_line(result, tmp_path, sample_images):

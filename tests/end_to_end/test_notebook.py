@@ -53,7 +53,9 @@ def features_as_keras_gives_them(files: list[Path], size: int) -> np.ndarray:
 
     At the notebook's 224 pixels Keras takes a minute for the sample set, and the engine that `auto` finds a third.
     """
-    found = gpu_cluster.embed(files, pooling="average", resize="nearest", fit="stretch", image_size=size)
+    found = gpu_cluster.embed(
+        files, features="vgg16", pooling="average", resize="nearest", fit="stretch", image_size=size
+    )
     expected = keras_features(files[::30], size)
     # The same float32 network: it differs by rounding only, by 2e-6 where the convolutions are Winograd's.
     assert np.linalg.norm(found[::30] - expected) < 1e-5 * np.linalg.norm(expected)
