@@ -30,7 +30,7 @@ from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
 from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of
+from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of, scratch_in
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import check_root
 from gpu_cluster.records import Record
@@ -39,7 +39,7 @@ from gpu_cluster.report.pictures import check_inside
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, csv_of, write_bad_files
 from gpu_cluster.results import Embeddings
-from gpu_cluster.run_folder import SCRATCH, FinishedRun
+from gpu_cluster.run_folder import FinishedRun
 from gpu_cluster.staging import temporary
 
 
@@ -172,7 +172,7 @@ def _predict(
             scratch = None
             large = not job.backend.holds(4 * len(job.manifest) * job.tools.n_features)
             if (job.store is None or given is not None) and (large or job.executor.is_remote):
-                scratch = until_assigned.enter_context(temporary(out)) / SCRATCH
+                scratch = until_assigned.enter_context(scratch_in(until_assigned.enter_context(temporary(out))))
             with events.stage("embed"):
                 embeddings = _embedded(job, model, scratch)
             with events.stage("predict"):

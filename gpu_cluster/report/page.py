@@ -358,7 +358,7 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
         engine, reason = record.get("engine", EARLIER_ENGINE), record.get("engine_reason", "the record names none")
         yield "engine", f"{engine}: {reason}"
         for part in record.get("features", ()):
-            yield "features", visible(", ".join(f"{name} {value}" for name, value in part.items() if name != "weights"))
+            yield "features", visible(_part_in_words(part))
         for file in (record["weights"], *record.get("weights_of_others", ())):
             if file is not None:
                 yield "weights", f"{visible(file['path'])}, sha256 {file['sha256']}"
@@ -367,6 +367,14 @@ def _record(run: FinishedRun) -> Iterator[tuple[str, str]]:
     yield from record["versions"].items()
     for stage, seconds in record["stages_s"].items():
         yield f"time for {stage}", f"{seconds:.1f} s"
+
+
+def _part_in_words(part: Mapping[str, Any]) -> str:
+    """Return what a part of the features is: its name, what else there is to say of it, and its weight."""
+    name = part.get("backbone") or part["features"]
+    known = ("backbone", "features", "weights", "n_features", "weight")
+    more = [f"{key} {value}" for key, value in part.items() if key not in known]
+    return ", ".join([name, *more, f"{part['n_features']:,} numbers", f"weight {part['weight']:g}"])
 
 
 def _number(value: float, form: str) -> str:
