@@ -316,7 +316,7 @@ def embed(
 
     Returns
     -------
-    (n, d) float32, host; in the order of `paths`; d is 1,024, or another number for other `features` or another
+    (n, d) float32, host; in the order of `paths`; d is 2,304, or another number for other `features` or another
     `pooling`
 
     Raises

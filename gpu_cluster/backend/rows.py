@@ -150,10 +150,7 @@ class JoinedRows(Rows):
             yield of_parts[0][0], self._joined([block for _rows, block in of_parts])
 
     def whole(self) -> Array:
-        x = self._backend.empty(self.shape)
-        for rows, block in self.blocks():
-            x[rows, :] = block
-        return x
+        return gathered(self, self._backend)
 
     def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
         return mapped(function, self.blocks(), self.shape[0], self._backend)
@@ -172,6 +169,14 @@ def take(x: Array | Rows, rows: IntArray, backend: Backend) -> Array:
     if isinstance(x, Rows):
         return x.take(rows)
     return backend.xp.take(x, backend.from_host(rows), axis=0)
+
+
+def gathered(x: Rows, backend: Backend) -> Array:
+    """Return all rows of a matrix as one array (n, d) on the device, read block by block."""
+    found = backend.empty(x.shape)
+    for rows, block in x.blocks():
+        found[rows, :] = block
+    return found
 
 
 def block_slices(n: int) -> Iterator[slice]:

@@ -8,7 +8,7 @@ the numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -38,7 +38,6 @@ class Extractor:
     network : what other engines build the same network from; None for features that only TensorFlow computes
     side : side of the square of pixels that it reads, if that is its own and not the one of the config
     weights : the file of its weights; None if it has none
-    below_0 : whether it gives numbers below 0
     """
 
     key: Mapping[str, Any]
@@ -47,7 +46,20 @@ class Extractor:
     network: vgg16.Network | efficientnet_lite.Network | None = None
     side: int | None = None
     weights: Path | None = None
-    below_0: bool = False
+
+    @property
+    def parts(self) -> tuple[Extractor, ...]:
+        """Itself, as the only part."""
+        return (self,)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of the only part."""
+        return (1.0,)
+
+    def some(self, _positions: Sequence[int]) -> Extractor:
+        """Return some of its parts, given by their positions: itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,12 @@ class Joined:
     def n_features(self) -> int:
         """How many numbers describe one picture."""
         return sum(part.n_features for part in self.parts)
+
+    def some(self, positions: Sequence[int]) -> Extractor | Joined:
+        """Return some of its parts, given by their positions; one alone is not joined."""
+        if len(positions) == 1:
+            return self.parts[positions[0]]
+        return Joined(tuple(self.parts[at] for at in positions), tuple(self.shares[at] for at in positions))
 
 
 def name_of(features: Extractor | Joined) -> str:
@@ -222,7 +240,6 @@ def of_keras(name: str, image_size: int) -> Extractor:
         n_features=model.n_features,
         build=lambda precision: _build_keras(model, path, image_size, precision),
         weights=path,
-        below_0=model.below_0,
     )
 
 

@@ -72,17 +72,9 @@ def extractor_of(config: EmbedConfig, weights: Weights) -> Extractor | Joined:
 
 def weights_of(*features: Extractor | Joined) -> list[tuple[Path, str]]:
     """Return the file and the sha256 of the weights of each network among these features, each once."""
-    every = (part for one in features for part in (one.parts if isinstance(one, Joined) else (one,)))
+    every = (part for one in features for part in one.parts)
     files = ((part.weights, str(part.key["weights"])) for part in every if part.weights is not None)
     return list(dict.fromkeys(files))
-
-
-def some_of(features: Extractor | Joined, positions: Sequence[int]) -> Extractor | Joined:
-    """Return some parts of features, given by their positions; one part alone is not joined."""
-    if not isinstance(features, Joined):
-        return features
-    parts = tuple(features.parts[at] for at in positions)
-    return parts[0] if len(parts) == 1 else Joined(parts, tuple(features.shares[at] for at in positions))
 
 
 def check_names(features: str) -> None:
@@ -105,6 +97,21 @@ def here(name: str) -> bool:
 def has_vgg16(features: str) -> bool:
     """Tell whether VGG16 is one of the parts of features."""
     return any(name == _VGG16 or name.startswith(f"{_VGG16}-") for name, _share in _parts(features))
+
+
+def check_scaling(features: str, scaling: str) -> None:
+    """Refuse the scaling that takes square roots for features with numbers below 0.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be used.
+    """
+    if scaling == "sqrt-l2" and has_below_0(features):
+        raise ConfigError(
+            f"--scaling sqrt-l2 needs features none of which is below 0; found {features}: use another scaling, or "
+            "other features"
+        )
 
 
 def has_below_0(features: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gpu_cluster.backend import Array, Backend, IntArray, Rows
-from gpu_cluster.backend.rows import SpanFunction, block_slices, mapped
+from gpu_cluster.backend.rows import SpanFunction, block_slices, gathered, mapped
 from gpu_cluster.embedding.vectors import NumberedRows, PlainRows
 
 
@@ -33,10 +33,7 @@ class ChosenRows(Rows):
             yield part, self._backend.from_host(self._matrix.read(self._numbers[part]))
 
     def whole(self) -> Array:
-        x = self._backend.empty(self.shape)
-        for part, block in self.blocks():
-            x[part, :] = block
-        return x
+        return gathered(self, self._backend)
 
     def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
         return mapped(function, self.blocks(), self.shape[0], self._backend)

@@ -64,10 +64,8 @@ class FeaturesRecipe(EngineRecipe):
 
     def make(self) -> Engine:
         backend = select(self.device).backend
-        extractor = features.some_of(
-            features.extractor_of(self.config, features.Weights(self.config.weights)), self.parts
-        )
-        return choose_engine(backend, extractor, self.config)
+        extractor = features.extractor_of(self.config, features.Weights(self.config.weights))
+        return choose_engine(backend, extractor.some(self.parts), self.config)
 
     def of_parts(self, positions: tuple[int, ...]) -> FeaturesRecipe:
         return replace(self, parts=positions)

@@ -186,9 +186,10 @@ class Work:
 
     def read_store(self) -> None:
         """Take the embeddings and reasons that the store holds."""
+        wanted = self.row_names(np.arange(self.n_contents))
         for position, part in enumerate(self.parts):
             assert part.shards is not None, "without a store, nothing is read"
-            for shard in part.shards.find(self.row_names(np.arange(self.n_contents))):
+            for shard in part.shards.find(wanted):
                 part.kept.found(shard)
                 self._note([position], shard.at, shard.reasons)
                 self._progress()
@@ -251,8 +252,7 @@ class Work:
                 else:
                     self._take(np.concatenate(pieces), found, engine, of)
                     # A worker that lost its scheduler for a while has ended its task too early.
-                    done = self._done()
-                    rest = [piece[~done[piece]] for piece in pieces]
+                    rest = [piece[~self._done_of(piece)] for piece in pieces]
                     lost += [rest] if sum(map(len, rest)) else []
             self._progress()
             if self.observer.stopping():

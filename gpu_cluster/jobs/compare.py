@@ -300,8 +300,7 @@ def _recipe(name: str, weights: features.Weights, config: CompareConfig) -> _Rec
         taken = {"batch_size", "precision", "image_size"} | ({"engine"} if embedding.engine != "auto" else set())
         notebook = theirs.embed.model_copy(update=embedding.model_dump(include=taken))
         return _Recipe(name, features.extractor_of(notebook, weights), notebook, theirs.reduce)
-    if reduction.scaling == "sqrt-l2" and features.has_below_0(name):
-        raise ConfigError(f"--scaling sqrt-l2 needs features none of which is below 0; found {name}: leave it out")
+    features.check_scaling(name, reduction.scaling)
     # Weights of VGG16 may be named for those of the features that are of it.
     options = embedding.model_dump()
     if not features.has_vgg16(name):

@@ -372,15 +372,14 @@ def _check_model(run: Path, model: Model, extractor: Extractor | Joined) -> None
             f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {n_features} features, found "
             f"{found}): run the clustering again, which takes its embeddings from the store"
         )
-    parts = extractor.parts if isinstance(extractor, Joined) else (extractor,)
+    parts = extractor.parts
     theirs = model.features.get("joined", [model.features])
     if not isinstance(theirs, list) or len(theirs) != len(parts) or not all(isinstance(one, dict) for one in theirs):
         raise DataError(
             f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected {len(parts)} parts of its "
             "features): run the clustering again, which takes its embeddings from the store"
         )
-    shares = extractor.shares if isinstance(extractor, Joined) else (1.0,)
-    for part, share, one in zip(parts, shares, theirs, strict=True):
+    for part, share, one in zip(parts, extractor.shares, theirs, strict=True):
         if one.get("weight", 1.0) != share:
             raise DataError(
                 f"the model {printable(str(FinishedRun(run).model))!r} is damaged (expected the weight {share:g} of "

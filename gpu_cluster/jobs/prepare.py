@@ -239,10 +239,9 @@ def describe_features(*used: Extractor | Joined) -> list[dict[str, Any]]:
     """Return for `run.json` what describes a picture: for each part of each of these features, its facts and weight."""
     described = []
     for one in used:
-        parts, shares = (one.parts, one.shares) if isinstance(one, Joined) else ((one,), (1.0,))
         described += [
             {**part.key, "n_features": part.n_features, "weight": share}
-            for part, share in zip(parts, shares, strict=True)
+            for part, share in zip(one.parts, one.shares, strict=True)
         ]
     return described
 

@@ -92,6 +92,7 @@ def _run(config: RunConfig, events: Recorder, vectors: Vectors | None) -> RunRes
         return origin, choose_folder(config, manifest, events)
 
     def with_network(weights: features.Weights, backend: Backend, manifest: Manifest) -> _Tools:
+        features.check_scaling(config.embed.features, config.reduce.scaling)
         return checked(choose_engine(backend, features.extractor_of(config.embed, weights), config.embed), manifest)
 
     def with_vectors(_backend: Backend, manifest: Manifest) -> _Tools:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # In the key of scans, so that earlier versions, which would take shards with more columns for damaged ones, do not look
 # at them. The columns that came with each number; the first scans have none in their key.
-
 _NEW_COLUMNS = {None: frozenset(), 2: frozenset({"ctime_ns", "n_scans"}), 3: frozenset({"profile"})}
 
 

@@ -20,6 +20,7 @@ from gpu_cluster.backend.rows import (
     JoinedRows,
     SpanFunction,
     block_slices,
+    gathered,
     mapped,
     span_slices,
 )
@@ -83,10 +84,7 @@ class StoredRows(Rows):
             pool.shutdown(cancel_futures=True)
 
     def whole(self) -> Array:
-        x = self._backend.empty(self.shape)
-        for rows, block in self.blocks():
-            x[rows, :] = block
-        return x
+        return gathered(self, self._backend)
 
     def map(self, function: SpanFunction) -> Iterator[tuple[slice, tuple[Array, ...]]]:
         if not self._executor.is_remote:

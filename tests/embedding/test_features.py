@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+import gpu_cluster
 from gpu_cluster.config import EmbedConfig, PredictConfig, RunConfig
 from gpu_cluster.embedding import features
 from gpu_cluster.embedding.extractors import Extractor, Joined
 from gpu_cluster.errors import ConfigError, WeightsError
 from gpu_cluster.options import build_config, settings
+from tests.helpers import FLOWERS
 
 DEFAULT = "vgg16:2+efficientnet-lite2"
 
@@ -68,6 +70,15 @@ def test_a_pooling_in_a_name_is_the_option_of_that_name(named, plain):
 def test_features_that_cannot_be_are_refused_with_what_was_found(options, said):
     with pytest.raises(ConfigError, match=said):
         made(**options)
+
+
+def test_square_roots_are_not_taken_of_features_with_numbers_below_0(tmp_path):
+    (tmp_path / "a.png").write_bytes((FLOWERS / "0001.png").read_bytes())
+    with pytest.raises(
+        ConfigError, match=r"--scaling sqrt-l2 needs .* below 0; found vgg16\+convnexttiny: use another"
+    ):
+        gpu_cluster.run(tmp_path / "a.png", features="vgg16+convnexttiny", scaling="sqrt-l2", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_of_keras_without_its_weights_is_refused_with_the_place_for_them(tmp_path, monkeypatch):

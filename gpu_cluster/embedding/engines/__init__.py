@@ -97,5 +97,4 @@ def _made(name: str, backend: Backend, extractor: Extractor | Joined, config: Pi
 def _why_not(name: str, backend: Backend, extractor: Extractor | Joined) -> str | None:
     if name not in backend.engines:
         return f"it does not compute on the {backend.name}"
-    parts = extractor.parts if isinstance(extractor, Joined) else (extractor,)
-    return next((why for part in parts if (why := ENGINES[name].why_not(part)) is not None), None)
+    return next((why for part in extractor.parts if (why := ENGINES[name].why_not(part)) is not None), None)

@@ -1,4 +1,7 @@
-"""Runs several networks on the same pictures: each picture is decoded once, and their features lie side by side."""
+"""Runs several networks on the same pictures, whose features then lie side by side.
+
+A picture is decoded once, but twice where the side of one network lets a large JPEG be reduced more than another's.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class JoinedEngine(Engine):
         first = engines[0]
         self._engines = tuple(engines)
         self.backend, self.name, self.precision, self.config = first.backend, first.name, first.precision, first.config
-        self.extractor = self._joined = extractor
+        self.extractor = extractor
         self.reason = first.reason
 
     @property
@@ -43,12 +46,9 @@ class JoinedEngine(Engine):
         return self._engines
 
     def some(self, positions: Sequence[int]) -> Engine:
-        if len(positions) == 1:
-            (position,) = positions
-            return self._engines[position]
-        joined = self._joined
-        parts = Joined(tuple(joined.parts[at] for at in positions), tuple(joined.shares[at] for at in positions))
-        return JoinedEngine([self._engines[at] for at in positions], parts)
+        some = self.extractor.some(positions)
+        engines = [self._engines[at] for at in positions]
+        return JoinedEngine(engines, some) if isinstance(some, Joined) else engines[0]
 
     @property
     def batch_size(self) -> int:
