@@ -22,6 +22,7 @@ DASK = COMMAND.with_name("dask")
 
 # Many shards, and some seconds of embedding, in a job of small pictures.
 N_PICTURES, SHARD = 64, 4
+N_SHARDS = -(-N_PICTURES // SHARD)
 SHARDED = ("--features", "vgg16", "--image-size", "64", "--batch-size", "2", "--shard-size", str(SHARD))
 QUICK = ("--k", "2", "--k-range", "2:2", "--n-init", "2")
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpu_cluster.config import shipped_data
-from tests.clusters import N_PICTURES, PATIENCE_S, QUICK, SHARDED, Cluster, cluster, driver, n_shards, wait_for
+from tests.clusters import N_PICTURES, N_SHARDS, PATIENCE_S, QUICK, SHARDED, Cluster, cluster, driver, n_shards, wait_for
 from tests.helpers import (
     EMBEDDED,
     Finished,
@@ -125,7 +125,13 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_and_nothing_else(tmp_path
     store = tmp_path / "store"
     with driver("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: n_shards(store) >= 2)
-        job.workers()[0].kill()
+        # One that is killed between two tasks costs nothing. Suspended, it keeps its task or is given the next one,
+        # and has it when the other one has finished two more.
+        worker = job.workers()[0]
+        worker.suspend()
+        enough = min(n_shards(store) + 2, N_SHARDS - 1)
+        job.wait_until(lambda: n_shards(store) >= enough)
+        worker.kill()
         done = job.end()
         assert job.left() == []
     assert_same(done, serial)
