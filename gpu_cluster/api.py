@@ -348,7 +348,7 @@ def _config_of(
     config = build_config(model, file, images=named or None, **options)
     if file is not None:
         _check_given_again(model, file, {"images": named, **options})
-    gone = [] if file is None or named else [path for path in config.input.images if not os.path.lexists(path)]
+    gone = [] if file is None or named else [path for path in config.input.paths() if not os.path.lexists(path)]
     if gone:
         shown = printable(os.fspath(file or ""))
         raise DataError(

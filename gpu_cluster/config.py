@@ -12,8 +12,11 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+
+from gpu_cluster.addresses import check_address, expanded, is_address, is_tar, public
 
 _MOST_KS = 100_000
 # The largest size of a random sample.
@@ -109,6 +112,28 @@ def _absolute(path: Path) -> Path:
         return path.absolute()
 
 
+def _place(given: Path | str) -> Path | str:
+    """Return where pictures are: an address as it is, and anything else as an absolute path."""
+    text = str(given)
+    if not is_address(text):
+        return _absolute(Path(given))
+    if text.lower().startswith("file://"):
+        return _absolute(Path(unquote(urlsplit(text).path)))
+    return check_address(text)
+
+
+def _places(given: Any) -> Any:
+    """Return places with those that braces stand for; a name with braces that is there is taken as it is."""
+    if not isinstance(given, list | tuple):
+        return given
+    found: list[Any] = []
+    for place in given:
+        text = str(place)
+        several = is_tar(text) or is_address(text)
+        found += expanded(text) if several and not Path(text).exists() else [place]
+    return tuple(found)
+
+
 def _known_encoding(name: str) -> str:
     try:
         "".encode(name)
@@ -128,6 +153,8 @@ Algorithm = Literal["ward", "spectral", "hdbscan"]
 EngineName = Literal["auto", "tensorflow", "ncnn"]
 Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+# A path, or an address.
+Place = Annotated[Path | str, BeforeValidator(_not_empty), AfterValidator(_place)]
 
 
 # What ran the network, the version of decoding, and the features, where a record or a model names none: there was no
@@ -165,16 +192,28 @@ class DecodingConfig(_Section):
 class PicturesConfig(DecodingConfig):
     """The pictures that a job reads."""
 
-    images: tuple[AbsolutePath, ...] = Field((), description="Folders (read recursively) and image files.")
+    images: Annotated[tuple[Place, ...], BeforeValidator(_places)] = Field(
+        (),
+        description="Folders (read recursively), image files, tar files (also several, as in shards/{000..099}.tar), "
+        "and addresses of any of these, such as s3://bucket/prefix.",
+    )
     input_list: AbsolutePath | None = Field(
         None,
-        description="Text file that names image files, one on each line (or separated by NUL bytes); relative names "
-        "start from the folder of this file.",
+        description="Text file that names image files, one on each line (or separated by NUL bytes), by paths or "
+        "addresses; relative names start from the folder of this file.",
     )
+
+    @field_serializer("images", when_used="json")
+    def _without_secrets(self, images: tuple[Path | str, ...]) -> list[str]:
+        return [public(str(place)) for place in images]
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return those of the named pictures and folders that are paths."""
+        return tuple(place for place in self.images if isinstance(place, Path))
 
     def named(self) -> tuple[Path, ...]:
         """Return every path that is read."""
-        return (*self.images, *([] if self.input_list is None else [self.input_list]))
+        return (*self.paths(), *([] if self.input_list is None else [self.input_list]))
 
 
 class InputConfig(PicturesConfig):

@@ -33,6 +33,9 @@ class FileFacts:
     profile : what its embedded colour profile is: "" if it has none, "sRGB", "invalid" if it cannot be used, otherwise
         its name and digest; None in a scan of an earlier version
     reason : why the file cannot be used, in plain words; None if the scan found no reason
+    version : of a picture at an address, or in a tar file: a number that its server gives another value when the
+        content changes (of an ETag, for example); None if there is none
+    offset : of a picture in a tar file, where its content begins in that file, bytes
     """
 
     size: int | None = None
@@ -47,9 +50,11 @@ class FileFacts:
     n_scans: int | None = None
     profile: str | None = None
     reason: str | None = None
+    version: int | None = None
+    offset: int | None = None
 
 
-# The columns of a file, 59 bytes. Texts are numbers of `Coded`; -1 stands for a number that is None.
+# The columns of a picture, 75 bytes; without the last two, which files of this machine do not need, 59 bytes. Texts are numbers of `Coded`; -1 stands for a number that is None.
 _ROW = np.dtype(
     [
         ("size", np.int64),
@@ -64,9 +69,13 @@ _ROW = np.dtype(
         ("n_scans", np.int16),
         ("profile", np.int16),
         ("reason", np.int32),
+        ("version", np.int64),
+        ("offset", np.int64),
     ]
 )
 _NAMES = tuple(_ROW.names or ())
+_HERE, _ELSEWHERE = _NAMES[:-2], _NAMES[-2:]
+_ROW_HERE = np.dtype([(name, _ROW[name]) for name in _HERE])
 _CODED = ("format", "mode", "profile", "reason")
 # A time before 1970 can be -1 nanosecond, so times have another mark for None.
 _TIMES, _NO_TIME = ("mtime_ns", "ctime_ns"), np.iinfo(np.int64).min
@@ -75,7 +84,7 @@ _BLOCK = 4096
 
 
 class FileTable(Column[FileFacts]):
-    """The facts of many files, 59 bytes a file; a `FileFacts` is made when it is asked for.
+    """The facts of many files, 59 bytes a file (75 at addresses and in tar files); a `FileFacts` is made when it is asked for.
 
     Facts of a file that do not fit the columns, such as a width of more than 31 bits, are held as they are.
     """
@@ -92,7 +101,10 @@ class FileTable(Column[FileFacts]):
             except OverflowError:
                 blocks.append(np.array([self._row(first + at, one) for at, one in enumerate(block)], _ROW))
             first += len(block)
-        self._rows = np.concatenate(blocks)
+        rows = np.concatenate(blocks)
+        if all((rows[name] == -1).all() for name in _ELSEWHERE):
+            rows = np.array(rows[list(_HERE)], _ROW_HERE)
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,12 +112,14 @@ class FileTable(Column[FileFacts]):
     def item(self, row: int) -> FileFacts:
         if row in self._odd:
             return self._odd[row]
-        return FileFacts(*map(self._value, _NAMES, self._rows[row].item()))
+        return FileFacts(*map(self._value, self._rows.dtype.names or (), self._rows[row].item()))
 
     def column(self, name: str, rows: npt.NDArray[np.integer[Any]] | None = None) -> list[Any]:
         """Return one fact of every file, or of the files `rows`; this is much quicker than to ask for each file."""
         wanted = np.arange(len(self)) if rows is None else rows
-        values = [self._value(name, value) for value in self._rows[name][wanted].tolist()]
+        values: list[Any] = [None] * len(wanted)
+        if name in (self._rows.dtype.names or ()):
+            values = [self._value(name, value) for value in self._rows[name][wanted].tolist()]
         for at in np.flatnonzero(np.isin(wanted, list(self._odd))):
             values[at] = getattr(self._odd[int(wanted[at])], name)
         return values

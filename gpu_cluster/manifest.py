@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 
+from gpu_cluster.addresses import common_folder, is_address, last_name
 from gpu_cluster.backend import IntArray
 from gpu_cluster.columns import Names, Texts, as_column
 from gpu_cluster.facts import FileFacts, FileTable
@@ -34,8 +35,9 @@ class Manifest(Record):
 
     Attributes
     ----------
-    root : folder that `paths` are relative to
-    paths : one for each file, as the file system gives it (surrogate escapes for bytes that are not UTF-8)
+    root : folder that `paths` are relative to; the root of the file system if all of them are addresses
+    paths : one for each file, as the file system gives it (surrogate escapes for bytes that are not UTF-8); or an
+        address, or a member of a tar file as in `000.tar::rose/1.jpg`
     files : what the scan found out about each file; empty before the scan
     labels : one for each file, None for a file without one; None instead of the column if there is no source of labels
     label_source : where the labels came from, in words
@@ -44,6 +46,9 @@ class Manifest(Record):
     bad : maps a row to the reason why its file cannot be used
     duplicates : maps the row of a copy to the first row with the same content
     passed_over : paths of files found in folders that are no pictures by their content and none by their name, sorted
+    listed : what is known of each file before the scan: of pictures at addresses, what their server says; of pictures
+        in tar files, everything; empty if all pictures are files of this machine
+    signed : for pictures whose address has a signature or a token, the whole address by the path; in no table
     """
 
     root: Path
@@ -56,10 +61,13 @@ class Manifest(Record):
     bad: Mapping[int, str] = field(default_factory=dict)
     duplicates: Mapping[int, int] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
+    listed: Sequence[FileFacts] = ()
+    signed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", as_column(Texts, self.paths))
         object.__setattr__(self, "files", as_column(FileTable, self.files))
+        object.__setattr__(self, "listed", as_column(FileTable, self.listed))
         object.__setattr__(self, "labels", None if self.labels is None else as_column(Names, self.labels))
 
     def __len__(self) -> int:
@@ -69,6 +77,13 @@ class Manifest(Record):
     def facts(self) -> FileTable:
         """`files`, for those who ask for a fact of all files at once."""
         return cast(FileTable, self.files)
+
+    @property
+    def name(self) -> str:
+        """What the place of the pictures is called."""
+        if len(self.listed) and is_address(self.paths[0]):
+            return last_name(common_folder(self.paths[0], self.paths[-1]) or self.paths[0])
+        return self.root.name
 
     def file(self, row: int) -> Path:
         """Return the full path of a row's file."""

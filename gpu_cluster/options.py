@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_jsonable_python
 
+from gpu_cluster.addresses import public
 from gpu_cluster.bounded import MIB, UnfitError, is_too_long, parse_json, parse_toml, read
 from gpu_cluster.config import (
     COMMANDS,
@@ -303,7 +304,7 @@ def command_line(config: JobConfig) -> str:
     known = options_of(type(config))
     preset = getattr(config, "preset", None)
     usual = build_config(type(config), preset=preset) if preset is not None else build_config(type(config))
-    words = ["gpu-cluster", command_of(type(config)), *map(str, known["images"].of(config))]
+    words = ["gpu-cluster", command_of(type(config)), *(public(str(place)) for place in known["images"].of(config))]
     given = getattr(config, "given", None)
     if given is not None and given.embeddings_in_memory:
         words += ["--embeddings", "(an array in memory)"]

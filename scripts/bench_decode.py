@@ -38,8 +38,9 @@ from gpu_cluster.embedding.extractors import colour_histogram
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode, decoders, square
 from gpu_cluster.images.discover import discover
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.images.source import Picture
 from scripts.bench_table import Row, of_times
 from scripts.enlarged import QUALITIES, Enlarger, as_jpeg, size_of
 from scripts.labelled_sets import of_vgg16

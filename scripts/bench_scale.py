@@ -71,7 +71,7 @@ def run_stages(root: Path, n: int, until: str) -> dict[str, Any]:
     from gpu_cluster.embedding.embed import embed
     from gpu_cluster.events import Observer, Recorder
     from gpu_cluster.facts import FileFacts, FileTable
-    from gpu_cluster.images.source import open_source
+    from gpu_cluster.images.places import open_source
     from gpu_cluster.manifest import Manifest
     from gpu_cluster.options import build_config
     from gpu_cluster.store.store import Store

@@ -46,8 +46,8 @@ def measure(phase: str, folder: Path, cache: Path, first: int) -> dict[str, Any]
     from gpu_cluster.embedding.extractors import Extractor
     from gpu_cluster.events import Observer
     from gpu_cluster.images.discover import discover
+    from gpu_cluster.images.places import open_source
     from gpu_cluster.images.scan import scan
-    from gpu_cluster.images.source import open_source
     from gpu_cluster.options import build_config
     from gpu_cluster.store.store import open_store
 

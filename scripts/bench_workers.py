@@ -40,8 +40,9 @@ from gpu_cluster.embedding.tasks import EngineRecipe, FeaturesRecipe
 from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.facts import FileFacts, FileTable
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import Listing, Picture, Source, Stat, open_source
+from gpu_cluster.images.source import Listing, Picture, Source, Stat
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.store.store import Store

@@ -31,7 +31,8 @@ from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
 from gpu_cluster.images import square
 from gpu_cluster.images.decode import decode
-from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.images.places import open_source
+from gpu_cluster.images.source import Picture
 from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.manifest import FileFacts
 from gpu_cluster.options import build_config

@@ -23,8 +23,9 @@ from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import ENGINES, Engine
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.images.discover import discover
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.images.source import Picture
 from gpu_cluster.options import build_config
 
 

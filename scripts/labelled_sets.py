@@ -19,8 +19,8 @@ from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
 from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.options import build_config
 from gpu_cluster.results import Embeddings

@@ -34,8 +34,9 @@ from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.images.source import Picture
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings, Reduction
 from gpu_cluster.store.shards import is_shard

@@ -36,9 +36,11 @@ gpu-cluster help          lists the commands; help run: the options of run"""
 
 
 _Images = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Argument(
-        metavar="IMAGES", help="Folders and image files; by default the drawn flowers that come with gpu-cluster."
+        metavar="IMAGES",
+        help="Folders, image files, tar files and addresses such as s3://bucket/prefix; by default the drawn flowers "
+        "that come with gpu-cluster.",
     ),
 ]
 _RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` has written.")]
@@ -201,7 +203,10 @@ def report(
 @takes_options_of("predict")
 def predict(
     run_folder: _RunFolder,
-    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGES", help="Folders and image files.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGES", help="Folders, image files, tar files and addresses."),
+    ] = None,
     *,
     out: Annotated[
         Path,

@@ -25,9 +25,8 @@ from gpu_cluster.images.source import Picture, UnreadableError
 
 log = logging.getLogger(__name__)
 
-# Reasons that a picture gets after its batch: its content is no longer the one that was scanned, or no later step could
-# do anything with its numbers, as float16 may give them.
-CHANGED = "it changed while the job ran"
+# The reason of a picture, which it gets after its batch, when no later step could do anything with its numbers, as
+# float16 may give them.
 NOT_FINITE = "the network gave numbers that are not finite"
 
 
@@ -144,6 +143,10 @@ def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Squ
     configs = [part.config for part in engine.parts]
     profiles = square.applies_profiles(engine.config)
     squares: dict[int, npt.NDArray[np.float32]] = {}
+    try:
+        picture = picture.held()
+    except UnreadableError as error:
+        return _Square(None, str(error), lasting=False)
     for at_least, positions in square.shared_decodings(picture.facts, configs):
         try:
             with picture.open() as stream:

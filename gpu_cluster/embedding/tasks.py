@@ -20,13 +20,13 @@ from gpu_cluster.backend.rows import WINDOW_BYTES
 from gpu_cluster.config import DecodingConfig, Device, EmbedConfig
 from gpu_cluster.embedding import features
 from gpu_cluster.embedding.engines import Engine, choose_engine
-from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, columns_of, embed_shard
+from gpu_cluster.embedding.shards import NOT_FINITE, columns_of, embed_shard
 from gpu_cluster.errors import GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import RefusedWorkerError, Reporter
 from gpu_cluster.facts import FileTable
 from gpu_cluster.images import colour, decoders, square
-from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.images.source import CHANGED, Picture, Source
 from gpu_cluster.store.embeddings import EmbeddingShards, ScratchShards
 
 

@@ -18,14 +18,14 @@ from gpu_cluster.backend import IntArray, Rows
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.embedding.engines import Engine
 from gpu_cluster.embedding.kept import Kept
-from gpu_cluster.embedding.shards import CHANGED, NOT_FINITE, EmbeddedBatch, columns_of, embed_shard
+from gpu_cluster.embedding.shards import NOT_FINITE, EmbeddedBatch, columns_of, embed_shard
 from gpu_cluster.embedding.tasks import Embedded, EmbedTask, EngineRecipe, embed_task
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import Executor, Lost, Stage
 from gpu_cluster.facts import FileTable
 from gpu_cluster.images import colour
-from gpu_cluster.images.source import Picture, Source
+from gpu_cluster.images.source import CHANGED, Picture, Source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.embeddings import EmbeddingShards, row_name
 

@@ -6,10 +6,10 @@ folders. They take no part in any decision; they are only compared with the clus
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gpu_cluster.addresses import folder_name
 from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
@@ -37,6 +37,9 @@ def labelled(manifest: Manifest, config: InputConfig, observer: Observer) -> Man
     table = config.labels or _find_table(manifest, config)
     if table is None:
         _tell_what_is_not_used(config, observer)
+        # As they are in tar files.
+        if manifest.labels is not None:
+            observer.notice(f"Labels found in {manifest.label_source}")
         return manifest
     return _by_table(manifest, table, config, observer)
 
@@ -54,7 +57,7 @@ def _tell_what_is_not_used(config: InputConfig, observer: Observer) -> None:
 
 
 def _by_folder(manifest: Manifest) -> Manifest:
-    folders = [os.path.basename(os.path.dirname(path)) for path in manifest.paths]
+    folders = [folder_name(path) for path in manifest.paths]
     if not any(folders):
         raise DataError(
             f"--labels-from-folders expects images in folders named after their label; "
@@ -68,7 +71,7 @@ def _find_table(manifest: Manifest, config: InputConfig) -> Path | None:
     """Return the only CSV directly in a named folder whose header has both columns; None if there is no such CSV."""
     found = []
     # If the user named nothing, the pictures are the sample set, whose folder is the root.
-    named = config.images or ([manifest.root] if config.input_list is None else [])
+    named = config.paths() if config.images else [manifest.root] if config.input_list is None else []
     for folder in (path for path in named if path.is_dir()):
         for table in sorted(folder.iterdir()):
             if table.suffix.lower() == ".csv" and table.is_file():

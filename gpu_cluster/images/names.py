@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from gpu_cluster.addresses import IN_TAR, base_name
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import MOST_TABLE_BYTES, open_regular, printable, unescaped
 from gpu_cluster.manifest import Manifest
@@ -35,16 +36,22 @@ def listed_names(file: Path, option: str) -> Iterator[str]:
             f"cannot read {option} {printable(str(file))!r}: {error.strerror}; expected a file with one image file per "
             "line"
         ) from error
+    empty = True
+    for name in names_in(content):
+        empty = False
+        yield name
+    if empty:
+        raise DataError(f"{option} {printable(str(file))!r} is empty; expected one image file per line")
+
+
+def names_in(content: bytes) -> Iterator[str]:
+    """Yield the names in the content of a list, one on each line or separated by NUL bytes."""
     # `find -print0` separates names by NUL bytes, for names with newlines in them.
     # They are taken out one by one, because a list of a billion empty names would not fit in memory.
     separated, start = (rb"[^\0]+", 0) if b"\0" in content else (rb"[^\r\n]+", len(_MARK) * content.startswith(_MARK))
-    empty = True
     for name in (found[0] for found in re.compile(separated).finditer(content, start)):
         if name.strip():
-            empty = False
             yield os.fsdecode(name)
-    if empty:
-        raise DataError(f"{option} {printable(str(file))!r} is empty; expected one image file per line")
 
 
 def _content(file: Path) -> bytes:
@@ -69,8 +76,10 @@ class PicturesByName:
         self._bases = (root, str(table.absolute().parent))
         self._by_path = {os.path.normpath(os.path.join(root, path)): row for row, path in enumerate(manifest.paths)}
         self._by_name: dict[str, list[int]] = defaultdict(list)
+        self._paths = manifest.paths
+        self._elsewhere = len(manifest.listed) > 0
         for row, path in enumerate(manifest.paths):
-            self._by_name[os.path.basename(path)].append(row)
+            self._by_name[base_name(path)].append(row)
 
     def find(self, name: str) -> list[int]:
         """Return the row for an absolute path or one relative to the root or the table; or all for a file name."""
@@ -81,7 +90,14 @@ class PicturesByName:
                     return [row]
             if candidate in self._by_name:
                 return self._by_name[candidate]
+            if self._elsewhere and (rows := self._ending_with(candidate)):
+                return rows
         return []
+
+    def _ending_with(self, name: str) -> list[int]:
+        """Return the rows of the pictures at addresses and in tar files whose location ends with a name in folders."""
+        ends = (f"/{name}", f"{IN_TAR}{name}")
+        return [row for row in self._by_name.get(base_name(name), []) if self._paths[row].endswith(ends)]
 
 
 def _readings(name: str) -> Iterator[str]:

@@ -1,14 +1,14 @@
 """The places where pictures are: lists the pictures of a place, and opens them.
 
 Input: a place. Output: the locations of its pictures, and each picture as a stream. `LocalFiles` is the file system;
-another place (a tar file, an object store) is one more class here, and the words that name it are read in `discover`
-and the config. This module must not know what is done with the pictures.
+`images.places` has the other places, and opens all of them. This module must not know what is done with the pictures.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -24,6 +24,9 @@ from gpu_cluster.files import NotAFileError, open_regular, printable
 from gpu_cluster.images import decode, formats
 from gpu_cluster.inventory import is_folder_of_ours
 from gpu_cluster.manifest import FileFacts
+
+# The reason of a picture whose content is no longer the one that was scanned.
+CHANGED = "it changed while the job ran"
 
 _END_OF_TIME_NS = 1 << 63
 
@@ -41,11 +44,18 @@ class Stat:
     size : bytes
     mtime_ns : time of change, nanoseconds since 1970; programs can set it. None outside of what 64 bits hold
     ctime_ns : time of change of content or status (owner, name, links), which cannot be set; None if the place has none
+    version : see `FileFacts.version`
     """
 
     size: int
     mtime_ns: int | None
     ctime_ns: int | None = None
+    version: int | None = None
+
+    def is_of(self, facts: FileFacts) -> bool:
+        """Return whether facts were found of what this tells of."""
+        own = (self.size, self.mtime_ns, self.ctime_ns, self.version)
+        return own == (facts.size, facts.mtime_ns, facts.ctime_ns, facts.version)
 
     @staticmethod
     def of_file(status: os.stat_result) -> Stat:
@@ -58,11 +68,22 @@ class Stat:
 
 @dataclass
 class Listing:
-    """The content of a place: pictures, folders that cannot be read with their reasons, and other files."""
+    """The content of a place.
+
+    Attributes
+    ----------
+    locations : of the pictures
+    bad : folders and other containers that cannot be read, with the reasons
+    passed_over : other files
+    facts : what the place says of its pictures, by location; none for files of this machine
+    labels : of pictures for which the place itself has some, by location
+    """
 
     locations: set[str] = field(default_factory=set)
     bad: dict[str, str] = field(default_factory=dict)
     passed_over: set[str] = field(default_factory=set)
+    facts: dict[str, FileFacts] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -79,8 +100,10 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def stat(self, location: str) -> Stat:
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
         """Return size and times of change of a picture without reading it.
+
+        A place that must be asked over a network is not asked if `facts` say it; what is read then is checked.
 
         Raises
         ------
@@ -89,11 +112,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def open(self, location: str) -> tuple[IO[bytes], Stat]:
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
         """Open a picture for reading from its first byte. The stream can seek, and the caller must close it.
 
         It gives as many bytes as the returned size says. Reading raises an OSError (for a local file, a ChangedError)
-        if there turn out to be more or fewer.
+        if there turn out to be more or fewer. `facts` are as for `stat`.
 
         Raises
         ------
@@ -120,14 +143,14 @@ class LocalFiles(Source):
         """
         return _walk(self.root)
 
-    def stat(self, location: str) -> Stat:
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
         try:
             status = os.stat(self.root / location)
         except OSError as error:
             raise UnreadableError(_why_not_opened(self.root / location, error)) from error
         return Stat.of_file(status)
 
-    def open(self, location: str) -> tuple[IO[bytes], Stat]:
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
         file = self.root / location
         try:
             stream, status = open_regular(file)
@@ -146,15 +169,57 @@ class Picture:
     source: Source
     location: str
     facts: FileFacts
+    content: bytes | None = None
 
     @property
     def suffix(self) -> str:
         """The suffix of its name, with the dot."""
         return os.path.splitext(self.location)[1]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of this machine, which can be opened again and again."""
+        return self.source.local_path(self.location) is not None
+
     def open(self) -> IO[bytes]:
-        """Open the picture for reading (see `Source.open`)."""
-        return self.source.open(self.location)[0]
+        """Open the picture for reading (see `Source.open`).
+
+        What is no file of this machine is read whole, and compared with the hash that the scan found.
+
+        Raises
+        ------
+        UnreadableError
+            When it cannot be opened; for one that is no file of this machine, also when it cannot be read, or is not
+            the content that was scanned.
+        """
+        if self.content is not None:
+            return io.BytesIO(self.content)
+        stream = self.source.open(self.location, self.facts)[0]
+        return stream if self.is_local else self._checked(stream)
+
+    def _checked(self, stream: IO[bytes]) -> IO[bytes]:
+        with stream:
+            try:
+                content = io.BytesIO(stream.read())
+            except OSError as error:
+                raise UnreadableError(f"cannot be read: {error.strerror or error}") from error
+        if content_hash(content) != self.facts.content_hash:
+            raise UnreadableError(CHANGED)
+        content.seek(0)
+        return content
+
+    def held(self) -> Picture:
+        """Return the picture with its content, if it is no file of this machine: so it is read once for several uses.
+
+        Raises
+        ------
+        UnreadableError
+            As for `open`.
+        """
+        if self.is_local:
+            return self
+        with self.open() as stream:
+            return replace(self, content=stream.read())
 
     def facts_with_scans(self) -> FileFacts:
         """Return what the scan found out, with the scans of a JPEG counted now if they were not then."""
@@ -170,9 +235,12 @@ class Picture:
     def changed(self) -> bool:
         """Return whether the content is no longer the one that was scanned.
 
-        It is read again only where nothing but the time of status change tells of a change, as after a `chmod`.
+        It is read again only where nothing but the time of status change tells of a change, as after a `chmod`. What is
+        no file of this machine was compared with its hash when it was read, so nothing is looked at again.
         """
         facts = self.facts
+        if not self.is_local:
+            return False
         try:
             stat = self.source.stat(self.location)
             if (stat.size, stat.mtime_ns) != (facts.size, facts.mtime_ns):
@@ -183,11 +251,6 @@ class Picture:
                 return content_hash(stream) != facts.content_hash
         except (UnreadableError, OSError):
             return True
-
-
-def open_source(root: Path) -> Source:
-    """Return the source whose locations are relative to `root`."""
-    return LocalFiles(root)
 
 
 def content_hash(stream: IO[bytes]) -> str:
@@ -203,9 +266,12 @@ def content_hash(stream: IO[bytes]) -> str:
 
 
 @contextmanager
-def reading_threads() -> Iterator[ThreadPoolExecutor]:
-    """Give the block threads to read with; if it is left early, nobody waits for what they are reading."""
-    pool = ThreadPoolExecutor()
+def reading_threads(n: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Give the block threads to read with, n of them if n is given.
+
+    If the block is left early, nobody waits for what they are reading.
+    """
+    pool = ThreadPoolExecutor(n)
     try:
         yield pool
     except BaseException:

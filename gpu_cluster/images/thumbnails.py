@@ -10,19 +10,24 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from gpu_cluster.files import unescaped
 from gpu_cluster.images import decoders
 from gpu_cluster.images.decoders import UndecodableError
 from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
-from gpu_cluster.manifest import FileFacts
+from gpu_cluster.manifest import FileFacts, Manifest
+from gpu_cluster.store.copies import CopyShards
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Number of thumbnails in a line of a sprite sheet, and of lines in a sheet.
 COLUMNS = 32
+
+# The longest side of a copy that is kept with a scan, in pixels: that of the largest ones on a page.
+KEPT_SIDE = 160
 
 # The longest side of a copy that is taken from a file, in pixels; those of a page are much smaller.
 _MOST_SIDE = 1_024
@@ -159,6 +164,46 @@ class Thumbnails:
                 return kept
 
 
+class KeptSmall:
+    """The small copies, kept with scans, of those of some pictures that are no files of this machine."""
+
+    def __init__(self, source: Source, manifest: Manifest, rows: Iterable[int], copies: CopyShards | None) -> None:
+        """Set the rows of the pictures, and where the copies are kept, if they are; they are read when asked for."""
+        self._hash_of = (
+            {}
+            if copies is None or not len(manifest.listed)
+            else {
+                manifest.paths[row]: str(manifest.files[row].content_hash)
+                for row in rows
+                if source.local_path(manifest.paths[row]) is None
+            }
+        )
+        self._copies = copies
+        self._found: dict[str, bytes] | None = None
+        self._lock = Lock()
+
+    def by_location(self) -> dict[str, bytes]:
+        """Return the copies, JPEG, by the locations of the pictures."""
+        with self._lock:
+            if self._found is None:
+                assert self._copies is not None or not self._hash_of, "see above"
+                of = {} if self._copies is None else self._copies.find(self._hash_of.values())
+                found = {location: of.get(digest, b"") for location, digest in self._hash_of.items()}
+                self._found = {location: copy for location, copy in found.items() if copy}
+        return self._found
+
+
+def copy_of(content: bytes, suffix: str) -> bytes:
+    """Return a small copy of a picture that is no file of this machine, JPEG; nothing if it cannot be decoded.
+
+    It is kept with the scan, so that reports need not read the picture again.
+    """
+    try:
+        return _as_jpeg(_small(io.BytesIO(content), suffix, KEPT_SIDE))
+    except (UndecodableError, OSError):
+        return b""
+
+
 def _checked(copy: bytes) -> bytes:
     """Return a kept copy; nothing if it is no JPEG of the size of a copy. Somebody else may have put it there."""
     from PIL import Image
@@ -174,8 +219,15 @@ def _checked(copy: bytes) -> bytes:
         return b""
 
 
-def small(source: Source, location: str, side: int) -> Image | None:
-    """Return a copy of a picture with no side longer than `side`; None if it can no longer be read."""
+def small(source: Source, location: str, side: int, kept: bytes | None = None) -> Image | None:
+    """Return a copy of a picture with no side longer than `side`; None if it can no longer be read.
+
+    It is made of a larger copy that is kept, if there is one.
+    """
+    if kept:
+        copy = _opened(kept)
+        copy.thumbnail((side, side))
+        return copy
     try:
         stream, _stat = source.open(location)
         with stream:
@@ -186,12 +238,15 @@ def small(source: Source, location: str, side: int) -> Image | None:
 
 
 def is_unchanged(source: Source, location: str, facts: FileFacts) -> bool:
-    """Return whether a file still has the size and the times of change that the scan found."""
+    """Return whether a file still has the size and the times of change that the scan found.
+
+    What is no file of this machine is not asked for again: it was compared with its hash when it was read.
+    """
     try:
-        stat = source.stat(location)
+        stat = source.stat(location, facts)
     except UnreadableError:
         return False
-    return (stat.size, stat.mtime_ns, stat.ctime_ns) == (facts.size, facts.mtime_ns, facts.ctime_ns)
+    return stat.is_of(facts)
 
 
 def _small(stream: IO[bytes], location: str, side: int) -> Image:

@@ -137,7 +137,7 @@ def compare(config: CompareConfig, observer: Observer | None = None) -> Comparis
             choose_engine(backend, recipe.extractor, recipe.embed)
         return recipes, choose_folder(config, manifest, events, prefix="compare-")
 
-    with opened(config, events, lambda: find_labelled(config.input, events), prepared) as opened_job:
+    with opened(config, events, lambda: find_labelled(config.input, events, config.store), prepared) as opened_job:
         recipes, folder = opened_job.tools
         if not config.compare.features and len(opened_job.manifest) > MOST_IMAGES:
             recipes = [recipe for recipe in recipes if recipe.extractor.n_features <= _MOST_FEATURES]

@@ -29,8 +29,7 @@ from gpu_cluster.embedding.vectors import Vectors
 from gpu_cluster.errors import ConfigError, DataError, DeviceError, WeightsError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import escaped, printable, write_explained, write_whole
-from gpu_cluster.images.discover import discover
-from gpu_cluster.jobs.prepare import Job, as_written, opened, rewriting_of, scratch_in
+from gpu_cluster.jobs.prepare import Job, as_written, find_pictures, opened, rewriting_of, scratch_in
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import check_root
 from gpu_cluster.records import Record
@@ -144,7 +143,7 @@ def _predict(
     """Assign pictures, by the network or with vectors that were given; write the tables, and the page if asked for."""
 
     def find() -> Manifest:
-        found = discover(config.input, events).without_used(*config.given.named())
+        found = find_pictures(config.input, events, config.store).without_used(*config.given.named())
         if config.report.portable:
             check_root(found.root, found.paths)
         return found

@@ -26,8 +26,10 @@ from gpu_cluster.config import (
     ExecutorConfig,
     InputConfig,
     JobConfig,
+    PicturesConfig,
     PredictConfig,
     RunConfig,
+    StoreConfig,
     parse_k_range,
 )
 from gpu_cluster.embedding import features
@@ -42,16 +44,20 @@ from gpu_cluster.files import printable
 from gpu_cluster.images import decoders
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.labels import labelled
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import Source, open_source
+from gpu_cluster.images.source import Source
+from gpu_cluster.images.tar_scan import TarScan
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import Rewrite, check_root, rewriting, unchanged
+from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.store import Store, how_to_go_on, open_store
 from gpu_cluster.words import count
 
 log = logging.getLogger(__name__)
 
 SERIAL = ExecutorConfig()
+NO_STORE = StoreConfig(no_cache=True)
 
 C = TypeVar("C", bound=JobConfig)
 T = TypeVar("T")
@@ -80,6 +86,11 @@ class Job(Generic[C, T]):
     @property
     def backend(self) -> Backend:
         return self.choice.backend
+
+    @property
+    def copies(self) -> CopyShards | None:
+        """Where small copies of pictures that are no files of this machine are kept; None if there are none."""
+        return None if self.store is None or not len(self.manifest.listed) else self.store.copies()
 
     def elsewhere(self, engine: Engine, embed: EmbedConfig, scratch: Path | None) -> Elsewhere | None:
         """Return what embeds pictures in other processes with such an engine; None if this process does it.
@@ -143,7 +154,7 @@ def opened(
                 manifest = find()
                 tools = without_network(choice.backend, manifest)
             store = open_store(config.store, events)
-            source = open_source(manifest.root)
+            source = open_source(manifest.root, manifest.signed)
             until_the_end.enter_context(decoders.limited(config.input))
             executor = until_the_end.enter_context(executors.opened(workers, choice.backend.name, events))
             choice.backend.join(executor.client)
@@ -180,15 +191,26 @@ def choose_device(config: JobConfig) -> Choice:
     return select(config.device)
 
 
-def find_labelled(config: InputConfig, observer: Observer) -> Manifest:
-    """Find the pictures and their labels.
+def find_pictures(config: PicturesConfig, observer: Observer, store: StoreConfig = NO_STORE) -> Manifest:
+    """Find the pictures; those in tar files are looked at too, and `store` keeps what was found of them.
+
+    Raises
+    ------
+    DataError
+        When there are no pictures.
+    """
+    return discover(config, observer, TarScan(config, store, observer))
+
+
+def find_labelled(config: InputConfig, observer: Observer, store: StoreConfig = NO_STORE) -> Manifest:
+    """Find the pictures and their labels; `store` is as for `find_pictures`.
 
     Raises
     ------
     DataError
         When there are no pictures, or the labels do not fit them.
     """
-    return labelled(discover(config, observer), config, observer)
+    return labelled(find_pictures(config, observer, store), config, observer)
 
 
 def choose_folder(
@@ -207,7 +229,7 @@ def choose_folder(
         check_root(manifest.root, manifest.paths)
     folder = output.choose(
         config.report.out,
-        name=f"{prefix}{manifest.root.name}",
+        name=f"{prefix}{manifest.name}",
         inputs=(*config.input.named(), *(config.given.named() if isinstance(config, RunConfig) else ())),
         overwrite=config.report.overwrite,
     )

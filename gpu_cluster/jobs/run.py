@@ -84,7 +84,7 @@ def _run(config: RunConfig, events: Recorder, vectors: Vectors | None) -> RunRes
     """Run the job with a network, or with vectors that were given."""
 
     def find() -> Manifest:
-        return find_labelled(config.input, events).without_used(*config.given.named())
+        return find_labelled(config.input, events, config.store).without_used(*config.given.named())
 
     def checked(origin: Engine | Given, manifest: Manifest) -> _Tools:
         check_ks(config.sweep, len(manifest))
@@ -130,7 +130,14 @@ def _run(config: RunConfig, events: Recorder, vectors: Vectors | None) -> RunRes
             else:
                 with events.stage("report"):
                     write_report(
-                        stage.path, written, job.source, findings, config.report, backend=job.backend, parts=parts
+                        stage.path,
+                        written,
+                        job.source,
+                        findings,
+                        config.report,
+                        backend=job.backend,
+                        parts=parts,
+                        copies=job.copies,
                     )
                     if parts.found:
                         events.notice(f"The store holds of an earlier run what is the same: {', '.join(parts.found)}")
@@ -141,7 +148,7 @@ def _run(config: RunConfig, events: Recorder, vectors: Vectors | None) -> RunRes
             write_run_record(stage.path, record, findings, command=command_line(config), backend=job.backend)
             if findings is not None:
                 with events.stage("page"):
-                    _try_page(stage.path, events, manifest, parts)
+                    _try_page(stage.path, events, replace(job, manifest=manifest), parts)
     if findings is None:
         raise nothing_readable(manifest, stage)
     return replace(result, folder=stage.folder, earlier_run=stage.earlier_run)
@@ -227,10 +234,17 @@ def _find(
     )
 
 
-def _try_page(folder: Path, events: Recorder, manifest: Manifest, parts: Parts) -> None:
+def _try_page(folder: Path, events: Recorder, job: Job[RunConfig, _Tools], parts: Parts) -> None:
     """Write the page; if that fails for whatever reason, report it and keep the results, which may be hours of work."""
     try:
-        write_page(run_folder.FinishedRun(folder), events, found=manifest, parts=parts)
+        write_page(
+            run_folder.FinishedRun(folder),
+            events,
+            found=job.manifest,
+            parts=parts,
+            source=job.source,
+            copies=job.copies,
+        )
     except Exception as error:
         if events.stopping():
             raise

@@ -80,7 +80,7 @@ def selftest(
     def prepared(weights: features.Weights, _backend: Backend, _manifest: Manifest) -> Extractor | Joined:
         return features.extractor_of(config.embed, weights)
 
-    with opened(config, events, lambda: find_labelled(config.input, events), prepared) as job:
+    with opened(config, events, lambda: find_labelled(config.input, events, config.store), prepared) as job:
         cpu, again = (measure(CpuBackend(), job, engine=engine) for _ in range(2))
         rows, devices, not_tried = list(compare_runs("cpu", cpu, again)), {"cpu": cpu.device}, None
         if job.backend.name == "cpu":

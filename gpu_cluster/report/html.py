@@ -9,13 +9,14 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gpu_cluster.images.source import open_source
+from gpu_cluster.addresses import is_address, member_of
+from gpu_cluster.images.source import LocalFiles
 from gpu_cluster.images.thumbnails import real_location
 
 
@@ -62,6 +63,11 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def are_files(paths: Iterable[str]) -> bool:
+    """Return whether all pictures are files in folders, which a page can link to."""
+    return not any(is_address(path) or member_of(path) is not None for path in paths)
+
+
 class Links:
     """Addresses of picture files for a page in the folder `folder`.
 
@@ -70,7 +76,7 @@ class Links:
     """
 
     def __init__(self, root: Path, folder: Path) -> None:
-        self._source = open_source(root)
+        self._source = LocalFiles(root)
         root, folder = root.absolute(), folder.absolute()
         if Path(os.path.commonpath([root, folder])) == Path(root.anchor):
             self.base = f"{root.as_uri().rstrip('/')}/"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.thumbnails import Sheets, Thumbnails, is_unchanged
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.pictures import ALONE, Chosen
@@ -53,7 +53,7 @@ class KeptCopies:
         self._parts.keep(self._key, json.dumps(list(map(len, shown))).encode() + b"\n" + b"".join(shown))
 
     def _are_unchanged(self) -> bool:
-        manifest, source = self._manifest, open_source(self._manifest.root)
+        manifest, source = self._manifest, open_source(self._manifest.root, self._manifest.signed)
         good = [row for row in range(len(manifest)) if row not in manifest.bad]
         shown = [good[row] for row in self._rows]
         return all(is_unchanged(source, manifest.paths[row], manifest.files[row]) for row in shown)

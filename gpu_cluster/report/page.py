@@ -21,17 +21,18 @@ from gpu_cluster.config import EARLIER_ENGINE
 from gpu_cluster.errors import DataError, GpuClusterError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained
-from gpu_cluster.images.source import open_source
-from gpu_cluster.images.thumbnails import Thumbnails
+from gpu_cluster.images.source import LocalFiles, Source
+from gpu_cluster.images.thumbnails import KeptSmall, Thumbnails
 from gpu_cluster.inventory import replace_file
 from gpu_cluster.manifest import Manifest, sum_in_words
 from gpu_cluster.report.groups import cards, crosstab
-from gpu_cluster.report.html import Links, render, visible
+from gpu_cluster.report.html import Links, are_files, render, visible
 from gpu_cluster.report.kept import KeptCopies, kept_sheets
 from gpu_cluster.report.map import map_data
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown, check_inside
 from gpu_cluster.results import KChoice
 from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
+from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.parts import Parts
 from gpu_cluster.verdict import Verdict, beside_verdict, judge
 from gpu_cluster.words import count, given_in_words
@@ -50,6 +51,8 @@ def write_page(
     found: Manifest | None = None,
     portable: bool = False,
     parts: Parts | None = None,
+    source: Source | None = None,
+    copies: CopyShards | None = None,
 ) -> Path:
     """Write `report.html` into a finished run folder; it replaces an earlier page. Return its path.
 
@@ -69,6 +72,9 @@ def write_page(
         also so if nobody has said it: the record of a portable run does not, unless an earlier `root` did.
     parts
         Keeps small copies for the next run with the same pictures; used only with `found`.
+    source, copies
+        Where the pictures are that `found` names, and small copies of those that are no files of this machine. Without
+        them, only files are read: a run folder of somebody else must not make this machine ask any server.
 
     Raises
     ------
@@ -80,15 +86,18 @@ def write_page(
     """
     with explained(run.folder):
         place, kept = run.thumbnails
-        linked = None if portable else root or place
+        linked = None if portable or not are_files(run.pictures["path"]) else root or place
         place = root or place or (None if found is None else found.root)
         if found is None:
             check_inside(run)
         chosen = Chosen(run)
         copies_kept = None if found is None or parts is None else KeptCopies(parts, run, chosen, found)
         kept = kept if copies_kept is None else copies_kept.by_path()
+        if found is not None and source is not None and not kept:
+            kept = _kept_with_scans(run, found, source, copies, chosen)
+        files = None if place is None else LocalFiles(place)
         thumbnails = Thumbnails(
-            None if place is None else open_source(place),
+            source if found is not None and source is not None else files,
             run.pictures["path"],
             kept=kept,
             hashes=run.pictures["content_hash"] if found is None else None,
@@ -100,9 +109,9 @@ def write_page(
             copies_kept.keep(thumbnails.copies())
         _tell_what_is_gone(run, thumbnails, place, observer, asked=root is not None)
         content = _render(run, chosen, thumbnails, linked, parts or Parts(None)).encode()
-        copies = thumbnails.copies()
+        shown = thumbnails.copies()
     with write_explained(run.folder / THUMBNAILS):
-        replace_file(run.folder, THUMBNAILS, run.thumbnails_file(linked, copies))
+        replace_file(run.folder, THUMBNAILS, run.thumbnails_file(linked, shown))
     path = run.folder / PAGE
     with write_explained(path):
         replace_file(run.folder, PAGE, content)
@@ -158,6 +167,18 @@ def explained(folder: Path) -> Iterator[None]:
             f"found {what}{' '.join(str(error).split())[:_MOST_SHOWN]}; give the folder as the run left it, or run "
             "the clustering again"
         ) from error
+
+
+def _kept_with_scans(
+    run: FinishedRun, found: Manifest, source: Source, copies: CopyShards | None, chosen: Chosen
+) -> dict[str, bytes]:
+    """Return small copies of those of the pictures on the page that are no files of this machine, by their paths."""
+    good = [row for row in range(len(found)) if row not in found.bad]
+    rows = sorted({*chosen.alone, *map(int, chosen.on_sheets)})
+    by_location = KeptSmall(source, found, [good[row] for row in rows], copies).by_location()
+    shown = list(run.pictures["path"].iloc[rows])
+    of = {path: by_location.get(found.paths[good[row]], b"") for path, row in zip(shown, rows, strict=True)}
+    return {path: copy for path, copy in of.items() if copy}
 
 
 def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path | None, parts: Parts) -> str:

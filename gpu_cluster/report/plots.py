@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,10 +21,11 @@ import numpy as np
 from gpu_cluster.backend import Backend, FloatArray, IntArray
 from gpu_cluster.backend.cores import usable_cores
 from gpu_cluster.images.source import Source, reading_threads
-from gpu_cluster.images.thumbnails import GREY, is_unchanged, small
+from gpu_cluster.images.thumbnails import GREY, KeptSmall, is_unchanged, small
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Clustering, Comparison, Findings, KChoice, Projection, Scores, Sweep
 from gpu_cluster.sampling import sorted_sample
+from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.parts import Parts, fingerprint
 from gpu_cluster.verdict import CLEAR_AGREEMENT, WEAK_AGREEMENT
 from gpu_cluster.words import count
@@ -61,20 +63,30 @@ def draw_all(
     backend: Backend,
     most_thumbnails: int,
     parts: Parts,
+    copies: CopyShards | None = None,
 ) -> None:
-    """Draw every plot of a run as PNG into `folder`; one that `parts` keeps is not drawn again."""
+    """Draw every plot of a run as PNG into `folder`; one that `parts` keeps is not drawn again.
+
+    `copies` has small copies of pictures that are no files of this machine.
+    """
     folder.mkdir()
     _draw_figures(folder, manifest, findings, backend, parts)
     labels, rows = backend.to_host(findings.clustering.labels), findings.embeddings.rows
     distances = backend.to_host(findings.clustering.distances)
     digits = max(2, len(str(findings.clustering.k - 1)))
 
-    def draw_sheet(cluster: int) -> None:
+    shown_of, sizes = [], []
+    for cluster in range(findings.clustering.k):
         members = np.flatnonzero(labels == cluster)
         nearest_first = members[np.argsort(distances[members], kind="stable")]
-        shown = [int(rows[member]) for member in nearest_first[:most_thumbnails]]
-        title = _sheet_title(cluster, len(members), len(shown), findings.scores)
-        content = _sheet(source, manifest, shown, title, parts)
+        shown_of.append([int(rows[member]) for member in nearest_first[:most_thumbnails]])
+        sizes.append(len(members))
+    kept = KeptSmall(source, manifest, [row for shown in shown_of for row in shown], copies)
+
+    def draw_sheet(cluster: int) -> None:
+        shown = shown_of[cluster]
+        title = _sheet_title(cluster, sizes[cluster], len(shown), findings.scores)
+        content = _sheet(source, manifest, shown, title, parts, kept)
         (folder / f"cluster_{cluster:0{digits}d}.png").write_bytes(content)
 
     # Threads help here: Pillow releases Python's global lock while it decodes and encodes.
@@ -112,7 +124,7 @@ def _draw_figures(folder: Path, manifest: Manifest, findings: Findings, backend:
     draw("silhouette", fits, lambda: silhouette(labels, clustering, scores))
 
 
-def _sheet(source: Source, manifest: Manifest, rows: Sequence[int], title: str, parts: Parts) -> bytes:
+def _sheet(source: Source, manifest: Manifest, rows: Sequence[int], title: str, parts: Parts, kept: KeptSmall) -> bytes:
     """Return the contact sheet of these rows as PNG."""
     names = [manifest.paths[row] for row in rows]
     # How a picture is decoded depends on its content and, for some formats, on the suffix of its name.
@@ -120,7 +132,7 @@ def _sheet(source: Source, manifest: Manifest, rows: Sequence[int], title: str, 
     key = {"part": "contact sheets", "title": title, "shown": shown}
     content = parts.find(key)
     if content is None:
-        sheet, n_missing = contact_sheet(source, names, title)
+        sheet, n_missing = contact_sheet(source, names, title, kept.by_location())
         stream = io.BytesIO()
         # Photos hardly compress: this level takes half the time of Pillow's default for a twentieth more bytes.
         sheet.save(stream, "png", compress_level=2)
@@ -261,10 +273,13 @@ def _compared(found: Comparison) -> Figure:
     return figure
 
 
-def contact_sheet(source: Source, locations: Sequence[str], title: str) -> tuple[Image, int]:
+def contact_sheet(
+    source: Source, locations: Sequence[str], title: str, kept: Mapping[str, bytes] = MappingProxyType({})
+) -> tuple[Image, int]:
     """Return an image with a title and below it the thumbnails of pictures, line by line in their order.
 
-    Pictures that can no longer be read are grey; the number of these is returned too.
+    `kept` has small copies, by location, which are used instead of the pictures. Pictures that can no longer be read
+    are grey; the number of these is returned too.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -277,7 +292,7 @@ def contact_sheet(source: Source, locations: Sequence[str], title: str) -> tuple
     with suppress(Image.DecompressionBombError):
         ImageDraw.Draw(sheet).text((6, 7), title, fill=_INK, font=font)
     with reading_threads() as pool:
-        found = list(pool.map(lambda location: small(source, location, _TILE - 6), locations))
+        found = list(pool.map(lambda location: small(source, location, _TILE - 6, kept.get(location)), locations))
     grey = Image.new("RGB", (_TILE - 6, _TILE - 6), GREY)
     tiles = [grey if tile is None else tile for tile in found]
     for position, tile in enumerate(tiles):

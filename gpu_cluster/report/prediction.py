@@ -14,11 +14,12 @@ import numpy as np
 
 from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.files import escaped, write_explained, write_whole
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
+from gpu_cluster.images.source import LocalFiles
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.groups import labels
-from gpu_cluster.report.html import Links, render, visible
+from gpu_cluster.report.html import Links, are_files, render, visible
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Shown
 from gpu_cluster.run_folder import FinishedRun
 from gpu_cluster.words import count
@@ -74,7 +75,7 @@ class _New:
     def __init__(self, new: Assigned, links: Links | None) -> None:
         self._new = new
         self._paths = [escaped(new.manifest.paths[row]) for row in new.rows]
-        self._thumbnails = Thumbnails(open_source(new.manifest.root), self._paths)
+        self._thumbnails = Thumbnails(open_source(new.manifest.root, new.manifest.signed), self._paths)
         self._links = links
 
     def all(self, places: IntArray) -> list[dict[str, Any]]:
@@ -104,7 +105,8 @@ def _times(new: Assigned) -> FloatArray:
 
 
 def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path, *, portable: bool) -> str:
-    pictures = _New(new, None if portable else Links(new.manifest.root, folder))
+    linked = not portable and are_files(new.manifest.paths)
+    pictures = _New(new, Links(new.manifest.root, folder) if linked else None)
     far = np.flatnonzero(new.far)
     farthest = far[np.argsort(-_times(new)[far], kind="stable")][:_MOST_FAR]
     bad = [(escaped(new.manifest.paths[row]), why) for row, why in sorted(new.manifest.bad.items())]
@@ -146,7 +148,7 @@ def _groups(folder: Path | None, run: FinishedRun, new: Assigned, pictures: _New
     """Yield the groups that new pictures went to, those with most of them first; without a folder, without links."""
     root, kept = run.thumbnails
     thumbnails = Thumbnails(
-        None if root is None else open_source(root),
+        None if root is None else LocalFiles(root),
         run.pictures["path"],
         kept=kept,
         hashes=run.pictures["content_hash"],

@@ -28,6 +28,7 @@ from gpu_cluster.portable import portable_record
 from gpu_cluster.report import plots
 from gpu_cluster.report.pictures import least_certain
 from gpu_cluster.results import Compared, Comparison, Findings, JobRecord, Scores
+from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.parts import Parts
 from gpu_cluster.words import for_spreadsheet
 
@@ -44,8 +45,12 @@ def write_report(
     *,
     backend: Backend,
     parts: Parts,
+    copies: CopyShards | None = None,
 ) -> None:
-    """Write the tables, the scores and the plots of a run into the folder `stage`; `parts` keeps the plots."""
+    """Write the tables, the scores and the plots of a run into the folder `stage`; `parts` keeps the plots.
+
+    `copies` has small copies of pictures that are no files of this machine.
+    """
     safe = config.safe_csv
     write_bad_files(stage / run_folder.BAD_FILES, manifest, safe=safe)
     assignments = _assignments(manifest, findings, backend)
@@ -63,6 +68,7 @@ def write_report(
         backend=backend,
         most_thumbnails=config.thumbnails,
         parts=parts,
+        copies=copies,
     )
 
 

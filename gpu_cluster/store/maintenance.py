@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu_cluster.addresses import is_address
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.errors import StoreError
 from gpu_cluster.events import Observer, Recorder
 from gpu_cluster.files import printable
 from gpu_cluster.store import parts
+from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, Shards, folder_name, folders, is_shard, read_key
-from gpu_cluster.store.store import default_root, scan_schema
+from gpu_cluster.store.store import KINDS, default_root, scan_schema
+from gpu_cluster.store.tars import TarShards
 
 _DAY_S = 24 * 3600.0
 
@@ -32,7 +35,7 @@ class Recipe:
 
     Attributes
     ----------
-    kind : embeddings, scans, or parts, whose files are counted as shards and as rows
+    kind : embeddings, scans, tars, copies, or parts, whose files are counted as shards and as rows
     key : the settings with which all its rows were made
     n_damaged : number of shards that were set aside
     last_used : seconds since 1970
@@ -73,7 +76,7 @@ def find_store(config: StoreConfig) -> Path:
 def inspect(root: Path) -> list[Recipe]:
     """Return what a store holds; of each shard only the metadata at its end is read."""
     found = []
-    for kind in ("embeddings", "scans"):
+    for kind in KINDS:
         for folder in folders(root / kind):
             shards = [path for path in folder.iterdir() if is_shard(path.name)]
             damaged = list((folder / DAMAGED).glob("*")) if (folder / DAMAGED).is_dir() else []
@@ -111,7 +114,7 @@ def verify(root: Path, observer: Observer) -> tuple[int, list[Path]]:
     with events.stage("verify"):
         looked_at = [
             (shards, name)
-            for kind in ("embeddings", "scans")
+            for kind in KINDS
             for folder in folders(root / kind)
             for shards in [_open_shards(kind, folder, events)]
             for name in shards.names()
@@ -131,6 +134,10 @@ def _open_shards(kind: str, folder: Path, observer: Observer) -> Shards:
     key = read_key(folder)
     if kind == "scans":
         return Shards(folder, key, scan_schema(key), observer)
+    if kind == "tars":
+        return TarShards(folder, key, observer)
+    if kind == "copies":
+        return CopyShards(folder, key, observer)
     if isinstance(key.get("n_features"), int):
         return EmbeddingShards(folder, key, observer)
     # Without a key the columns are not known, and only the checksum and the key of each shard are checked.
@@ -149,7 +156,7 @@ def prune(root: Path, *, unused_days: float | None, now: float | None = None) ->
     for recipe in inspect(root):
         if not _is_of_store(recipe.folder):
             continue
-        gone = recipe.kind == "scans" and "root" in recipe.key and not os.path.isdir(str(recipe.key["root"]))
+        gone = recipe.kind in ("scans", "tars") and "root" in recipe.key and _is_gone(str(recipe.key["root"]))
         if gone or (unused_days is not None and now - recipe.last_used > unused_days * _DAY_S):
             freed += _remove(recipe.folder, is_shard)
             # The key goes last, because without it the folder is not known as the store's.
@@ -164,6 +171,11 @@ def prune(root: Path, *, unused_days: float | None, now: float | None = None) ->
         freed += _remove(recipe.folder / DAMAGED, is_shard)
     unused_since = None if unused_days is None else now - unused_days * _DAY_S
     return freed + parts.trim(root / parts.FOLDER, unused_since=unused_since)
+
+
+def _is_gone(root: str) -> bool:
+    # Whether what lies at an address is gone, only its server knows.
+    return not is_address(root) and not os.path.isdir(root)
 
 
 # Half-written files of killed jobs (see `files.write_whole`).

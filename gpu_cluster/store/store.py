@@ -16,16 +16,27 @@ from gpu_cluster.backend import IntArray
 from gpu_cluster.config import StoreConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.manifest import FileFacts
+from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import Shards, explained, folder_name, folders, read_key
+from gpu_cluster.store.tars import TarShards
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# The kinds of shards, each in a folder of its own.
+KINDS = ("embeddings", "scans", "tars", "copies")
 
 # In the key of scans, so that earlier versions, which would take shards with more columns for damaged ones, do not look
 # at them. The columns that came with each number; the first scans have none in their key.
-_NEW_COLUMNS = {None: frozenset(), 2: frozenset({"ctime_ns", "n_scans"}), 3: frozenset({"profile"})}
+_NEW_COLUMNS = {
+    None: frozenset(),
+    2: frozenset({"ctime_ns", "n_scans"}),
+    3: frozenset({"profile"}),
+    4: frozenset({"version"}),
+}
+# What tells small copies apart from those that are made in another way, or of another size.
+_COPIES = {"copies": 1}
 
 
 class Store:
@@ -41,7 +52,8 @@ class Store:
         """
         self.root = root
         self._observer = observer
-        for kind in ("embeddings", "scans"):
+        # The others are made when something is kept in them.
+        for kind in KINDS[:2]:
             with explained(root):
                 (root / kind).mkdir(parents=True, exist_ok=True)
                 if not os.access(root / kind, os.R_OK | os.W_OK | os.X_OK):
@@ -64,8 +76,20 @@ class Store:
             ):
                 yield theirs, EmbeddingShards(folder, theirs, self._observer)
 
-    def scans(self, root: Path, key: Mapping[str, Any]) -> ScanShards:
-        """Return the object that reads and writes the scans of one key: of a folder, its subfolders and its parents."""
+    def tars(self, root: str, key: Mapping[str, Any]) -> TarShards:
+        """Return the object that reads and writes what is in the tar files of a folder, or below an address."""
+        own = {"root": root, **key}
+        return TarShards(self._folder("tars", own), own, self._observer)
+
+    def copies(self) -> CopyShards:
+        """Return the object that reads and writes small copies of pictures that are no files of this machine."""
+        return CopyShards(self._folder("copies", _COPIES), _COPIES, self._observer)
+
+    def scans(self, root: Path | str, key: Mapping[str, Any]) -> ScanShards:
+        """Return the object that reads and writes the scans of one key: of a folder, its subfolders and its parents.
+
+        The folder is a path, or an address.
+        """
         first = {"root": str(root), **key}
         keys = [first if number is None else {**first, "columns": number} for number in _NEW_COLUMNS]
         own = keys[-1]
@@ -179,6 +203,7 @@ def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
             pa.field("n_scans", pa.int64()),
             pa.field("profile", pa.string()),
             pa.field("reason", pa.string()),
+            pa.field("version", pa.int64()),
         ]
     )
     numbers = list(_NEW_COLUMNS)
@@ -187,5 +212,5 @@ def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in later])
 
 
-def _related(one: str, other: Path) -> bool:
-    return Path(one).is_relative_to(other) or other.is_relative_to(one)
+def _related(one: str, other: Path | str) -> bool:
+    return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)

@@ -28,8 +28,9 @@ from gpu_cluster.events import Observer
 from gpu_cluster.images import decode
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.labels import labelled
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.images.source import Picture
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.predict import predict
 from gpu_cluster.jobs.report import report

@@ -16,7 +16,7 @@ from gpu_cluster.clustering.sequence import find_clusters
 from gpu_cluster.clustering.tsne import lay_out
 from gpu_cluster.config import RunConfig
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.options import build_config
 from gpu_cluster.report.tables import write_report

@@ -22,7 +22,7 @@ from gpu_cluster.config import EmbedConfig, StoreConfig
 from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.embeddings import row_name
 from gpu_cluster.store.maintenance import verify

@@ -20,7 +20,8 @@ from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import Reporter, Serial, Stage
-from gpu_cluster.images.source import Picture, open_source
+from gpu_cluster.images.places import open_source
+from gpu_cluster.images.source import Picture
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import Store
 from tests.embedding.mean_colours import MeanColours, decoded

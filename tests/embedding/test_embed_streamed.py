@@ -19,7 +19,7 @@ from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.errors import InterruptedJobError, StoreError
 from gpu_cluster.events import Observer
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import Store
 from gpu_cluster.store.stored import StoredRows

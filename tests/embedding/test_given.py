@@ -17,8 +17,8 @@ from gpu_cluster.embedding.given import Given, matched, opened_vectors
 from gpu_cluster.embedding.given_rows import ChosenRows
 from gpu_cluster.errors import ConfigError, DataError, InterruptedJobError
 from gpu_cluster.events import Observer
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings
 from tests.helpers import Noticing, write_pictures

@@ -18,7 +18,7 @@ from PIL import Image
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.cli.summary import print_summary
 from gpu_cluster.files import escaped
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.thumbnails import real_location
 from tests.helpers import TINY, called, gpu_cluster, memory_folder, picture, write_pictures
 from tests.images.files import ODD_NAMES

@@ -20,7 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpu_cluster.config import shipped_data
-from tests.clusters import N_PICTURES, N_SHARDS, PATIENCE_S, QUICK, SHARDED, Cluster, cluster, driver, n_shards, wait_for
+from tests.clusters import (
+    N_PICTURES,
+    N_SHARDS,
+    PATIENCE_S,
+    QUICK,
+    SHARDED,
+    Cluster,
+    cluster,
+    driver,
+    n_shards,
+    wait_for,
+)
 from tests.helpers import (
     EMBEDDED,
     Finished,

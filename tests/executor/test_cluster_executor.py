@@ -19,8 +19,8 @@ from gpu_cluster.embedding.embed import embed
 from gpu_cluster.embedding.work import Elsewhere
 from gpu_cluster.errors import ConfigError, StoreError
 from gpu_cluster.executor import Executor, Lost, RefusedWorkerError, Reporter, Stage, opened
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store
 from tests.executor.killers import KillerRecipe, KillingFiles

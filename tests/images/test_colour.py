@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 from gpu_cluster.config import EmbedConfig
 from gpu_cluster.embedding.engines import pillow_input, tensorflow_input
 from gpu_cluster.images import decoders, icc
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.thumbnails import small
 from tests import colour_profiles as made
 from tests.helpers import decoded, picture, scanned, scanned_pictures
@@ -204,7 +204,7 @@ from gpu_cluster.config import PicturesConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.thumbnails import small
 config = PicturesConfig(images=[Path(sys.argv[1])])
 manifest = discover(config, Observer())

@@ -26,8 +26,8 @@ from gpu_cluster.embedding.shards import embed_shard
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
 from gpu_cluster.images.discover import discover
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from tests.helpers import decoded, gpu_cluster, photos, picture, scanned_pictures, write_pictures
 

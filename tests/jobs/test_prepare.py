@@ -16,7 +16,7 @@ from gpu_cluster.config import RunConfig
 from gpu_cluster.embedding import features
 from gpu_cluster.events import Recorder
 from gpu_cluster.executor import Serial
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.jobs import prepare
 from gpu_cluster.manifest import Manifest
 from tests.helpers import listing, write_pictures

@@ -21,7 +21,7 @@ import gpu_cluster
 from gpu_cluster.config import RunConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.report import report
 from gpu_cluster.options import build_config, command_line

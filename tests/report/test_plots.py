@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 from gpu_cluster.report import plots
 from gpu_cluster.results import Clustering, Contingency, KChoice, Projection, Scores, Sweep, SweepPoint
 from tests.helpers import NO_REDUCTION, write_pictures

@@ -16,8 +16,8 @@ import pytest
 import gpu_cluster as package
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
+from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import DAMAGED, KEY_FILE, is_shard

@@ -75,6 +75,7 @@ def _decoded(picture: Picture, configs: Sequence[PixelsConfig]) -> list[Square] 
     """Return a picture (side, side, 3) as each config wants it, or None if it cannot be decoded here."""
     squares: dict[int, Square] = {}
     try:
+        picture = picture.held()
         for at_least, positions in square.shared_decodings(picture.facts, configs):
             with picture.open() as stream:
                 decoded = decode.decode(stream, picture.suffix, at_least=at_least, plain=True)

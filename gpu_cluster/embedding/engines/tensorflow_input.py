@@ -8,6 +8,7 @@ position, so that a picture that fails never shifts the others. This module must
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def batches(
     paths = [source.local_path(picture.location) for picture in taken]
     columns = (
         np.array(positions),
-        [os.fsencode(picture.location) for picture in taken],
+        [b"" if path is not None else _packed(picture) for picture, path in zip(taken, paths, strict=True)],
         [os.fsencode(path or "") for path in paths],
         np.array([picture.facts.orientation for picture in taken], np.int32),
         np.array([[_branch(of_each[at], config) for config in configs] for at in positions], np.int32),
@@ -93,9 +94,12 @@ def _reader(source: Source, configs: Sequence[PixelsConfig], *, is_local: bool) 
     # Without autograph, which would leave files in the temporary folder when the process is killed.
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def read(
-        position: tf.Tensor, location: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branches: tf.Tensor
+        position: tf.Tensor, packed: tf.Tensor, path: tf.Tensor, orientation: tf.Tensor, branches: tf.Tensor
     ) -> tuple[Any, ...]:
-        content = tf.io.read_file(path) if is_local else tf.numpy_function(_read(source), [location], tf.string)
+        def elsewhere() -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(_read(source), [packed], tf.string), ())
+
+        content = tf.io.read_file(path) if is_local else tf.cond(path == b"", elsewhere, lambda: tf.io.read_file(path))
         jpegs = [functools.partial(_jpeg, content, ratio) for ratio in _RATIOS]
 
         def by(branch: tf.Tensor) -> Any:
@@ -112,9 +116,20 @@ def _reader(source: Source, configs: Sequence[PixelsConfig], *, is_local: bool) 
     return read  # type: ignore[no-any-return]
 
 
+# What is needed to read a picture that is no file of this machine.
+_NEEDED = ("size", "mtime_ns", "ctime_ns", "content_hash", "version", "offset")
+
+
+def _packed(picture: Picture) -> bytes:
+    """Return a picture that is no file of this machine as TensorFlow hands it to `_read`."""
+    facts = {name: getattr(picture.facts, name) for name in _NEEDED}
+    return json.dumps([picture.location, facts]).encode()
+
+
 def _read(source: Source) -> Callable[[bytes], bytes]:
-    def read(name: bytes) -> bytes:
-        with source.open(os.fsdecode(name))[0] as stream:
+    def read(packed: bytes) -> bytes:
+        location, facts = json.loads(packed)
+        with Picture(source, location, FileFacts(**facts)).open() as stream:
             return stream.read()
 
     return read

@@ -369,7 +369,7 @@ from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import open_source
+from gpu_cluster.images.places import open_source
 config = InputConfig(**json.loads(sys.argv[1]))
 formats.suffixes()
 def peak():

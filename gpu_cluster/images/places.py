@@ -1,0 +1,286 @@
+"""The places where pictures are beside the folders of this machine: addresses and tar files; and all places together.
+
+Input: an address, a tar file, or the folder that locations are relative to. Output: the pictures there, as `Source`s
+give them. This module must not know what is done with the pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urljoin
+
+from gpu_cluster.addresses import base_name, is_address, is_tar, member_of, public, scheme
+from gpu_cluster.errors import DataError
+from gpu_cluster.facts import FileFacts
+from gpu_cluster.files import MOST_TABLE_BYTES, printable
+from gpu_cluster.images import formats, remote, tar_files
+from gpu_cluster.images.names import names_in
+from gpu_cluster.images.source import Listing, LocalFiles, Source, Stat, UnreadableError
+
+# Objects that are looked at, at once, because their name does not say what they are.
+_AT_ONCE = 16
+_LISTS = (".txt", ".lst", ".list")
+
+
+def open_source(root: Path, signed: Mapping[str, str] | None = None) -> Source:
+    """Return the source whose locations are addresses, or paths relative to `root`, or members of tar files there.
+
+    `signed` has the whole addresses of those whose locations lack their signatures.
+    """
+    return Places(LocalFiles(root), dict(signed or {}))
+
+
+@dataclass(frozen=True)
+class Places(Source):
+    """All pictures of a job, wherever they are."""
+
+    local: LocalFiles
+    signed: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+
+    def list(self) -> Listing:
+        """List the pictures of the folder that local locations are relative to."""
+        return self.local.list()
+
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
+        return self._source_of(location).stat(location, facts)
+
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
+        return self._source_of(location).open(location, facts)
+
+    def local_path(self, location: str) -> Path | None:
+        return self._source_of(location).local_path(location)
+
+    def _source_of(self, location: str) -> Source:
+        if member_of(location) is not None and (
+            is_address(location) or not os.path.lexists(self.local.root / location)
+        ):
+            return TarMembers(self.local.root, self.signed)
+        return Objects(self.signed) if is_address(location) else self.local
+
+
+@dataclass(frozen=True)
+class Objects(Source):
+    """Objects at addresses, which fsspec reads. A location is an address, without its signature if it has one."""
+
+    signed: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    address: str = ""
+
+    def list(self) -> Listing:
+        """List the pictures below the address of a folder, or those that a list at the address names.
+
+        Objects whose names do not say what they are are pictures if they begin as ones.
+        """
+        found = Listing()
+        shown = printable(public(self.address))
+        try:
+            one = None if self.address.endswith("/") and not _is_web(self.address) else remote.look(self.address)
+            if one is None or (_is_web(self.address) and one.kind == "text/html"):
+                self._take_below(found)
+            elif one.kind.startswith("text/") or public(self.address).lower().endswith(_LISTS):
+                return self._listed()
+            else:
+                self._take(found, one)
+        except remote.RemoteError as error:
+            raise DataError(f"cannot read {shown!r}: {error.strerror}") from error
+        return found
+
+    def _take_below(self, found: Listing) -> None:
+        unsure = []
+        for one in remote.objects(self.address):
+            name = base_name(one.address)
+            if name.startswith("."):
+                continue
+            if os.path.splitext(name)[1].lower() in formats.suffixes():
+                self._take(found, one)
+            else:
+                unsure.append(one)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            begin_as_pictures = list(pool.map(self._begins_as_a_picture, unsure))
+        for one, is_picture in zip(unsure, begin_as_pictures, strict=True):
+            if is_picture:
+                self._take(found, one)
+            else:
+                found.passed_over.add(one.address)
+
+    def _take(self, found: Listing, one: remote.Object) -> None:
+        location = public(one.address)
+        found.locations.add(location)
+        if one.size is not None:
+            found.facts[location] = FileFacts(size=one.size, mtime_ns=one.mtime_ns, version=one.version)
+
+    def _begins_as_a_picture(self, one: remote.Object) -> bool:
+        # As with folders: a name with a suffix of its own, such as .csv, says that it is none.
+        if os.path.splitext(base_name(one.address))[1] or not one.size:
+            return False
+        try:
+            head = remote.read_part(one.address, 0, min(one.size, formats.HEAD_BYTES))
+        except remote.RemoteError:
+            return False
+        return formats.format_of(head) is not None
+
+    def _listed(self) -> Listing:
+        """Return the pictures that a list names, by addresses or relative to its own."""
+        content = remote.read(self.address, None, most=MOST_TABLE_BYTES)
+        found = Listing()
+        for name in names_in(content):
+            found.locations.add(name if is_address(name) else urljoin(public(self.address), name))
+        if not found.locations:
+            raise remote.RemoteError("an empty list; expected one address of a picture per line", lasting=True)
+        return found
+
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
+        known = _known(facts)
+        if known is not None:
+            return known
+        try:
+            one = remote.look(self.signed.get(location, location))
+            if one is None:
+                raise UnreadableError("a folder")
+            size = one.size
+            if size is None:
+                # Its server does not say it, so it is read to be known.
+                size = len(remote.read(self.signed.get(location, location), None))
+        except remote.RemoteError as error:
+            raise UnreadableError(str(error.strerror)) from error
+        return Stat(size, one.mtime_ns, None, one.version)
+
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
+        stat = self.stat(location, facts)
+        address = self.signed.get(location, location)
+        return io.BufferedReader(_Lazy(lambda: remote.read(address, stat.size))), stat
+
+    def local_path(self, location: str) -> Path | None:
+        return None
+
+
+@dataclass(frozen=True)
+class TarMembers(Source):
+    """Members of tar files; a location is that of the tar file, and the name in it: `shards/000.tar::rose/1.jpg`."""
+
+    root: Path
+    signed: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+
+    def list(self) -> Listing:
+        """Not used: what is in a tar file is found out while it is scanned (see `tar_scan`)."""
+        return Listing()
+
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
+        known = _known(facts)
+        if known is not None and facts is not None and facts.offset is not None:
+            return known
+        return self._found(location)[0]
+
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
+        tar = self._tar_of(location)
+        if facts is not None and facts.offset is not None and facts.size is not None:
+            stat, offset = Stat(facts.size, facts.mtime_ns, facts.ctime_ns, facts.version), facts.offset
+        else:
+            stat, offset = self._found(location)
+
+        def content() -> bytes:
+            found = tar_files.opened(tar, _size_of(tar), stat.version).read(offset, stat.size)
+            if len(found) != stat.size:
+                raise remote.RemoteError("the tar file ends before its content does")
+            return found
+
+        return io.BufferedReader(_Lazy(content)), stat
+
+    def local_path(self, location: str) -> Path | None:
+        return None
+
+    def _tar_of(self, location: str) -> Path | str:
+        member = member_of(location)
+        assert member is not None, "see Places"
+        return tar_files.place_of(self.root, self.signed.get(member[0], member[0]))
+
+    def _found(self, location: str) -> tuple[Stat, int]:
+        """Look for a member from the beginning of its tar file."""
+        member, place = member_of(location), self._tar_of(location)
+        assert member is not None, "see Places"
+        try:
+            stat = stat_of_tar(place)
+            with tar_files.TarFile(place, stat.size, stat.version) as tar:
+                at = [one for one in tar.members() if one.name == member[1]]
+        except (OSError, tar_files.DamagedTarError) as error:
+            raise UnreadableError(
+                f"its tar file cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from error
+        if not at:
+            raise UnreadableError("not in the tar file")
+        # As when a tar file is unpacked, the last one of a name counts.
+        return Stat(at[-1].size, stat.mtime_ns, stat.ctime_ns, stat.version), at[-1].offset
+
+
+def stat_of_tar(place: Path | str) -> Stat:
+    """Return size, times and version of a tar file.
+
+    Raises
+    ------
+    OSError
+        When it is not there or cannot be looked at.
+    """
+    if isinstance(place, Path):
+        return Stat.of_file(os.stat(place))
+    one = remote.look(place)
+    if one is None:
+        raise remote.RemoteError("a folder; expected a tar file", lasting=True)
+    if one.size is None:
+        raise remote.RemoteError("its server does not say its size, which is needed for a tar file", lasting=True)
+    return Stat(one.size, one.mtime_ns, None, one.version)
+
+
+# A job asks for the members of a tar file one after the other. What is read of it is compared with its hash.
+@functools.lru_cache(maxsize=64)
+def _size_of(place: Path | str) -> int | None:
+    return None if isinstance(place, Path) else stat_of_tar(place).size
+
+
+def is_tar_file(named: Path | str) -> bool:
+    """Return whether what the user names is a tar file, and no folder of that name."""
+    return is_tar(str(named)) and not (isinstance(named, Path) and named.is_dir())
+
+
+def _is_web(address: str) -> bool:
+    return scheme(address) in ("http", "https")
+
+
+def _known(facts: FileFacts | None) -> Stat | None:
+    """Return what facts say of a picture that is no file of this machine; None if they say too little."""
+    if facts is None or facts.size is None or (facts.version is None and facts.mtime_ns is None):
+        return None
+    return Stat(facts.size, facts.mtime_ns, facts.ctime_ns, facts.version)
+
+
+class _Lazy(io.RawIOBase):
+    """A stream whose content is fetched when somebody first reads it."""
+
+    def __init__(self, fetch: Any) -> None:
+        self._fetch = fetch
+        self._content: io.BytesIO | None = None
+
+    def _loaded(self) -> io.BytesIO:
+        if self._content is None:
+            self._content = io.BytesIO(self._fetch())
+        return self._content
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._loaded().seek(offset, whence)
+
+    def tell(self) -> int:
+        return 0 if self._content is None else self._content.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        return self._loaded().readinto(buffer)

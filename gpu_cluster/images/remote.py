@@ -1,0 +1,371 @@
+"""Reads what lies at an address, by fsspec: lists it, says what is known of an object without reading it, and reads it.
+
+What may pass, such as a server that is too busy, is tried again a few times. Nothing is written to the disk. An error
+says in plain words what happened; it never has the words of a library, which can hold signed addresses. This module
+must not know what the objects are.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from gpu_cluster.addresses import public, scheme
+from gpu_cluster.errors import ConfigError
+from gpu_cluster.files import printable
+
+T = TypeVar("T")
+
+# The extra that has what a scheme needs.
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "http": "http",
+    "https": "http",
+}
+_WEB = ("http", "https")
+
+# What may pass is tried so often, with these seconds between, a little more or less so that many readers do not come
+# back at the same moment.
+_TRIES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5, 0.25, 8.0
+# One attempt to read may take so long, and as long as this speed needs for the content: a server that sends a byte now
+# and then must not hold the job.
+_ATTEMPT_S, _SLOWEST_BYTES_PER_S = 60.0, 100_000
+# Statuses of HTTP that may pass, beside those from 500 on.
+_PASSING = frozenset({408, 425, 429})
+_REFUSED = {401: "no permission to read it", 403: "no permission to read it", 404: "not there", 410: "not there"}
+# Facts that change with the content of an object, by the names that fsspec's file systems give them.
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "md5",
+    "Content-MD5",
+    "content_md5",
+    "Digest",
+    "generation",
+    "VersionId",
+    "hash",
+)
+_TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created")
+_CHUNK_BYTES = 1 << 20
+
+
+class RemoteError(OSError):
+    """What lies at an address cannot be read; `strerror` is the reason in plain words.
+
+    Attributes
+    ----------
+    lasting : whether to try again is of no use
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(5, reason)
+        self.lasting = lasting
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """What is known of an object without reading it.
+
+    Attributes
+    ----------
+    address : without what lets its reader in
+    size : bytes; None if its server does not say it
+    mtime_ns : time of change, nanoseconds since 1970; None if its server does not say it
+    version : a number made of what the server says of this content, such as an ETag; None if it says nothing
+    kind : its media type, such as text/html; empty if its server does not say it
+    """
+
+    address: str
+    size: int | None
+    mtime_ns: int | None
+    version: int | None
+    kind: str = ""
+
+
+def look(address: str) -> Object | None:
+    """Return what is known of an object; None if the address is that of a folder.
+
+    Raises
+    ------
+    RemoteError
+        When it is not there or cannot be looked at.
+    ConfigError
+        When a package is missing that the scheme needs.
+    """
+    system, path = _system_of(address)
+    if scheme(address) in _WEB:
+        info = _tried(lambda: _synced(system, _head, system, path))
+    else:
+        info = _tried(lambda: system.info(path))
+    return None if info.get("type") == "directory" else _object(public(address), info)
+
+
+def objects(address: str) -> Iterator[Object]:
+    """Yield every object below the address of a folder.
+
+    Memory: about 1 kB for each object while they are listed, because fsspec lists all of them at once.
+
+    Raises
+    ------
+    RemoteError
+        When it cannot be listed.
+    """
+    system, path = _system_of(address)
+    found = _tried(lambda: system.find(path, detail=True))
+    for name, info in found.items():
+        if info.get("type") == "file" and not name.endswith("/"):
+            yield _object(name if "://" in name else f"{scheme(address)}://{name}", info)
+
+
+def read(address: str, size: int | None, *, most: int | None = None) -> bytes:
+    """Read a whole object: as many bytes as `size` says, or `most` at most if no size is known.
+
+    Raises
+    ------
+    RemoteError
+        When it cannot be read, or has another size.
+    """
+    if size == 0:
+        return b""
+    limit = size if size is not None else most
+    content = _tried(lambda: _whole(address, limit, exact=size is not None))
+    if size is None and most is not None and len(content) > most:
+        raise RemoteError(f"it has more than {most} bytes", lasting=True)
+    return content
+
+
+def _whole(address: str, limit: int | None, *, exact: bool) -> bytes:
+    # One byte more is asked for: so it is noticed if there is more, and a server that lies fills no memory.
+    content = _part(address, 0, None if limit is None else limit + 1)
+    if exact and limit is not None and len(content) != limit:
+        more = "more" if len(content) > limit else f"{len(content)}"
+        raise RemoteError(f"its server says that it has {limit} bytes and sends {more}")
+    return content
+
+
+def read_part(address: str, first: int, last: int) -> bytes:
+    """Read the bytes from `first` to before `last` of an object.
+
+    Raises
+    ------
+    RemoteError
+        When they cannot be read, or there are fewer.
+    """
+
+    def part() -> bytes:
+        content = _part(address, first, last)
+        if len(content) != last - first:
+            raise RemoteError(f"its server was asked for {last - first} bytes and sends {len(content)}")
+        return content
+
+    return _tried(part)
+
+
+def _part(address: str, first: int, last: int | None) -> bytes:
+    system, path = _system_of(address)
+    if scheme(address) in _WEB:
+        return bytes(_synced(system, _get, system, path, first, last, n_bytes=(last or 0) - first))
+    if getattr(system, "async_impl", False):
+        return bytes(_synced(system, system._cat_file, path, start=first, end=last, n_bytes=(last or 0) - first))
+    return bytes(system.cat_file(path, start=first, end=last))
+
+
+def _synced(system: Any, function: Callable[..., Any], *given: Any, n_bytes: int = 0, **named: Any) -> Any:
+    """Return what a coroutine of an fsspec file system gives, which runs in fsspec's thread."""
+    from fsspec.asyn import sync
+
+    timeout = _ATTEMPT_S + max(0, n_bytes) / _SLOWEST_BYTES_PER_S
+    return sync(system.loop, function, *given, timeout=timeout, **named)
+
+
+async def _head(system: Any, url: str) -> dict[str, Any]:
+    """Return what a web server says of an object. It is asked to send the object only if it does not know HEAD."""
+    session = await system.set_session()
+    given = {"headers": {"Accept-Encoding": "identity"}, "allow_redirects": True}
+    for ask in (session.head, session.get):
+        async with ask(system.encode_url(url), **given) as reply:
+            if ask is session.head and reply.status in (400, 403, 405, 501):
+                continue
+            _check_status(reply.status)
+            names = {name.lower(): name for name in (*_VERSIONS, *_TIMES)}
+            found = {names[name.lower()]: value for name, value in reply.headers.items() if name.lower() in names}
+            length = reply.headers.get("Content-Length", "")
+            kind = reply.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            return {**found, "size": int(length) if length.isdecimal() else None, "mimetype": kind, "type": "file"}
+    raise AssertionError("the second request returns or raises")
+
+
+async def _get(system: Any, url: str, first: int, last: int | None) -> bytes:
+    """Return the bytes of an object of a web server from `first` to before `last`, or all of them to its end."""
+    session = await system.set_session()
+    headers = {"Accept-Encoding": "identity"}
+    if first:
+        headers["Range"] = f"bytes={first}-{'' if last is None else last - 1}"
+    parts: list[bytes] = []
+    n_bytes = 0
+    async with session.get(system.encode_url(url), headers=headers, allow_redirects=True) as reply:
+        _check_status(reply.status)
+        if first and reply.status != 206:
+            raise RemoteError("its server sends no parts of files, and so no members of a tar file", lasting=True)
+        wanted = None if last is None else last - first
+        async for part in reply.content.iter_chunked(_CHUNK_BYTES):
+            parts.append(part)
+            n_bytes += len(part)
+            if wanted is not None and n_bytes >= wanted:
+                break
+    return b"".join(parts)[:wanted]
+
+
+def _check_status(status: int) -> None:
+    if status < 400:
+        return
+    reason = _REFUSED.get(status, f"its server answered with status {status}")
+    raise RemoteError(reason, lasting=status < 500 and status not in _PASSING)
+
+
+def _tried(act: Callable[[], T]) -> T:
+    """Return what a function returns, which is called again after errors that may pass.
+
+    Raises
+    ------
+    RemoteError
+        When it failed for good, or every time.
+    """
+    for attempt in range(_TRIES):
+        try:
+            return act()
+        except ConfigError:
+            raise
+        # Each library below fsspec has errors of its own.
+        except Exception as error:  # noqa: BLE001
+            found = _explained(error)
+            if found.lasting:
+                raise found from None
+            if attempt == _TRIES - 1:
+                raise RemoteError(f"{found.strerror} (tried {_TRIES} times)") from None
+        time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.25))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _explained(error: Exception) -> RemoteError:
+    """Return an error in plain words; never those of a library, which may have the address with its signature."""
+    if isinstance(error, RemoteError):
+        return error
+    name = type(error).__name__
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        reason, lasting = "not there", True
+    elif isinstance(error, IsADirectoryError):
+        reason, lasting = "a folder", True
+    elif isinstance(error, PermissionError) or "Credentials" in name or "Unauthorized" in name:
+        reason, lasting = "no permission to read it", True
+    elif isinstance(error, TimeoutError) or "Timeout" in name:
+        reason, lasting = "its server is too slow", False
+    elif isinstance(error, ConnectionError) or any(word in name for word in ("Connect", "Disconnected", "Payload")):
+        reason, lasting = "the connection to its server failed", False
+    else:
+        reason, lasting = f"its server could not give it ({name})", False
+    return RemoteError(reason, lasting=lasting)
+
+
+def _system_of(address: str) -> tuple[Any, str]:
+    """Return fsspec's file system for an address, and the path in it.
+
+    Raises
+    ------
+    ConfigError
+        When a package is missing, or no file system has such addresses.
+    """
+    place = scheme(address)
+    try:
+        import fsspec
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise _missing(address) from None
+    try:
+        if place in _WEB:
+            return _web(), address
+        # Listings that are kept would take memory, and hide what has changed.
+        more: dict[str, Any] = {"use_listings_cache": False}
+        if place in ("s3", "s3a"):
+            # Failures are counted here, not by three libraries one in the other.
+            more |= {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}
+        system, path = url_to_fs(address, **more)
+        if hasattr(system, "retries"):
+            system.retries = 1
+        return system, path
+    except ImportError:
+        raise _missing(address) from None
+    except ValueError as error:
+        if place in fsspec.available_protocols():
+            raise RemoteError(f"its address is not one of {place}", lasting=True) from error
+        known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "https"))
+        raise ConfigError(
+            f"nothing reads addresses that begin with {place}://; expected one of {known} or another that fsspec "
+            f"knows, or a path; found {printable(public(address))!r}"
+        ) from None
+
+
+@functools.cache
+def _web() -> Any:
+    from fsspec.implementations.http import HTTPFileSystem
+
+    # fsspec's own limit of time for a request, five minutes, is replaced by that of `_synced`.
+    return HTTPFileSystem(use_listings_cache=False)
+
+
+def _missing(address: str) -> ConfigError:
+    place = scheme(address)
+    extra = _EXTRAS.get(place)
+    if extra is None:
+        words = f"a package for fsspec that reads {place}://"
+    else:
+        words = f"the extra {extra}: from a checkout, pip install '.[{extra}]'"
+    return ConfigError(f"{printable(public(address))!r}: to read {place}:// needs {words}")
+
+
+def _object(address: str, info: Mapping[str, Any]) -> Object:
+    size = info.get("size")
+    time_of_change = next((info[name] for name in _TIMES if info.get(name)), None)
+    versions = [f"{name}={info[name]}" for name in _VERSIONS if info.get(name)]
+    # Where the server says nothing of the content, the time as it is written tells of a change as well as a number.
+    if not versions and time_of_change is not None:
+        versions = [str(time_of_change)]
+    version = None
+    if versions:
+        digest = hashlib.blake2b("\n".join(versions).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        # The sign bit is left out: -1 stands for None in columns.
+        version = int.from_bytes(digest) >> 1
+    return Object(address, size, _nanoseconds(time_of_change), version, str(info.get("mimetype") or ""))
+
+
+def _nanoseconds(given: Any) -> int | None:
+    """Return a time as nanoseconds since 1970; None if it is none that can be read."""
+    if isinstance(given, str):
+        try:
+            given = datetime.fromisoformat(given)
+        except ValueError:
+            try:
+                given = parsedate_to_datetime(given)
+            except ValueError:
+                return None
+    if isinstance(given, int | float):
+        return int(given * 1_000_000_000)
+    if not isinstance(given, datetime):
+        return None
+    whole = given if given.tzinfo else given.replace(tzinfo=UTC)
+    since = whole - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
