@@ -54,7 +54,8 @@ class FileFacts:
     offset: int | None = None
 
 
-# The columns of a picture, 75 bytes; without the last two, which files of this machine do not need, 59 bytes. Texts are numbers of `Coded`; -1 stands for a number that is None.
+# The columns of a picture, 75 bytes; without the last two, which files of this machine do not need, 59 bytes. Texts are
+# numbers of `Coded`; -1 stands for a number that is None.
 _ROW = np.dtype(
     [
         ("size", np.int64),
@@ -84,8 +85,9 @@ _BLOCK = 4096
 
 
 class FileTable(Column[FileFacts]):
-    """The facts of many files, 59 bytes a file (75 at addresses and in tar files); a `FileFacts` is made when it is asked for.
+    """The facts of many pictures, 59 bytes each, or 75 where some are no files of this machine.
 
+    A `FileFacts` is made when it is asked for.
     Facts of a file that do not fit the columns, such as a width of more than 31 bits, are held as they are.
     """
 
@@ -170,7 +172,10 @@ class FileTable(Column[FileFacts]):
         values = tuple(self._stored(name, getattr(facts, name)) for name in _NAMES)
         if any(map(_does_not_fit, _NAMES, values)) or self.item_of(values) != facts:
             self._odd[row] = facts
-            return tuple(_hash(None) if name == "content_hash" else -1 if name in _CODED else 0 for name in _NAMES)
+            return tuple(
+                _hash(None) if name == "content_hash" else -1 if name in (*_CODED, *_ELSEWHERE) else 0
+                for name in _NAMES
+            )
         return values
 
     def item_of(self, values: tuple[Any, ...]) -> FileFacts:
