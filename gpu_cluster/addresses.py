@@ -80,6 +80,11 @@ def member_of(location: str) -> tuple[str, str] | None:
     return None if at < 0 else (location[: at + len(TAR)], location[at + len(IN_TAR) :])
 
 
+def is_elsewhere(location: str) -> bool:
+    """Return whether a location is an address or a member of a tar file, and so no path of a file."""
+    return is_address(location) or member_of(location) is not None
+
+
 def in_tar(tar: str, name: str) -> str:
     """Return the location of a member of a tar file."""
     return f"{tar}{_MEMBER}{name}"

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import IO, TYPE_CHECKING
 
+from gpu_cluster.addresses import is_elsewhere
 from gpu_cluster.files import unescaped
 from gpu_cluster.images import decoders
 from gpu_cluster.images.decoders import UndecodableError
-from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
+from gpu_cluster.images.source import LocalFiles, Source, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.store.copies import CopyShards
 
@@ -143,9 +144,9 @@ class Thumbnails:
         if kept and not self._again:
             return kept
         self._sought.add(row)
-        if self._source is None:
+        if self._source is None or (is_elsewhere(path) and isinstance(self._source, LocalFiles)):
             self.gone.add(row)
-            return b""
+            return kept
         try:
             location = real_location(self._source, path)
             stream, _stat = self._source.open(location)

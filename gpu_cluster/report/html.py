@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gpu_cluster.addresses import is_address, member_of
+from gpu_cluster.addresses import is_elsewhere
 from gpu_cluster.images.source import LocalFiles
 from gpu_cluster.images.thumbnails import real_location
 
@@ -65,7 +65,7 @@ def visible(text: str) -> str:
 
 def are_files(paths: Iterable[str]) -> bool:
     """Return whether all pictures are files in folders, which a page can link to."""
-    return not any(is_address(path) or member_of(path) is not None for path in paths)
+    return not any(map(is_elsewhere, paths))
 
 
 class Links:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_cluster.addresses import is_elsewhere
 from gpu_cluster.backend import FloatArray, IntArray
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import printable
@@ -43,7 +44,8 @@ def check_inside(run: FinishedRun) -> None:
     """
     for path in run.pictures["path"]:
         # An escape in a path stands for no dot and no slash (see `files.unescaped`).
-        if path.startswith("/") or ".." in path.split("/"):
+        # What is no file is not opened for a run folder that somebody else may have made.
+        if not is_elsewhere(path) and (path.startswith("/") or ".." in path.split("/")):
             raise DataError(
                 f"the run folder {printable(str(run.folder))!r} names the picture {visible(path)[:200]!r}: "
                 "expected paths inside the folder of its pictures, found one that leads out of it; no picture was "
