@@ -187,6 +187,16 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
     return xp.concat(found)
 
 
+def all_distances(x: Array, centres: Array, backend: Backend) -> Array:
+    """Return the Euclidean distance (n, k) of each row to each of the centres (k, d)."""
+    xp, n = backend.xp, x.shape[0]
+    of_each = [
+        squared_distances(x, centres, xp.full((n,), number, dtype=xp.int64), backend)
+        for number in range(centres.shape[0])
+    ]
+    return xp.sqrt(xp.stack(of_each, axis=1))
+
+
 def row_squares(x: Array, backend: Backend) -> Array:
     """Return the sum of squares (n,) of each row, without a temporary matrix of the size of x."""
     xp = backend.xp
