@@ -189,12 +189,9 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
 
 def all_distances(x: Array, centres: Array, backend: Backend) -> Array:
     """Return the Euclidean distance (n, k) of each row to each of the centres (k, d)."""
-    xp, n = backend.xp, x.shape[0]
-    of_each = [
-        squared_distances(x, centres, xp.full((n,), number, dtype=xp.int64), backend)
-        for number in range(centres.shape[0])
-    ]
-    return xp.sqrt(xp.stack(of_each, axis=1))
+    xp, (n, k) = backend.xp, (x.shape[0], centres.shape[0])
+    labels = (backend.from_host(np.full(n, number, np.int64)) for number in range(k))
+    return xp.sqrt(xp.stack([squared_distances(x, centres, of_all, backend) for of_all in labels], axis=1))
 
 
 def row_squares(x: Array, backend: Backend) -> Array:
