@@ -20,6 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpu_cluster.backend import HeldRows
+from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.clustering import kmeans
 from gpu_cluster.clustering.copies import as_originals, equal_rows
 from gpu_cluster.clustering.reduce import apply
@@ -299,9 +300,10 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         x = self._checked(X, config, reset=True)
         check_ks(config.sweep, len(x))
         backend, events = choose_device(config).backend, Recorder()
-        backend.claim_device(x.nbytes)
-        rows = HeldRows(backend.from_host(x), backend)
-        found = find_groups(rows, config, backend=backend, events=events, originals=equal_rows(x))
+        with memory_error_explained("clustering", *x.shape, backend):
+            backend.claim_device(x.nbytes)
+            rows = HeldRows(backend.from_host(x), backend)
+            found = find_groups(rows, config, backend=backend, events=events, originals=equal_rows(x))
         clustering, sweep = found.clustering, found.sweep
         self._reduction = _moved(found.projection.reduction, backend.to_host)
         self.labels_ = np.asarray(backend.to_host(clustering.labels))

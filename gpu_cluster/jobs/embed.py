@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_cluster.backend import Backend
+from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.config import EmbedJobConfig
 from gpu_cluster.embedding import embed as embedding
 from gpu_cluster.embedding import features
@@ -109,7 +110,8 @@ def embed_pictures(
     if not pictures:
         return np.empty((0, extractor.n_features), np.float32)
     decoded = _decoded(pictures, profiles=square.applies_profiles(config.embed))
-    with events.stage("embed"):
+    explained = memory_error_explained("embedding", len(pictures), extractor.n_features, choice.backend)
+    with events.stage("embed"), explained:
         rows = embed_decoded(decoded, len(pictures), engine, events)
         x = np.asarray(choice.backend.to_host(rows.whole()))
     lost = {f"picture {row}": NOT_FINITE for row in np.flatnonzero(~np.isfinite(x).all(axis=1))}
