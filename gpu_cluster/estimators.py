@@ -300,7 +300,7 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         x = self._checked(X, config, reset=True)
         check_ks(config.sweep, len(x))
         backend, events = choose_device(config).backend, Recorder()
-        with memory_error_explained("clustering", *x.shape, backend):
+        with memory_error_explained("clustering", len(x), x.shape[1], backend):
             backend.claim_device(x.nbytes)
             rows = HeldRows(backend.from_host(x), backend)
             found = find_groups(rows, config, backend=backend, events=events, originals=equal_rows(x))

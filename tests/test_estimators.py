@@ -56,8 +56,9 @@ def finished(pictures: list[Path]) -> gpu_cluster.RunResult:
 
 
 @pytest.fixture
-def flowers(sample_store) -> tuple[np.ndarray[Any, Any], pd.Series]:
-    """The embeddings of the sample set, and its labels."""
+def flowers(sample_run, sample_store) -> tuple[np.ndarray[Any, Any], pd.Series]:
+    """The embeddings of the sample set, which the sample run has left in its store, and its labels."""
+    assert sample_run.code == 0
     table = pd.read_csv(shipped_data() / "flowers" / "flower_labels.csv")
     files = [shipped_data() / "flowers" / name for name in table["file"]]
     return VGG16Embedder(**FLOWERS_SMALL, cache=sample_store).transform(files), table["label"]
