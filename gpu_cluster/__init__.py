@@ -5,7 +5,7 @@ These are the packages and modules, from the top down. A package imports only fr
 
 - `__main__`: lets `python -m gpu_cluster` call the command line
 - `cli`: the command line: commands, terminal output, signal handling and exit codes;
-  `api`: the same jobs as Python functions
+  `api`: the same jobs as Python functions; `estimators`: embedding and clustering as scikit-learn does such things
 - `jobs`: one module for each job, such as `run`, `compare` and `predict`; `prepare` holds what they begin and end with
 - `embedding`: turns pictures into embeddings (n, d), from the store or through a network; `engines` run the networks
 - `clustering`: turns arrays into clusters: `reduce`, `sweep`, `cluster`, `score` (with its formulas in `metrics`), near
@@ -15,13 +15,13 @@ These are the packages and modules, from the top down. A package imports only fr
   labels, pixels (`decode`) and thumbnails
 - `store`: keeps embeddings and scans on disk between runs
 - `executor`: where the tasks of a job run: in this process, or in the workers of a Dask cluster
-- the modules that all of these may use: `results` and `records` (what passes between packages), `verdict` (whether the
-  groups are clear), `run_folder` (the files of a run), `inventory` (which of them are ours), `output` (which folder is
-  written), `staging` (how it is made and gets its name), `sampling`, `manifest` (the list of files), `facts` (what a
-  scan found out about a file), `columns` (texts in little memory), `backend` (the
-  only place where the code differs by device), `config` (where every option is declared), `options` (combines options,
-  file, preset and defaults), `portable` (what `--portable` leaves out), `events`, `files`, `folders` (opens and locks
-  them), `errors`, `words`
+- the modules that all of these may use: `notebook` (a line of progress in a notebook), `results` and `records` (what
+  passes between packages), `verdict` (whether the groups are clear), `run_folder` (the files of a run), `inventory`
+  (which of them are ours), `output` (which folder is written), `staging` (how it is made and gets its name),
+  `sampling`, `manifest` (the list of files), `facts` (what a scan found out about a file), `columns` (texts in little
+  memory), `backend` (the only place where the code differs by device), `config` (where every option is declared),
+  `options` (combines options, file, preset and defaults), `portable` (what `--portable` leaves out), `events`,
+  `files`, `folders` (opens and locks them), `errors`, `words`
 
 Where to add a thing: an option in `config`; a command in `jobs` and `cli.commands`; a network engine as a file in
 `embedding.engines`; a kind of place with pictures in `images.source`; a score in `clustering.metrics` and `.score`; a
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         StoreError,
         WeightsError,
     )
+    from gpu_cluster.estimators import ImageClusterer, ImageEmbedder, VGG16Embedder
     from gpu_cluster.events import Observer
     from gpu_cluster.jobs.predict import Prediction
     from gpu_cluster.results import Comparison, RunResult
@@ -57,6 +58,8 @@ __all__ = [
     "DeviceError",
     "EmbedJobConfig",
     "GpuClusterError",
+    "ImageClusterer",
+    "ImageEmbedder",
     "InterruptedJobError",
     "JobError",
     "NothingReadableError",
@@ -66,6 +69,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "StoreError",
+    "VGG16Embedder",
     "WeightsError",
     "compare",
     "embed",
@@ -84,6 +88,9 @@ _ELSEWHERE = {
     "Comparison": "results",
     "RunResult": "results",
     "Prediction": "jobs.predict",
+    "ImageClusterer": "estimators",
+    "ImageEmbedder": "estimators",
+    "VGG16Embedder": "estimators",
 }
 
 

@@ -31,6 +31,7 @@ from gpu_cluster.config import (
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable
+from gpu_cluster.notebook import default_observer
 from gpu_cluster.options import INTERNAL, build_config, command_of, left_out, options_of
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def run(
     config
         A TOML file, or the `run.json` of an earlier run.
     observer
-        Its methods are called for stages, progress and decisions.
+        Its methods are called for stages, progress and decisions. Without one, a notebook shows a line of progress.
     **options
         The options of the command line by their names with underscores: `k_range=range(2, 21)` or `"2:20"`,
         `preset="notebook"`, ... `embeddings` may also be an array (n, d), and `embedding_names` a list of n names.
@@ -222,7 +223,7 @@ def run(
     checked = _config_of(RunConfig, config, images, left)
     from gpu_cluster.jobs.run import run as run_job
 
-    return run_job(checked, observer, **array)
+    return run_job(checked, observer or default_observer(), **array)
 
 
 @_lists_options_of(CompareConfig, CompareOptions)
@@ -257,7 +258,7 @@ def compare(
     checked = _config_of(CompareConfig, config, images, options)
     from gpu_cluster.jobs.compare import compare as compare_job
 
-    return compare_job(checked, observer)
+    return compare_job(checked, observer or default_observer())
 
 
 @_lists_options_of(PredictConfig, PredictOptions)
@@ -295,7 +296,7 @@ def predict(
     config = build_config(PredictConfig, images=_paths(images), **left)
     from gpu_cluster.jobs.predict import predict as predict_job
 
-    return predict_job(_path("run", run), config, _path("out", out), observer, **array)
+    return predict_job(_path("run", run), config, _path("out", out), observer or default_observer(), **array)
 
 
 @_lists_options_of(EmbedJobConfig, EmbedOptions)
@@ -329,7 +330,7 @@ def embed(
     config = build_config(EmbedJobConfig, **options)
     from gpu_cluster.jobs.embed import embed as embed_job
 
-    return embed_job([Path(path) for path in _paths(paths)], config, observer)
+    return embed_job([Path(path) for path in _paths(paths)], config, observer or default_observer())
 
 
 def _config_of(

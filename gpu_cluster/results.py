@@ -6,7 +6,7 @@ device of the run unless marked host. This module must not know how any of the v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -396,16 +396,21 @@ class RunResult(JobRecord):
     ----------
     findings : None if no file could be decoded
     earlier_run : where an earlier run of the folder's name was moved to; None if none was moved
+    view : makes of the folder the HTML that a notebook shows in place of the `repr`; None if it can make none
     """
 
     config: RunConfig
     folder: Path
     findings: Findings | None
     earlier_run: Path | None = None
+    view: Callable[[Path], str | None] | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         clusters = "no clusters" if self.findings is None else f"{self.findings.clustering.k} clusters"
         return f"<RunResult: {clusters}, {_files(self.manifest)}; folder {str(self.folder)!r}>"
+
+    def _repr_html_(self) -> str | None:
+        return None if self.view is None else self.view(self.folder)
 
     @property
     def verdict(self) -> Verdict:

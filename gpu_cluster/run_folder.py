@@ -232,9 +232,17 @@ class FinishedRun:
     @property
     def elbow(self) -> bytes:
         """The plot of inertia, silhouette and agreement over k, PNG."""
-        content = self._read(f"{PLOTS}/elbow.png")
+        return self._plot("elbow.png")
+
+    @property
+    def scatter(self) -> bytes:
+        """The plot of the pictures by their first two principal components, PNG."""
+        return self._plot("scatter.png")
+
+    def _plot(self, name: str) -> bytes:
+        content = self._read(f"{PLOTS}/{name}")
         if not content.startswith(_PNG):
-            raise UnfitError("expected a PNG, found something else in elbow.png")
+            raise UnfitError(f"expected a PNG, found something else in {name}")
         return content
 
     def _read(self, name: str) -> bytes:

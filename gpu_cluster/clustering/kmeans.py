@@ -187,6 +187,13 @@ def squared_distances(x: Array, centres: Array, labels: Array, backend: Backend)
     return xp.concat(found)
 
 
+def all_distances(x: Array, centres: Array, backend: Backend) -> Array:
+    """Return the Euclidean distance (n, k) of each row to each of the centres (k, d)."""
+    xp, (n, k) = backend.xp, (x.shape[0], centres.shape[0])
+    labels = (backend.from_host(np.full(n, number, np.int64)) for number in range(k))
+    return xp.sqrt(xp.stack([squared_distances(x, centres, of_all, backend) for of_all in labels], axis=1))
+
+
 def row_squares(x: Array, backend: Backend) -> Array:
     """Return the sum of squares (n,) of each row, without a temporary matrix of the size of x."""
     xp = backend.xp

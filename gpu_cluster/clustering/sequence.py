@@ -20,12 +20,18 @@ from gpu_cluster.results import Clustering, Projection, Scores, Sweep, Truth
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """The result of each step."""
+class Groups:
+    """The result of each step up to the clusters."""
 
     projection: Projection
     sweep: Sweep
     clustering: Clustering
+
+
+@dataclass(frozen=True)
+class Clusters(Groups):
+    """The result of each step, with the scores."""
+
     scores: Scores
 
 
@@ -56,6 +62,35 @@ def find_clusters(
     originals
         (n,), host; for each row the first row with the same bytes (see `copies`); None if no row is a copy.
     """
+    found = find_groups(
+        x, config, backend=backend, events=events, sweep_space=sweep_space, sweep=sweep, originals=originals
+    )
+    with events.stage("score"):
+        scores = score(
+            found.projection.x,
+            found.clustering,
+            config.score,
+            seed=config.seed,
+            backend=backend,
+            observer=events,
+            truth=truth,
+            holdout=holdout,
+            originals=originals,
+        )
+    return Clusters(found.projection, found.sweep, found.clustering, scores)
+
+
+def find_groups(
+    x: Rows,
+    config: ClusteringConfig,
+    *,
+    backend: Backend,
+    events: Recorder,
+    sweep_space: str = "projection",
+    sweep: Callable[[Projection], Sweep] | None = None,
+    originals: IntArray | None = None,
+) -> Groups:
+    """Cluster embeddings x (n, d) float32 as `find_clusters` does, without the scores."""
     projection = find_space(x, config, backend=backend, events=events, sweep_space=sweep_space, originals=originals)
     with events.stage("sweep"):
         swept = find_k(projection, config, backend=backend, events=events) if sweep is None else sweep(projection)
@@ -71,19 +106,7 @@ def find_clusters(
             found=swept.fit if projection.sweep_x is projection.x else None,
             originals=originals,
         )
-    with events.stage("score"):
-        scores = score(
-            projection.x,
-            clustering,
-            config.score,
-            seed=config.seed,
-            backend=backend,
-            observer=events,
-            truth=truth,
-            holdout=holdout,
-            originals=originals,
-        )
-    return Clusters(projection, swept, clustering, scores)
+    return Groups(projection, swept, clustering)
 
 
 def find_space(

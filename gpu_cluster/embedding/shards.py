@@ -85,7 +85,7 @@ def embed_shard(pictures: Sequence[Picture], engine: Engine) -> Generator[Embedd
         left_out[positions] = False
         n = len(positions)
         start = time.monotonic()
-        x = _features(engine, pixels, n)
+        x = features_of(engine, pixels, n)
         yield EmbeddedBatch(positions, x, [None] * n, np.ones(n, dtype=bool), time.monotonic() - start)
     second = np.flatnonzero(left_out)
     if len(second):
@@ -130,7 +130,7 @@ def _second_look(pictures: Sequence[Picture], positions: IntArray, engine: Engin
             good = np.array([row for row, square in enumerate(squares) if square.pixels is not None], dtype=np.int64)
             if len(good):
                 stack = engine.stack([square.pixels for square in squares if square.pixels is not None])
-                x[backend.from_host(good)] = _features(engine, stack, len(good))
+                x[backend.from_host(good)] = features_of(engine, stack, len(good))
             lasting = np.array([square.lasting for square in squares], dtype=bool)
             reasons = [square.reason for square in squares]
             yield EmbeddedBatch(batch, x, reasons, lasting, time.monotonic() - start)
@@ -165,7 +165,7 @@ def _square(picture: Picture, engine: Engine, limits: decoders.Decoders) -> _Squ
     return _Square(tuple(squares[position] for position in range(len(configs))))
 
 
-def _features(engine: Engine, pixels: Pixels, n: int) -> Array:
+def features_of(engine: Engine, pixels: Pixels, n: int) -> Array:
     """Return the embeddings (n, d) of pixels (n, side, side, 3), on the device."""
     backend = engine.backend
     x = backend.xp.empty((n, engine.extractor.n_features), dtype=backend.xp.float32)

@@ -171,6 +171,20 @@ def decode(
         return _decoded(image, orientation, at_least, to_srgb)
 
 
+def of_image(image: Image, *, profiles: bool = True) -> Pixels:
+    """Return the picture of a Pillow image as `decode` does that of a file; the image stays as it is.
+
+    Raises
+    ------
+    Exception
+        Any error that Pillow's decoders raise, if the pixels are not loaded yet; `reason` describes it in words.
+    """
+    # Some steps change an image. A copy has its pixels, and its Exif block unless Pillow has turned it upright already.
+    copy = image.copy()
+    to_srgb = colour.to_srgb(copy) if profiles else None
+    return _upright(_on_white(copy, to_srgb), _orientation(copy))
+
+
 @contextmanager
 def _opened(stream: IO[bytes], suffix: str, *, plain: bool) -> Iterator[tuple[Image, str, int]]:
     """Give the block the picture of a file, not loaded yet, its format, and its Exif orientation."""

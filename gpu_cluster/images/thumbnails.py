@@ -109,6 +109,12 @@ class Thumbnails:
         """Return the copy of a row, which has been made, as a data URI."""
         return _as_uri(self._made[row])
 
+    def small_uri(self, row: int, side: int) -> str:
+        """Return the copy of a row, which has been made, with no side longer than `side`, as a data URI."""
+        tile = _opened(self._made[row])
+        tile.thumbnail((side, side))
+        return _as_uri(_as_jpeg(tile))
+
     def copy(self, row: int) -> bytes:
         """Return the copy of a row, which has been made, as JPEG; nothing if it is grey."""
         return self._made[row]

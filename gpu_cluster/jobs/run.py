@@ -46,6 +46,7 @@ from gpu_cluster.jobs.prepare import (
 )
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import PRESETS, command_line
+from gpu_cluster.report.notebook import notebook_view
 from gpu_cluster.report.page import write_page
 from gpu_cluster.report.tables import write_bad_files, write_report, write_run_record
 from gpu_cluster.results import Embeddings, Findings, RunResult, encode_labels
@@ -124,6 +125,7 @@ def _run(config: RunConfig, events: Recorder, vectors: Vectors | None) -> RunRes
                 device_reason=job.choice.reason,
                 stages_s=events.stages_s,
                 notices=events.notices,
+                view=notebook_view,
             )
             if findings is None:
                 write_bad_files(stage.path / run_folder.BAD_FILES, written, safe=config.report.safe_csv)

@@ -223,8 +223,8 @@ def _words(run: FinishedRun) -> dict[str, Any]:
     return {
         "clarity": verdict.clarity.name.lower().replace("_", "-"),
         "verdict": verdict.words,
-        "answer": _answer(run),
-        "facts": _facts(run),
+        "answer": answer(run),
+        "facts": facts(run),
         "k_words": _k_words(run),
         "label_words": _label_words(run),
         "command": visible(run.record["command"]),
@@ -283,7 +283,8 @@ def _contradictions(run: FinishedRun) -> dict[str, str]:
     }
 
 
-def _answer(run: FinishedRun) -> str:
+def answer(run: FinishedRun) -> str:
+    """Return in sentences how many groups there are, why so many, and how well they fit the labels."""
     metrics = run.metrics
     n, k = metrics["n_images"], metrics["k"]
     words = [f"{count(n, 'picture')} in {count(k, 'group')}."]
@@ -306,7 +307,8 @@ def _answer(run: FinishedRun) -> str:
     return " ".join(words)
 
 
-def _facts(run: FinishedRun) -> str:
+def facts(run: FinishedRun) -> str:
+    """Return in sentences what became of the files, on which device, and how long it took."""
     record, files = run.record, run.record["files"]
     seconds = sum(record["stages_s"].values())
     where = f"On the {record['device']} ({record['processor']}), {seconds:.1f} s."

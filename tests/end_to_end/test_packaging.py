@@ -67,6 +67,26 @@ def test_type_checkers_use_the_types_of_the_package():
     assert (Path(gpu_cluster.__file__).parent / "py.typed").is_file()
 
 
+@pytest.mark.slow
+def test_a_program_of_a_user_is_checked_with_the_types_of_the_package(tmp_path):
+    program = (
+        "import gpu_cluster",
+        "reveal_type(gpu_cluster.run('photos', k=3).folder)",
+        "gpu_cluster.run('photos', k='three')",
+        "reveal_type(gpu_cluster.ImageClusterer(3).inertia_)",
+    )
+    (tmp_path / "user.py").write_text("\n".join(program))
+    # In a folder of Python's own search path, where mypy uses only the types of packages with a py.typed.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, "user.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert [line.partition(": ")[2] for line in done.stdout.splitlines()[:-1]] == [
+        'note: Revealed type is "pathlib.Path"',
+        'error: Argument "k" to "run" has incompatible type "str"; expected "int | None"  [arg-type]',
+        'note: Revealed type is "float"',
+    ], done.stdout + done.stderr
+
+
 def test_the_public_api_is_documented():
     for name in gpu_cluster.__all__:
         assert getattr(gpu_cluster, name).__doc__
