@@ -32,7 +32,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_cluster.api import compare, embed, predict, run
+    from gpu_cluster.api import compare, embed, load_run, predict, run
     from gpu_cluster.config import CompareConfig, EmbedJobConfig, PredictConfig, RunConfig
     from gpu_cluster.errors import (
         ConfigError,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from gpu_cluster.events import Observer
+    from gpu_cluster.jobs.loaded import LoadedRun
     from gpu_cluster.jobs.predict import Prediction
     from gpu_cluster.results import Comparison, RunResult
 
@@ -59,6 +60,7 @@ __all__ = [
     "GpuClusterError",
     "InterruptedJobError",
     "JobError",
+    "LoadedRun",
     "NothingReadableError",
     "Observer",
     "PredictConfig",
@@ -69,6 +71,7 @@ __all__ = [
     "WeightsError",
     "compare",
     "embed",
+    "load_run",
     "predict",
     "run",
 ]
@@ -83,6 +86,7 @@ _ELSEWHERE = {
     "Observer": "events",
     "Comparison": "results",
     "RunResult": "results",
+    "LoadedRun": "jobs.loaded",
     "Prediction": "jobs.predict",
 }
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from gpu_cluster.jobs.loaded import LoadedRun
     from gpu_cluster.jobs.predict import Prediction
     from gpu_cluster.results import Comparison, RunResult
 
@@ -330,6 +331,31 @@ def embed(
     from gpu_cluster.jobs.embed import embed as embed_job
 
     return embed_job([Path(path) for path in _paths(paths)], config, observer)
+
+
+def load_run(folder: PathLike) -> LoadedRun:
+    """Read the folder of a finished run into arrays and data frames.
+
+    Parameters
+    ----------
+    folder
+        The run folder, of this version or of an earlier one. It is only read.
+
+    Returns
+    -------
+    LoadedRun
+        `assignments` and `sweep` are data frames, `clusters` (n,) and `centres` (k, m) are arrays, `metrics`, `config`
+        and `record` are what the JSON files say.
+
+    Raises
+    ------
+    DataError
+        When it is not the folder of a finished run, or a file in it is damaged; the message says which, and what to do.
+    """
+    given = _path("folder", folder)
+    from gpu_cluster.jobs.loaded import load_run as load
+
+    return load(given)
 
 
 def _config_of(
