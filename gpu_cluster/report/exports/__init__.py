@@ -1,0 +1,1 @@
+"""The formats in which the results of a finished run leave for other tools: one module for each."""
