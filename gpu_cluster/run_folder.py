@@ -163,6 +163,17 @@ class FinishedRun:
         return self._table(MANIFEST, columns=columns)
 
     @cached_property
+    def kinds(self) -> Any:
+        """The table with the path, format and colour profile of each file found, in the order of `manifest`.
+
+        A run of an early version has no column `profile`.
+        """
+        import pyarrow.parquet as pq
+
+        columns = pq.ParquetFile(io.BytesIO(self._read(MANIFEST))).schema_arrow.names
+        return self._table(MANIFEST, columns=[name for name in ("path", "format", "profile") if name in columns])
+
+    @cached_property
     def sweep(self) -> Any:
         """The table with one row for each k that was tried."""
         return self._csv(SWEEP)

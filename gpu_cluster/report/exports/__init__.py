@@ -1,1 +1,5 @@
-"""The formats in which the results of a finished run leave for other tools: one module for each."""
+"""The formats in which a finished run can be exported: each module fills a folder with the files of one format.
+
+What a format needs enters as tables, blocks of rows and small copies. These modules must not know where a run or its
+embeddings come from, or how the folder gets its final name.
+"""
