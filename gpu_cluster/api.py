@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gpu_cluster.export_folder import Undone
+    from gpu_cluster.export_list import Undone
     from gpu_cluster.jobs.export import Exported
     from gpu_cluster.jobs.loaded import LoadedRun
     from gpu_cluster.jobs.predict import Prediction
@@ -405,7 +405,7 @@ def undo_export(folder: PathLike, *, dry_run: bool = False) -> Undone:
         When something cannot be removed; doing it again goes on.
     """
     given = _path("folder", folder).absolute()
-    from gpu_cluster.export_folder import undo
+    from gpu_cluster.export_list import undo
 
     return undo(given, dry_run=dry_run)
 

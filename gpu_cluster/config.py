@@ -640,6 +640,8 @@ class ExportedConfig(_Section):
             raise ValueError(f"--link belongs to --to folders; found --to {self.to}: leave out one of them")
         if self.safe_csv and self.to != "csv":
             raise ValueError(f"--safe-csv belongs to --to csv; found --to {self.to}: leave out one of them")
+        if self.names is not None and self.to in ("embeddings", "tensorboard", "fiftyone"):
+            raise ValueError(f"--names names groups, and --to {self.to} writes their numbers; leave out --names")
         if self.root is not None and self.to not in ("folders", "tensorboard", "fiftyone"):
             raise ValueError(f"--root says where pictures are, and --to {self.to} looks at none; leave out --root")
         return self

@@ -11,21 +11,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gpu_cluster.config import ExportConfig, ExportedConfig, ExportFormat, InputConfig
+from gpu_cluster.config import DecodingConfig, ExportConfig, ExportedConfig, ExportFormat
+from gpu_cluster.embedding.of_run import embeddings_of_run
 from gpu_cluster.errors import ConfigError, DataError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.export_folder import Filling, Undone, check_new_folder, filled_folder, undo, write_file
+from gpu_cluster.export_folder import Filling, check_new_folder, filled_folder, write_file
+from gpu_cluster.export_list import Undone, undo
 from gpu_cluster.files import printable, write_whole
-from gpu_cluster.images.label_table import LabelTable, is_not_utf8
+from gpu_cluster.images import decoders
 from gpu_cluster.images.source import Source, open_source
+from gpu_cluster.images.thumbnails import Thumbnails
+from gpu_cluster.jobs.group_names import group_names
 from gpu_cluster.jobs.loaded import LoadedRun, load_run
 from gpu_cluster.records import Record
 from gpu_cluster.report.exports import folders, tables
+from gpu_cluster.report.exports.embeddings import write_embeddings
+from gpu_cluster.report.exports.fiftyone import write_fiftyone
+from gpu_cluster.report.exports.tensorboard import write_tensorboard
 from gpu_cluster.report.pictures import check_inside
 from gpu_cluster.run_folder import FinishedRun, explained
 from gpu_cluster.words import count
 
 __all__ = ["Exported", "Undone", "export", "undo"]
+
+_DOING = "export"
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +86,7 @@ def export(run: Path, config: ExportConfig, out: Path, observer: Observer | None
     loaded = load_run(run)
     finished = FinishedRun(run)
     check_inside(finished)
-    groups = _groups(loaded, options.names)
+    groups = group_names(loaded, options.names)
     with events.stage("export"):
         if options.to in tables.FILES:
             return _export_table(loaded, groups, options, out)
@@ -85,56 +94,7 @@ def export(run: Path, config: ExportConfig, out: Path, observer: Observer | None
         _check_apart(folder, run)
         if options.to == "folders":
             return _export_folders(finished, loaded, groups, options, folder, events)
-        raise AssertionError("every form is one of these")
-
-
-# Names of groups
-
-
-def _groups(run: LoadedRun, names: Path | None) -> list[str]:
-    """Return the name of each cluster: the one that the user gives it, or its number and its most frequent label."""
-    width = len(str(run.k - 1))
-    labels = run.model.cluster_labels or [None] * run.k
-    groups = [
-        f"{number:0{width}d}" + (f"-{label}" if label else "")
-        for number, label in zip(range(run.k), labels, strict=True)
-    ]
-    for number, name in {} if names is None else _named(names, run.k).items():
-        groups[number] = name
-    return groups
-
-
-def _named(file: Path, k: int) -> Mapping[int, str]:
-    """Return the names that a CSV with the columns cluster and name gives to clusters.
-
-    Raises
-    ------
-    DataError
-        When it cannot be read, or names a cluster that the run does not have, or one twice.
-    """
-    shown = printable(str(file))
-    table = LabelTable(file, InputConfig(file_col="cluster", label_col="name"))
-    try:
-        fits = table.fits()
-    except OSError as error:
-        raise DataError(f"cannot read --names {shown!r}: {error.strerror}") from error
-    if not fits:
-        raise DataError(f"--names {shown!r}: expected a CSV with the columns cluster and name in its first line")
-    found: dict[int, str] = {}
-    for cell, name in table.rows():
-        number = int(cell) if cell.strip().isdecimal() else -1
-        if not 0 <= number < k:
-            raise DataError(
-                f"--names {shown!r}: expected the number of a cluster of this run, from 0 to {k - 1}; found "
-                f"{printable(cell)!r}"
-            )
-        if number in found:
-            raise DataError(f"--names {shown!r}: expected each cluster once; found {number} twice")
-        if name is not None and is_not_utf8(name):
-            raise DataError(f"--names {shown!r}: expected UTF-8, found {printable(name)!r}; save it as 'CSV UTF-8'")
-        if name is not None:
-            found[number] = name
-    return found
+        return _export_files(finished, loaded, config, folder, events)
 
 
 # One file
@@ -224,10 +184,10 @@ def _export_folders(
 ) -> Exported:
     link = options.link or "symlink"
     source, root = _source(run, options)
-    with explained(run.folder, "export"):
+    with explained(run.folder, _DOING):
         planned = folders.plan(run.pictures, run.manifest, groups)
     folders.check_link(link, source, planned)
-    if root is not None and folder.resolve().is_relative_to(root.resolve()):
+    if folder.resolve().is_relative_to(root.resolve()):
         events.notice(
             f"{_shown(folder)!r} lies in the folder of the pictures: a later run of that folder finds each of these "
             "pictures twice"
@@ -249,7 +209,21 @@ def _export_folders(
     return Exported(folder, "folders", len(exported), folders.in_numbers(exported), missing, n_bad)
 
 
-def _source(run: FinishedRun, options: ExportedConfig) -> tuple[Source, Path | None]:
+def _root(run: FinishedRun, options: ExportedConfig) -> Path | None:
+    """Return the folder of the pictures; None if it is not known, because the run is portable.
+
+    Raises
+    ------
+    ConfigError
+        When the folder that the user names is none.
+    """
+    if options.root is not None and not options.root.is_dir():
+        raise ConfigError(f"--root: expected the folder that holds the pictures now; found {_shown(options.root)!r}")
+    with explained(run.folder, _DOING):
+        return options.root or run.root
+
+
+def _source(run: FinishedRun, options: ExportedConfig) -> tuple[Source, Path]:
     """Return where the pictures are, and the folder of it.
 
     Raises
@@ -257,10 +231,7 @@ def _source(run: FinishedRun, options: ExportedConfig) -> tuple[Source, Path | N
     ConfigError
         When that is not known, or the folder that the user names is none.
     """
-    if options.root is not None and not options.root.is_dir():
-        raise ConfigError(f"--root: expected the folder that holds the pictures now; found {_shown(options.root)!r}")
-    with explained(run.folder, "export"):
-        root = options.root or run.root
+    root = _root(run, options)
     if root is None:
         raise ConfigError(
             f"{_shown(run.folder)!r} is portable and does not say where its pictures are: give --root DIR with the "
@@ -290,14 +261,12 @@ def _as_planned(
     return Exported(folder, "folders", len(found), folders.in_numbers(found), missing, len(run.bad_files), lines)
 
 
-def _check_any(
-    missing: Mapping[str, str], planned: Sequence[folders.Planned], root: Path | None, run: FinishedRun
-) -> None:
+def _check_any(missing: Mapping[str, str], planned: Sequence[folders.Planned], root: Path, run: FinishedRun) -> None:
     if len(missing) == len(planned):
         path, why = next(iter(missing.items()))
         raise DataError(
             f"cannot export {_shown(run.folder)!r}: expected its {count(len(planned), 'picture')} in "
-            f"{_shown(root or Path())!r}, found none of them (the first is {path!r}: {why}); give --root DIR with the "
+            f"{_shown(root)!r}, found none of them (the first is {path!r}: {why}); give --root DIR with the "
             "folder that holds them now; nothing was written"
         )
 
@@ -313,6 +282,49 @@ def _write_not_exported(filling: Filling, missing: Mapping[str, str], run: Loade
         write_whole(filling.path / folders.NOT_EXPORTED, stream.getvalue().encode())
         filling.add_file(folders.NOT_EXPORTED)
     return len(bad)
+
+
+# Files of other tools
+
+
+def _export_files(
+    run: FinishedRun, loaded: LoadedRun, config: ExportConfig, folder: Path, events: Recorder
+) -> Exported:
+    """Fill the folder with the files of TensorBoard or FiftyOne, or with the embeddings."""
+    options, n = config.export, len(loaded.assignments)
+    n_bad, root = len(loaded.bad_files), _root(run, options)
+    if options.dry_run:
+        lines = [f"{_shown(folder)}: the files of {options.to}, {count(n, 'picture')}"]
+        return Exported(folder, options.to, n, n_bad=n_bad, lines=lines)
+    with filled_folder(folder, _facts(loaded, options), overwrite=options.overwrite) as filling:
+        if options.to == "fiftyone":
+            write_fiftyone(filling.path, run.pictures, None if root is None else str(root), events)
+        else:
+            n = _write_embeddings(filling.path, run, config, root, events)
+        filling.add_all_files()
+    return Exported(folder, options.to, n, n_bad=n_bad)
+
+
+def _write_embeddings(folder: Path, run: FinishedRun, config: ExportConfig, root: Path | None, events: Recorder) -> int:
+    """Write what needs the embeddings of the run; return the number of pictures that are in it."""
+    given = config.given if config.given.is_given else None
+    # A copy of given embeddings that are too large to be held lies in the folder without a name.
+    with embeddings_of_run(run, events, cache=config.store.cache, given=given, scratch=folder) as x:
+        if config.export.to == "embeddings":
+            write_embeddings(folder, run.pictures, x, events)
+            return len(run.pictures)
+        with explained(run.folder, _DOING):
+            kept = run.thumbnails[1]
+            limits = DecodingConfig(max_pixels=run.max_pixels)
+        thumbnails = Thumbnails(
+            None if root is None else open_source(root),
+            run.pictures["path"],
+            kept=kept,
+            hashes=run.pictures["content_hash"],
+            again=config.export.root is not None,
+        )
+        with decoders.limited(limits):
+            return len(write_tensorboard(folder, run.pictures, x, thumbnails, events))
 
 
 def _facts(run: LoadedRun, options: ExportedConfig) -> dict[str, Any]:
