@@ -158,8 +158,9 @@ class FinishedRun:
 
     @cached_property
     def manifest(self) -> Any:
-        """The table with one row for each file found: its path, status, the reason for it, label and content hash."""
-        return self._table(MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
+        """The table with one row for each file found: path, status, the reason for it, label, hash, size and time."""
+        columns = ["path", "status", "reason", "label", "content_hash", "size", "mtime_ns"]
+        return self._table(MANIFEST, columns=columns)
 
     @cached_property
     def kinds(self) -> Any:

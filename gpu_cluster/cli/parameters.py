@@ -36,6 +36,7 @@ _PANELS = {
     "score": _CLUSTERING,
     "compare": _CLUSTERING,
     "report": OUTPUT,
+    "export": OUTPUT,
     "device": "Embedding",
     "max_bad_fraction": "Input",
     "seed": _CLUSTERING,

@@ -101,7 +101,7 @@ class LoadedRun(Record):
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """One row for each file found: `path`, `status`, `reason`, `label`, `content_hash`."""
+        """One row for each file found: `path`, `status`, `reason`, `label`, `content_hash`, `size`, `mtime_ns`."""
         return self._read("manifest")
 
     @property
