@@ -40,6 +40,11 @@ def test_each_picture_is_a_sample_with_what_the_run_found(tmp_path):
     assert samples[1]["filepath"] == "/data/pictures/sub/b.png"
 
 
+def test_groups_with_names_have_them_in_a_field(tmp_path):
+    write_fiftyone(tmp_path, assigned(group="3 rose"), "/data", Noticing())
+    assert {one["group"] for one in samples_of(tmp_path)} == {"3 rose"}
+
+
 def test_every_field_of_a_sample_is_declared(tmp_path):
     write_fiftyone(tmp_path, assigned(), "/data", Noticing())
     declared = {field["db_field"] for field in json.loads((tmp_path / "metadata.json").read_bytes())["sample_fields"]}
@@ -85,6 +90,6 @@ def test_a_name_that_is_not_utf8_is_written_as_tables_have_it_and_a_notice_says_
     write_fiftyone(tmp_path, assigned(), "/data", observer)
     assert samples_of(tmp_path)[2]["filepath"] == r"/data/na\xefve.png"
     assert observer.notices == [
-        "FiftyOne names files in UTF-8 only: 1 picture whose name is not UTF-8 is in the dataset, but FiftyOne will "
+        "FiftyOne names files in UTF-8 only: 1 picture whose path is not UTF-8 is in the dataset, but FiftyOne will "
         r"not find the file (the first is na\xefve.png)"
     ]

@@ -87,6 +87,14 @@ def test_columns_that_a_run_lacks_are_left_out(tmp_path):
     assert table_of(tmp_path)[0] == ["path", "cluster", "distance", "is_medoid"]
 
 
+def test_groups_with_names_have_them_in_a_column(tmp_path):
+    named = assigned(group="3 rose")
+    write_tensorboard(tmp_path, named, held(vectors(len(NAMES))), no_pictures(len(NAMES)), Noticing())
+    header, *lines = table_of(tmp_path)
+    assert header[2] == "group"
+    assert {line[2] for line in lines} == {"3 rose"}
+
+
 @pytest.mark.parametrize("x", [np.zeros((7, 3)), np.arange(21).reshape(7, 3), np.full((7, 1), 0.1)], ids=str)
 def test_vectors_that_could_be_taken_for_text_are_written_as_text(tmp_path, x):
     x = x.astype(np.float32)
