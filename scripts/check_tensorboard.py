@@ -118,7 +118,10 @@ def shown(address: str, screenshot: Path | None) -> list[dict[str, Any]]:
 
 def compared(run: FinishedRun, address: str, cache: Path | None) -> Iterator[tuple[str, bool]]:
     """Yield what was compared with the run, and whether it is the same."""
-    yield "the projector knows the export", first_answer(address) == ["."]
+    knows = first_answer(address) == ["."]
+    yield "the projector knows the export", knows
+    if not knows:
+        return
     (info,) = json.loads(asked(address, "info", run="."))["embeddings"]
     n, d = info["tensorShape"]
     query = {"run": ".", "name": info["tensorName"]}
