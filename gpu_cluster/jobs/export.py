@@ -94,7 +94,7 @@ def export(run: Path, config: ExportConfig, out: Path, observer: Observer | None
         _check_apart(folder, run)
         if options.to == "folders":
             return _export_folders(finished, loaded, groups, options, folder, events)
-        return _export_files(finished, loaded, config, folder, events)
+        return _export_files(finished, loaded, groups, config, folder, events)
 
 
 # One file
@@ -288,7 +288,12 @@ def _write_not_exported(filling: Filling, missing: Mapping[str, str], run: Loade
 
 
 def _export_files(
-    run: FinishedRun, loaded: LoadedRun, config: ExportConfig, folder: Path, events: Recorder
+    run: FinishedRun,
+    loaded: LoadedRun,
+    groups: Sequence[str],
+    config: ExportConfig,
+    folder: Path,
+    events: Recorder,
 ) -> Exported:
     """Fill the folder with the files of TensorBoard or FiftyOne, or with the embeddings."""
     options, n = config.export, len(loaded.assignments)
@@ -296,23 +301,31 @@ def _export_files(
     if options.dry_run:
         lines = [f"{_shown(folder)}: the files of {options.to}, {count(n, 'picture')}"]
         return Exported(folder, options.to, n, n_bad=n_bad, lines=lines)
+    pictures = tables.with_groups(loaded.assignments, groups)
     with filled_folder(folder, _facts(loaded, options), overwrite=options.overwrite) as filling:
         if options.to == "fiftyone":
-            write_fiftyone(filling.path, run.pictures, None if root is None else str(root), events)
+            write_fiftyone(filling.path, pictures, None if root is None else str(root), events)
         else:
-            n = _write_embeddings(filling.path, run, config, root, events)
+            n = _write_embeddings(filling.path, run, pictures, config, root, events)
         filling.add_all_files()
     return Exported(folder, options.to, n, n_bad=n_bad)
 
 
-def _write_embeddings(folder: Path, run: FinishedRun, config: ExportConfig, root: Path | None, events: Recorder) -> int:
+def _write_embeddings(
+    folder: Path,
+    run: FinishedRun,
+    pictures: Any,
+    config: ExportConfig,
+    root: Path | None,
+    events: Recorder,
+) -> int:
     """Write what needs the embeddings of the run; return the number of pictures that are in it."""
     given = config.given if config.given.is_given else None
     # A copy of given embeddings that are too large to be held lies in the folder without a name.
     with embeddings_of_run(run, events, cache=config.store.cache, given=given, scratch=folder) as x:
         if config.export.to == "embeddings":
-            write_embeddings(folder, run.pictures, x, events)
-            return len(run.pictures)
+            write_embeddings(folder, pictures, x, events)
+            return len(pictures)
         with explained(run.folder, _DOING):
             kept = run.thumbnails[1]
             limits = DecodingConfig(max_pixels=run.max_pixels)
@@ -324,7 +337,7 @@ def _write_embeddings(folder: Path, run: FinishedRun, config: ExportConfig, root
             again=config.export.root is not None,
         )
         with decoders.limited(limits):
-            return len(write_tensorboard(folder, run.pictures, x, thumbnails, events))
+            return len(write_tensorboard(folder, pictures, x, thumbnails, events))
 
 
 def _facts(run: LoadedRun, options: ExportedConfig) -> dict[str, Any]:

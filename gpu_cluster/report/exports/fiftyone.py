@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpu_cluster.events import Observer, interrupted
-from gpu_cluster.files import printable, unescaped
+from gpu_cluster.files import escaped, unescaped
 from gpu_cluster.words import count
 
 #: The files of this format, and the folder of the maps.
@@ -50,7 +50,8 @@ def write_fiftyone(folder: Path, pictures: Any, root: str | None, observer: Obse
     folder
         An empty folder.
     pictures
-        Data frame with one row for each picture, with the columns of `assignments.parquet`.
+        Data frame with one row for each picture: the columns of `assignments.parquet`, and `group`, the name of its
+        cluster, if there are names.
     root
         The folder of the pictures; None if it is not known: then the paths are relative, and whoever loads the dataset
         gives it as `rel_dir`.
@@ -67,9 +68,11 @@ def write_fiftyone(folder: Path, pictures: Any, root: str | None, observer: Obse
     ids = [_id("sample", path) for path in pictures["path"]]
     maps = {name: columns for name, columns in _MAPS.items() if all(one in pictures for one in columns)}
     (folder / METADATA).write_bytes(_as_json(_dataset(maps)))
+    # A relative path would be one below the export.
+    place = "" if root is None else os.path.abspath(root)
     with (folder / SAMPLES).open("wb") as stream:
         stream.write(b'{"samples": [')
-        for number, sample in enumerate(_samples(pictures, ids, root)):
+        for number, sample in enumerate(_samples(pictures, ids, place)):
             stream.write((b"," if number else b"") + b"\n" + _as_json(sample))
             if not (number + 1) % _AT_A_TIME:
                 observer.progress("export", number + 1, len(ids))
@@ -80,34 +83,37 @@ def write_fiftyone(folder: Path, pictures: Any, root: str | None, observer: Obse
     for name, columns in maps.items():
         (folder / MAPS).mkdir(exist_ok=True)
         (folder / MAPS / f"{name}.json").write_bytes(_as_json(_map(pictures[list(columns)].to_numpy(np.float32), ids)))
-    _tell_of_names(pictures["path"], observer)
+    _tell_of_names([path for path in pictures["path"] if not _is_text(_file(place, path))], observer)
 
 
-def _tell_of_names(paths: Any, observer: Observer) -> None:
-    unnamed = [path for path in paths if not _is_text(unescaped(path))]
-    if unnamed:
-        n, verb = len(unnamed), "is" if len(unnamed) == 1 else "are"
+def _tell_of_names(paths: list[str], observer: Observer) -> None:
+    if paths:
+        verb = "is" if len(paths) == 1 else "are"
         observer.notice(
-            f"FiftyOne names files in UTF-8 only: {count(n, 'picture')} whose name {verb} not UTF-8 {verb} in the "
-            f"dataset, but FiftyOne will not find the file (the first is {unnamed[0]})"
+            f"FiftyOne names files in UTF-8 only: {count(len(paths), 'picture')} whose path {verb} not UTF-8 {verb} in "
+            f"the dataset, but FiftyOne will not find the file (the first is {paths[0]})"
         )
 
 
-def _is_text(name: str) -> bool:
-    return printable(name) == name or "\r" in name
+def _file(place: str, shown: str) -> str:
+    """Return the path of the file of a picture, which a table shows so, in the folder of the pictures."""
+    return os.path.join(place, unescaped(shown))
 
 
-def _samples(pictures: Any, ids: list[str], root: str | None) -> Iterator[dict[str, Any]]:
+def _is_text(path: str) -> bool:
+    # Bytes that are not UTF-8 are halves of surrogate pairs in Python's paths.
+    return not any("\ud800" <= one <= "\udfff" for one in path)
+
+
+def _samples(pictures: Any, ids: list[str], place: str) -> Iterator[dict[str, Any]]:
     for sample_id, row in zip(ids, pictures.itertuples(index=False), strict=True):
         found = row._asdict()
         shown = str(found["path"])
-        name = unescaped(shown)
-        # What is not UTF-8 cannot be in a database of texts.
-        path = name if _is_text(name) else shown
-        label = found.get("label")
+        file, label, group = _file(place, shown), found.get("label"), found.get("group")
         yield {
             "_id": {"$oid": sample_id},
-            "filepath": path if root is None else os.path.join(root, path),
+            # What is not UTF-8 cannot be in a database of texts.
+            "filepath": file if _is_text(file) else escaped(file),
             "tags": [],
             "metadata": None,
             "_media_type": "image",
@@ -115,6 +121,7 @@ def _samples(pictures: Any, ids: list[str], root: str | None) -> Iterator[dict[s
             "_rand": int(sample_id, 16) / 16 ** len(sample_id),
             "path": shown,
             "cluster": _classification("cluster", shown, str(found["cluster"])),
+            "group": group if isinstance(group, str) else None,
             "ground_truth": _classification("label", shown, label) if isinstance(label, str) else None,
             "distance": _number(found["distance"]),
             "silhouette": _number(found.get("silhouette")),
@@ -164,6 +171,7 @@ def _dataset(maps: Mapping[str, Any]) -> dict[str, Any]:
             _field("_dataset_id", "ObjectIdField"),
             _field("path", "StringField"),
             _classifications("cluster"),
+            _field("group", "StringField"),
             _classifications("ground_truth"),
             _field("distance", "FloatField"),
             _field("silhouette", "FloatField"),

@@ -38,7 +38,7 @@ NAME, CONFIG, METADATA, SPRITE = "embeddings", "projector_config.pbtxt", "metada
 BINARY, TEXT = "vectors.bytes", "vectors.tsv"
 
 # What is said of a picture, if the run has it. By default the projector shows the first column of text beside a point.
-_COLUMNS = ("path", "cluster", "label", "distance", "silhouette", "is_medoid")
+_COLUMNS = ("path", "cluster", "group", "label", "distance", "silhouette", "is_medoid")
 
 _DTYPE = np.dtype("<f4")
 
@@ -56,7 +56,8 @@ def write_tensorboard(
     folder
         An empty folder.
     pictures
-        Data frame with one row for each picture, with the columns of `assignments.parquet`.
+        Data frame with one row for each picture: the columns of `assignments.parquet`, and `group`, the name of its
+        cluster, if there are names.
     x
         Rows (n, d) float32 of a `CpuBackend`, in the same order.
     thumbnails
