@@ -24,6 +24,7 @@ from gpu_cluster.export_list import (
     content_hash,
     first_other,
     is_complete,
+    is_whole,
     paths_below,
     read_list,
     read_marker,
@@ -114,6 +115,8 @@ def filled_folder(folder: Path, facts: Mapping[str, Any], *, overwrite: bool) ->
         When something cannot be written, or something else took the name meanwhile.
     """
     with _explained(folder), _temporary(folder, facts) as path:
+        if not overwrite and folder.is_dir() and os.listdir(folder):
+            raise FileExistsError(errno.EEXIST, "is not empty", str(folder))
         filling = Filling(path)
         yield filling
         write_list(path, filling.entries)
@@ -226,11 +229,11 @@ def _clear_dead(beside: Path) -> None:
         found = own.fullmatch(name)
         if found is None:
             continue
-        with suppress(OSError, DataError):
-            _clear(beside.with_name(name), beside)
+        with suppress(OSError, DataError, JobError):
+            _clear(beside.with_name(name), beside, moved_aside=found[1] is not None)
 
 
-def _clear(path: Path, beside: Path) -> None:
+def _clear(path: Path, beside: Path, *, moved_aside: bool) -> None:
     held = try_lock(path)
     if held is None:
         return
@@ -238,15 +241,16 @@ def _clear(path: Path, beside: Path) -> None:
         marker = read_marker(path)
         if (marker.get("name"), marker.get("temporary")) != (beside.name, path.name) or not is_same(path, held):
             return
-        if not is_complete(marker):
+        if not moved_aside:
             _remove_tree(path)
-        elif os.path.lexists(beside):
-            _discard(path, beside)
-        else:
+            return
+        if not os.path.lexists(beside) and is_whole(path):
             # It was killed after it moved the earlier export aside and before it took the name.
             os.rename(path, beside)
+            return
     finally:
         os.close(held)
+    _discard(path, beside)
 
 
 def _remove_tree(folder: Path) -> None:

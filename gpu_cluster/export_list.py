@@ -216,6 +216,11 @@ def first_other(folder: Path, entries: Sequence[Entry]) -> str | None:
     return next((target for target in targets if target not in known), None)
 
 
+def is_whole(folder: Path) -> bool:
+    """Return whether everything that the list of an export names is there, changed or not."""
+    return all(os.path.lexists(folder / entry.target) for entry in read_list(folder))
+
+
 def paths_below(folder: Path) -> Iterator[Path]:
     """Yield every path below a folder; a folder comes before what is in it, and links are not followed."""
     waiting = [folder]
