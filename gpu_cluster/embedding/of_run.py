@@ -80,7 +80,8 @@ def embeddings_of_run(
     InterruptedJobError
         When the observer asked to stop.
 
-    Memory: 100 bytes for each picture, and a shard while it is read.
+    Memory: 100 bytes for each picture, and a shard while it is looked through; while blocks are read, two windows of
+    128 MiB for each part of the features.
     """
     with explained(run.folder, _DOING):
         was_given = run.record.get("embeddings") is not None
