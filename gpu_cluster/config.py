@@ -617,7 +617,7 @@ class ExportedConfig(_Section):
     names: AbsolutePath | None = Field(
         None,
         description="CSV with the columns cluster and name, which gives groups names; groups with the same name become "
-        "one. By default the number, followed by the most frequent label if the run had labels.",
+        "one. By default the number, and the label that at least half of its labelled pictures have, if there is one.",
     )
     root: AbsolutePath | None = Field(
         None, description="Folder that holds the pictures now, if they were moved since the run."
@@ -640,8 +640,8 @@ class ExportedConfig(_Section):
             raise ValueError(f"--link belongs to --to folders; found --to {self.to}: leave out one of them")
         if self.safe_csv and self.to != "csv":
             raise ValueError(f"--safe-csv belongs to --to csv; found --to {self.to}: leave out one of them")
-        if self.names is not None and self.to in ("embeddings", "tensorboard", "fiftyone"):
-            raise ValueError(f"--names names groups, and --to {self.to} writes their numbers; leave out --names")
+        if self.names is not None and self.to == "embeddings":
+            raise ValueError("--names names groups, and --to embeddings writes only their numbers; leave out --names")
         if self.root is not None and self.to not in ("folders", "tensorboard", "fiftyone"):
             raise ValueError(f"--root says where pictures are, and --to {self.to} looks at none; leave out --root")
         return self

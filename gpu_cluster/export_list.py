@@ -110,7 +110,9 @@ def undo(folder: Path, *, dry_run: bool = False) -> Undone:
 
 def _undo(folder: Path, descriptor: int, entries: Sequence[Entry], *, dry_run: bool) -> Undone:
     removed, gone, changed = 0, 0, []
-    for entry, state in states(descriptor, entries, remove=not dry_run):
+    # In the order of their folders, each of which is opened once then.
+    in_order = sorted(entries, key=lambda entry: entry.target.rpartition("/")[::2])
+    for entry, state in states(descriptor, in_order, remove=not dry_run):
         removed += state == "unchanged"
         gone += state == "gone"
         if state == "changed":

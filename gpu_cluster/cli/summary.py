@@ -15,6 +15,7 @@ from gpu_cluster.files import printable
 from gpu_cluster.jobs.export import Exported, Undone
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.report.exports.folders import NOT_EXPORTED
 from gpu_cluster.report.tables import comparison_lines, comparison_table, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import BAD_FILES, COMPARISON_PLOT, METRICS, PAGE
@@ -142,6 +143,8 @@ def print_exported(found: Exported) -> None:
         words = "; ".join(f"{printable(path)}: {why}" for path, why in named[:_MOST_NAMED])
         more = f"; and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
         console.print(f"not exported: {count(len(named), 'picture')} of the run ({words}{more})", markup=False)
+    if (found.missing or found.n_bad) and found.to == "folders" and not found.lines:
+        console.print(f"all that are not exported are in {NOT_EXPORTED}", markup=False)
     if found.lines:
         console.print(f"dry run: nothing was written to {printable(str(found.out))}", markup=False)
     else:
@@ -152,7 +155,9 @@ def print_undone(found: Undone, *, dry_run: bool) -> None:
     """Print what became of an export that was undone."""
     console = open_console(soft_wrap=True)
     verb = "would be removed" if dry_run else "removed"
-    console.print(f"{verb}: {found.removed:,} of the export in {printable(str(found.folder))}", markup=False)
+    console.print(
+        f"{verb}: {found.removed:,} files and links of the export in {printable(str(found.folder))}", markup=False
+    )
     if found.gone:
         console.print(f"no longer there: {found.gone:,}", markup=False)
     if found.changed:

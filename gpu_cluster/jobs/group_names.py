@@ -14,15 +14,24 @@ from gpu_cluster.files import printable
 from gpu_cluster.images.label_table import LabelTable, is_not_utf8
 from gpu_cluster.jobs.loaded import LoadedRun
 
+# The share of a group's labelled pictures from which on their label is part of its name.
+_MOSTLY = 0.5
+
 
 def group_names(run: LoadedRun, names: Path | None) -> list[str]:
-    """Return the name of each cluster: the one that the user gives it, or its number and its most frequent label."""
+    """Return the name of each cluster: the one that the user gives it, or its number, and the label if most have one.
+
+    Raises
+    ------
+    DataError
+        When the table of names cannot be read, or does not fit the run.
+    """
     width = len(str(run.k - 1))
-    labels = run.model.cluster_labels or [None] * run.k
-    groups = [
-        f"{number:0{width}d}" + (f"-{label}" if label else "")
-        for number, label in zip(range(run.k), labels, strict=True)
-    ]
+    groups = [f"{number:0{width}d}" for number in range(run.k)]
+    for number, label in enumerate(run.model.cluster_labels or ()):
+        theirs = run.assignments["label"][run.clusters == number].dropna()
+        if label is not None and (theirs == label).sum() >= _MOSTLY * len(theirs):
+            groups[number] += f"-{label}"
     for number, name in {} if names is None else _named(names, run.k).items():
         groups[number] = name
     return groups

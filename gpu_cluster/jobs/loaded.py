@@ -135,7 +135,13 @@ def load_run(folder: Path) -> LoadedRun:
         record, metrics, assignments, sweep = run.record, run.metrics, run.pictures, run.sweep
         dict(record["config"])
         _check_columns(assignments, int(metrics["k"]))
-    return LoadedRun(folder, record, metrics, assignments, sweep, load_model(run.model, CpuBackend()))
+    model = load_model(run.model, CpuBackend())
+    with explained(folder, _DOING):
+        if len(model.centres) != int(metrics["k"]):
+            raise UnfitError(
+                f"expected the {metrics['k']} clusters of metrics.json in its model too, not {len(model.centres)}"
+            )
+    return LoadedRun(folder, record, metrics, assignments, sweep, model)
 
 
 def _check_columns(assignments: pd.DataFrame, k: int) -> None:

@@ -19,7 +19,8 @@ import pytest
 
 import gpu_cluster
 from gpu_cluster import ConfigError, DataError, InterruptedJobError, JobError, Observer
-from gpu_cluster.config import InputConfig
+from gpu_cluster.clustering.model import checksum
+from gpu_cluster.config import InputConfig, shipped_data
 from gpu_cluster.export_folder import Filling
 from gpu_cluster.files import escaped, unescaped
 from gpu_cluster.images.labels import labelled
@@ -30,7 +31,7 @@ from tests.helpers import TINY, Noticing, called, listing, memory_folder, pictur
 from tests.helpers import gpu_cluster as command
 
 EARLIER = Path(__file__).parents[1] / "earlier"
-FLOWERS = Path(gpu_cluster.__file__).parents[1] / "data" / "flowers"
+FLOWERS = shipped_data() / "flowers"
 
 # Names of pictures, and what they become: the same where every system takes them.
 NAMES = {
@@ -205,12 +206,17 @@ def test_a_table_of_names_that_does_not_fit_is_refused(run, tmp_path, content, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_group_of_a_run_with_labels_has_its_number_and_its_most_frequent_label(sample_run, tmp_path):
-    done = gpu_cluster.export(sample_run.folder, out=tmp_path / "out")
-    model = gpu_cluster.load_run(sample_run.folder).model
-    assert model.cluster_labels is not None
-    width = len(str(len(model.cluster_labels) - 1))
-    assert list(done.groups) == [f"{number:0{width}d}-{name}" for number, name in enumerate(model.cluster_labels)]
+def test_a_group_has_its_number_and_the_label_that_at_least_half_of_its_labelled_pictures_have(tmp_path):
+    run = Path(shutil.copytree(EARLIER / "second" / "run", tmp_path / "run"))
+    table = pd.read_parquet(run / "assignments.parquet")
+    table["cluster"] = [0, 0, 0, 0, 1, 1, 1, 2]
+    table["label"] = ["rose", "rose", "lily", None, "rose", "lily", "tulip", None]
+    table.to_parquet(run / "assignments.parquet")
+    model = json.loads((run / "model" / "model.json").read_text()) | {"cluster_labels": ["rose", "rose", None]}
+    model["sha256"] = checksum(model, (run / "model" / "arrays.npz").read_bytes())
+    (run / "model" / "model.json").write_text(json.dumps(model))
+    done = gpu_cluster.export(run, out=tmp_path / "out", root=FLOWERS)
+    assert dict(done.groups) == {"0-rose": 4, "1": 3, "2": 1}
 
 
 # What is there already
@@ -686,7 +692,7 @@ def test_an_export_of_a_portable_run_names_no_folder_of_the_run(tmp_path):
         ({"to": "csv", "link": "copy"}, "--link belongs to --to folders"),
         ({"safe_csv": True}, "--safe-csv belongs to --to csv"),
         ({"to": "csv", "root": "."}, "--to csv looks at none"),
-        ({"to": "fiftyone", "names": "a.csv"}, "leave out --names"),
+        ({"to": "embeddings", "names": "a.csv"}, "leave out --names"),
         ({"cache": "store"}, "--to folders needs none; leave out --cache"),
         ({"to": "webdataset"}, "--to: expected 'folders', 'tensorboard'"),
     ],
@@ -712,4 +718,4 @@ def test_the_command_line_exports_and_undoes_and_says_so(run, tmp_path):
     assert (done.code, done.out.splitlines()[-1]) == (0, f"exported: 13 pictures to {tmp_path / 'out'}")
     assert "not exported: 1 file that the run could not read" in done.out
     undone = called("export", "--undo", tmp_path / "out")
-    assert (undone.code, undone.out) == (0, f"removed: 14 of the export in {tmp_path / 'out'}\n")
+    assert (undone.code, undone.out) == (0, f"removed: 14 files and links of the export in {tmp_path / 'out'}\n")

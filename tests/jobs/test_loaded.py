@@ -128,6 +128,14 @@ def test_a_table_that_names_no_cluster_of_the_run_or_no_path_is_refused(tmp_path
         gpu_cluster.load_run(folder)
 
 
+def test_a_model_of_another_run_is_refused(tmp_path):
+    folder = Path(shutil.copytree(EARLIER / "second" / "run", tmp_path / "run"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"k": 5}))
+    with pytest.raises(gpu_cluster.DataError, match=r"expected the 5 clusters of metrics\.json in its model too"):
+        gpu_cluster.load_run(folder)
+
+
 def test_a_damaged_table_that_is_read_later_is_an_error_then(tmp_path):
     folder = Path(shutil.copytree(EARLIER / "second" / "run", tmp_path / "run"))
     (folder / "manifest.parquet").write_bytes(b"PAR1")
