@@ -18,22 +18,23 @@ These are the packages and modules, from the top down. A package imports only fr
 - the modules that all of these may use: `notebook` (a line of progress in a notebook), `results` and `records` (what
   passes between packages), `verdict` (whether the groups are clear), `run_folder` (the files of a run), `inventory`
   (which of them are ours), `output` (which folder is written), `staging` (how it is made and gets its name),
-  `sampling`, `manifest` (the list of files), `facts` (what a scan found out about a file), `columns` (texts in little
-  memory), `backend` (the only place where the code differs by device), `config` (where every option is declared),
-  `options` (combines options, file, preset and defaults), `portable` (what `--portable` leaves out), `events`,
-  `files`, `folders` (opens and locks them), `errors`, `words`
+  `export_folder` (the same of an export), `export_list` (what is in an export, and how it is undone), `sampling`,
+  `manifest` (the list of files), `facts` (what a scan found out about a file), `columns` (texts in little memory),
+  `backend` (the only place where the code differs by device), `config` (where every option is declared), `options`
+  (combines options, file, preset and defaults), `portable` (what `--portable` leaves out), `events`, `files`, `folders`
+  (opens and locks them), `addresses` (names of pictures that are no paths), `errors`, `words`
 
 Where to add a thing: an option in `config`; a command in `jobs` and `cli.commands`; a network engine as a file in
 `embedding.engines`; a kind of place with pictures in `images.source`; a score in `clustering.metrics` and `.score`; a
-file of the run folder in `run_folder`, and what writes it in `report`.
+file of the run folder in `run_folder`, and what writes it in `report`; a form of export as a file in `report.exports`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_cluster.api import compare, embed, predict, run
-    from gpu_cluster.config import CompareConfig, EmbedJobConfig, PredictConfig, RunConfig
+    from gpu_cluster.api import compare, embed, export, load_run, predict, run, undo_export
+    from gpu_cluster.config import CompareConfig, EmbedJobConfig, ExportConfig, PredictConfig, RunConfig
     from gpu_cluster.errors import (
         ConfigError,
         DataError,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     )
     from gpu_cluster.estimators import ImageClusterer, ImageEmbedder, VGG16Embedder
     from gpu_cluster.events import Observer
+    from gpu_cluster.export_list import Undone
+    from gpu_cluster.jobs.export import Exported
+    from gpu_cluster.jobs.loaded import LoadedRun
     from gpu_cluster.jobs.predict import Prediction
     from gpu_cluster.results import Comparison, RunResult
 
@@ -57,11 +61,14 @@ __all__ = [
     "DataError",
     "DeviceError",
     "EmbedJobConfig",
+    "ExportConfig",
+    "Exported",
     "GpuClusterError",
     "ImageClusterer",
     "ImageEmbedder",
     "InterruptedJobError",
     "JobError",
+    "LoadedRun",
     "NothingReadableError",
     "Observer",
     "PredictConfig",
@@ -69,12 +76,16 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "StoreError",
+    "Undone",
     "VGG16Embedder",
     "WeightsError",
     "compare",
     "embed",
+    "export",
+    "load_run",
     "predict",
     "run",
+    "undo_export",
 ]
 
 # The public names are loaded when they are first used: the command line and the processes that decode pictures, which
@@ -82,15 +93,19 @@ __all__ = [
 _ELSEWHERE = {
     "CompareConfig": "config",
     "EmbedJobConfig": "config",
+    "ExportConfig": "config",
     "PredictConfig": "config",
     "RunConfig": "config",
     "Observer": "events",
     "Comparison": "results",
     "RunResult": "results",
+    "Exported": "jobs.export",
+    "LoadedRun": "jobs.loaded",
     "Prediction": "jobs.predict",
     "ImageClusterer": "estimators",
     "ImageEmbedder": "estimators",
     "VGG16Embedder": "estimators",
+    "Undone": "export_list",
 }
 
 

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, get_type_hi
 from typing_extensions import Unpack
 
 from gpu_cluster.config import (
+    CommandConfig,
     CompareConfig,
     Device,
     EmbedJobConfig,
     EngineName,
-    JobConfig,
+    ExportConfig,
+    ExportFormat,
+    Link,
     Pooling,
     Precision,
     PredictConfig,
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from gpu_cluster.export_list import Undone
+    from gpu_cluster.jobs.export import Exported
+    from gpu_cluster.jobs.loaded import LoadedRun
     from gpu_cluster.jobs.predict import Prediction
     from gpu_cluster.results import Comparison, RunResult
 
@@ -94,6 +100,21 @@ class PredictOptions(_PicturesOptions, _GivenOptions, _ExecutorOptions, total=Fa
     report: bool
     portable: bool
     safe_csv: bool
+
+
+class ExportOptions(TypedDict, total=False):
+    """The options of `export`."""
+
+    to: ExportFormat
+    link: Link | None
+    names: PathLike | None
+    root: PathLike | None
+    overwrite: bool
+    dry_run: bool
+    safe_csv: bool
+    cache: PathLike | None
+    embeddings: PathLike | None
+    embedding_names: PathLike | None
 
 
 class EmbedOptions(_JobOptions, _ExecutorOptions, total=False):
@@ -158,7 +179,7 @@ class RunOptions(_ClusteringOptions, _GivenOptions, _ExecutorOptions, total=Fals
     thumbnails: int
 
 
-def _lists_options_of(model: type[JobConfig], typed: type) -> Callable[[F], F]:
+def _lists_options_of(model: type[CommandConfig], typed: type) -> Callable[[F], F]:
     """Give a function a signature and a list of all options of its job, for `help`, notebooks and editors.
 
     `typed` is the class that names their types for completion and type checkers.
@@ -333,6 +354,88 @@ def embed(
     return embed_job([Path(path) for path in _paths(paths)], config, observer or default_observer())
 
 
+@_lists_options_of(ExportConfig, ExportOptions)
+def export(
+    run: PathLike, *, out: PathLike, observer: Observer | None = None, **options: Unpack[ExportOptions]
+) -> Exported:
+    """Take the results of a finished run into another form, as `gpu-cluster export` does.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        The folder to write, or the file; `gpu-cluster export --help` says which.
+    observer
+        Its methods are called for stages, progress and decisions.
+    **options
+        The options of the command line by their names with underscores.
+
+    Returns
+    -------
+    Exported
+        `missing` says which pictures of the run are not in the export, and why.
+
+    Raises
+    ------
+    GpuClusterError
+        See `gpu_cluster.errors`; nothing is left then.
+    """
+    folder, target = _path("run", run), _path("out", out).absolute()
+    config = build_config(ExportConfig, **options)
+    from gpu_cluster.jobs.export import export as export_job
+
+    return export_job(folder, config, target, observer)
+
+
+def undo_export(folder: PathLike, *, dry_run: bool = False) -> Undone:
+    """Take an export back: remove what it put into its folder and nobody changed, and then the folders that are empty.
+
+    Parameters
+    ----------
+    folder
+        The folder of the export, which holds `export.csv`.
+    dry_run
+        Count only, and remove nothing.
+
+    Raises
+    ------
+    DataError
+        When it is no folder of an export, or its list is damaged.
+    JobError
+        When something cannot be removed; doing it again goes on.
+    """
+    given = _path("folder", folder).absolute()
+    from gpu_cluster.export_list import undo
+
+    return undo(given, dry_run=dry_run)
+
+
+def load_run(folder: PathLike) -> LoadedRun:
+    """Read the folder of a finished run into arrays and data frames.
+
+    Parameters
+    ----------
+    folder
+        The run folder, of this version or of an earlier one. It is only read.
+
+    Returns
+    -------
+    LoadedRun
+        `assignments` and `sweep` are data frames, `clusters` (n,) and `centres` (k, m) are arrays, `metrics`, `config`
+        and `record` are what the JSON files say.
+
+    Raises
+    ------
+    DataError
+        When it is not the folder of a finished run, or a file in it is damaged; the message says which, and what to do.
+    """
+    given = _path("folder", folder)
+    from gpu_cluster.jobs.loaded import load_run as load
+
+    return load(given)
+
+
 def _config_of(
     model: type[C], file: PathLike | None, images: PathLike | Iterable[PathLike], options: Mapping[str, Any]
 ) -> C:
@@ -387,7 +490,7 @@ def _without_array(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return left, {"array": given, "array_names": array_names}
 
 
-def _check_given_again(model: type[JobConfig], file: PathLike, given: Mapping[str, Any]) -> None:
+def _check_given_again(model: type[CommandConfig], file: PathLike, given: Mapping[str, Any]) -> None:
     """Refuse to repeat a portable run without the paths that its record does not hold.
 
     Raises

@@ -152,6 +152,8 @@ Precision = Literal["float32", "tf32", "float16"]
 Algorithm = Literal["ward", "spectral", "hdbscan"]
 EngineName = Literal["auto", "tensorflow", "ncnn"]
 Pooling = Literal["gem-4-5", "gem", "max", "average", "flatten"]
+ExportFormat = Literal["folders", "tensorboard", "fiftyone", "csv", "parquet", "json", "embeddings", "labels"]
+Link = Literal["symlink", "copy", "hard"]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 # A path, or an address.
 Place = Annotated[Path | str, BeforeValidator(_not_empty), AfterValidator(_place)]
@@ -418,14 +420,19 @@ class PredictNetworkConfig(NetworkConfig):
     )
 
 
-class StoreConfig(_Section):
-    """The store, which keeps embeddings and scans between runs."""
+class PlaceOfStoreConfig(_Section):
+    """Where the store is."""
 
     cache: AbsolutePath | None = Field(
         None,
         description="Folder of the store, which keeps embeddings between runs; by default gpu-cluster in the user's "
         "cache folder.",
     )
+
+
+class StoreConfig(PlaceOfStoreConfig):
+    """The store, which keeps embeddings and scans between runs."""
+
     no_cache: bool = Field(
         False, description="Do not use the store: keep nothing between runs, and read nothing that was kept before."
     )
@@ -631,8 +638,60 @@ class ComparedConfig(_Section):
     algorithms: Names = Field((), description="Algorithms, separated by commas.")
 
 
-class JobConfig(_Section):
-    """What every job needs to begin."""
+class ExportedConfig(_Section):
+    """What is exported of a finished run, and how."""
+
+    to: ExportFormat = Field(
+        "folders",
+        description="The form of the export. folders: a folder for each group with links to its pictures (or copies); "
+        "csv, parquet, json: one table of all pictures; labels: a CSV of path and group that --labels of run reads; "
+        "embeddings: .npy and Parquet; tensorboard: files of its Embedding Projector; fiftyone: a dataset of "
+        "FiftyOne.",
+    )
+    link: Link | None = Field(
+        None,
+        description="How pictures get into the folders: symlink (the default; takes no room, and breaks if the "
+        "pictures are moved), copy, or hard (a second name of the same file on the same disk).",
+    )
+    names: AbsolutePath | None = Field(
+        None,
+        description="CSV with the columns cluster and name, which gives groups names; groups with the same name become "
+        "one. By default the number, and the label that at least half of its labelled pictures have, if there is one.",
+    )
+    root: AbsolutePath | None = Field(
+        None, description="Folder that holds the pictures now, if they were moved since the run."
+    )
+    overwrite: bool = Field(
+        False,
+        description="Replace an earlier export of the same name; one that holds anything else, or that was changed, "
+        "is refused.",
+    )
+    dry_run: bool = Field(False, description="Print what would be done, and write nothing.")
+    safe_csv: bool = Field(
+        False,
+        description="Write a CSV that a spreadsheet can open safely: an apostrophe before each text that begins with "
+        "= + - @, and every cell in quotes.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_form(self) -> ExportedConfig:
+        if self.link is not None and self.to != "folders":
+            raise ValueError(f"--link belongs to --to folders; found --to {self.to}: leave out one of them")
+        if self.safe_csv and self.to != "csv":
+            raise ValueError(f"--safe-csv belongs to --to csv; found --to {self.to}: leave out one of them")
+        if self.names is not None and self.to == "embeddings":
+            raise ValueError("--names names groups, and --to embeddings writes only their numbers; leave out --names")
+        if self.root is not None and self.to not in ("folders", "tensorboard", "fiftyone"):
+            raise ValueError(f"--root says where pictures are, and --to {self.to} looks at none; leave out --root")
+        return self
+
+
+class CommandConfig(_Section):
+    """The config of a command; it consists of the sections that the command needs."""
+
+
+class JobConfig(CommandConfig):
+    """What every job that embeds pictures needs to begin."""
 
     device: Device = Field(
         "auto", description="auto uses a GPU if one can be used, else the CPU; gpu never falls back to the CPU."
@@ -716,10 +775,28 @@ class EmbedJobConfig(JobConfig):
     executor: ExecutorConfig = ExecutorConfig()
 
 
+class ExportConfig(CommandConfig):
+    """The config of the job `export`."""
+
+    export: ExportedConfig = ExportedConfig()
+    given: GivenConfig = GivenConfig()
+    store: PlaceOfStoreConfig = PlaceOfStoreConfig()
+
+    @model_validator(mode="after")
+    def _needs_embeddings(self) -> ExportConfig:
+        to = self.export.to
+        given = {"--cache": self.store.cache, "--embeddings": self.given.embeddings}
+        unused = [flag for flag, value in given.items() if value is not None]
+        if unused and to not in ("tensorboard", "embeddings"):
+            raise ValueError(f"{unused[0]} says where embeddings are, and --to {to} needs none; leave out {unused[0]}")
+        return self
+
+
 # The config class of each job that has one, by the name of the job's command.
-COMMANDS: Mapping[str, type[JobConfig]] = {
+COMMANDS: Mapping[str, type[CommandConfig]] = {
     "run": RunConfig,
     "compare": CompareConfig,
     "predict": PredictConfig,
     "embed": EmbedJobConfig,
+    "export": ExportConfig,
 }

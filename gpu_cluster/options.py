@@ -27,8 +27,8 @@ from gpu_cluster.config import (
     EARLIER_ENGINE,
     EARLIER_FEATURES,
     MOST_SAMPLED,
+    CommandConfig,
     EngineName,
-    JobConfig,
     RunConfig,
     pooling_apart,
 )
@@ -37,7 +37,7 @@ from gpu_cluster.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
-C = TypeVar("C", bound=JobConfig)
+C = TypeVar("C", bound=CommandConfig)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -72,12 +72,12 @@ class Option:
         """Its name on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
-    def of(self, config: JobConfig) -> Any:
+    def of(self, config: CommandConfig) -> Any:
         """Return the value of this option in a config."""
         return getattr(config if self.section is None else getattr(config, self.section), self.name)
 
 
-def options_of(model: type[JobConfig]) -> dict[str, Option]:
+def options_of(model: type[CommandConfig]) -> dict[str, Option]:
     """Return the options of a command by name; names are unique across its sections."""
     found: dict[str, Option] = {}
     for name, info in model.model_fields.items():
@@ -88,7 +88,7 @@ def options_of(model: type[JobConfig]) -> dict[str, Option]:
     return found
 
 
-def command_of(model: type[JobConfig]) -> str:
+def command_of(model: type[CommandConfig]) -> str:
     """Return the name of the command that this config model belongs to."""
     return next(name for name, known in COMMANDS.items() if known is model)
 
@@ -151,7 +151,9 @@ class Setting:
         }
 
 
-def settings(model: type[JobConfig], file: str | os.PathLike[str] | None = None, **options: Any) -> tuple[Setting, ...]:
+def settings(
+    model: type[CommandConfig], file: str | os.PathLike[str] | None = None, **options: Any
+) -> tuple[Setting, ...]:
     """Return the value of every option as `build_config` takes it, and which layer it came from.
 
     The parameters and the errors are those of `build_config`.
@@ -184,7 +186,7 @@ def _source(option: Option, layers: _Layers) -> str:
 
 
 def _layers(
-    model: type[JobConfig], file: str | os.PathLike[str] | None, options: Mapping[str, Any]
+    model: type[CommandConfig], file: str | os.PathLike[str] | None, options: Mapping[str, Any]
 ) -> tuple[_Layers, Mapping[str, Any]]:
     """Return what the preset, the file and the caller say, lowest first, each with its name; and the file's content."""
     if file is not None and not isinstance(file, str | os.PathLike):
@@ -299,7 +301,7 @@ def _without_alternatives(from_file: Mapping[str, Any], given: Mapping[str, Any]
 INTERNAL = frozenset({"default_range", "embeddings_in_memory"})
 
 
-def command_line(config: JobConfig) -> str:
+def command_line(config: CommandConfig) -> str:
     """Return the `gpu-cluster` command of a config, with only the options that differ from its preset or defaults."""
     known = options_of(type(config))
     preset = getattr(config, "preset", None)
@@ -377,7 +379,7 @@ def left_out(file: str | os.PathLike[str]) -> dict[str, list[str]]:
     return {str(name): [str(one) for one in names] for name, names in found.items() if isinstance(names, list)}
 
 
-def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tuple[str, Any]]:
+def _of_record(record: Mapping[str, Any], model: type[CommandConfig]) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a record that are options of this command.
 
     Earlier versions recorded the options of all commands in every run.json.
@@ -396,7 +398,7 @@ def _of_record(record: Mapping[str, Any], model: type[JobConfig]) -> Iterator[tu
 
 
 def _warn_of_missing(
-    record: Mapping[str, Any], file: str | os.PathLike[str], config: JobConfig, told: Set[str]
+    record: Mapping[str, Any], file: str | os.PathLike[str], config: CommandConfig, told: Set[str]
 ) -> None:
     """Log each option that the record of an earlier version lacks and that the caller did not give."""
     # A record of another command has no options that only this one has.
@@ -443,7 +445,7 @@ _EXPECTED = {
 }
 
 
-def _first_problem(error: ValidationError, model: type[JobConfig], file: str | os.PathLike[str] | None) -> str:
+def _first_problem(error: ValidationError, model: type[CommandConfig], file: str | os.PathLike[str] | None) -> str:
     problems = error.errors()
     problem = problems[0]
     where = [str(part) for part in problem["loc"]]
@@ -492,7 +494,7 @@ def _meant(problems: Sequence[ErrorDetails]) -> str:
     return did_you_mean(problems[0]["input"], choices)
 
 
-def _unknown_key(where: list[str], model: type[JobConfig], source: str) -> str:
+def _unknown_key(where: list[str], model: type[CommandConfig], source: str) -> str:
     *tables, key = where
     table = f" in [{'.'.join(tables)}]" if tables else ""
     mine, known = command_of(model), options_of(model)
@@ -508,7 +510,7 @@ def _unknown_key(where: list[str], model: type[JobConfig], source: str) -> str:
     return f"unknown config key {key!r}{table}{source}{meant}; `gpu-cluster {mine} --help` lists the options"
 
 
-def _has(model: type[JobConfig], where: list[str]) -> bool:
+def _has(model: type[CommandConfig], where: list[str]) -> bool:
     if len(where) == 1:
         return where[0] in model.model_fields
     option = options_of(model).get(where[-1])

@@ -46,6 +46,19 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path], *, overwrite: b
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "images"
         folder = Path.cwd() / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{plain}"
         folder = next(free for free in itertools.chain([folder], others(folder)) if not os.path.lexists(free))
+    _check_place(folder)
+    if folder.is_dir() and os.listdir(folder):
+        _check_gives_way(folder, overwrite=overwrite)
+    if folder.is_dir():
+        inside = next((path for path in (*inputs, Path.cwd()) if path.resolve().is_relative_to(folder.resolve())), None)
+        if inside is not None:
+            why = f"this earlier run would give way to the new one, and {shown(inside)} lies in it"
+            raise _not_written(folder, f"{why}; choose another --out")
+    return folder
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made or renamed where it is."""
     if len(os.fsencode(folder.name)) > _LONGEST_NAME:
         raise _not_written(folder, f"its name is too long; expected at most {_LONGEST_NAME} bytes")
     if folder.exists() and not folder.is_dir():
@@ -55,18 +68,29 @@ def _choose(out: Path | None, name: str, inputs: Sequence[Path], *, overwrite: b
             folder,
             f"it is a mount point, which cannot be renamed; give a folder in it, such as {shown(folder / 'run')}",
         )
-    if folder.is_dir() and os.listdir(folder):
-        _check_gives_way(folder, overwrite=overwrite)
-    if folder.is_dir():
-        inside = next((path for path in (*inputs, Path.cwd()) if path.resolve().is_relative_to(folder.resolve())), None)
-        if inside is not None:
-            why = f"this earlier run would give way to the new one, and {shown(inside)} lies in it"
-            raise _not_written(folder, f"{why}; choose another --out")
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir():
         raise _not_written(folder, f"{shown(above)} is a file, not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise _not_written(folder, f"no permission to write in {shown(above)}")
+
+
+def place(out: Path) -> Path:
+    """Return the folder to write for `out`, which is where it points if it is a link.
+
+    What it may hold already is for the caller to check.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be made: a file is in the way, it is a mount point, or there is no permission.
+    """
+    try:
+        folder = out.resolve() if out.is_symlink() else out
+        _check_place(folder)
+    # For a link that leads back to itself, the type of the error depends on Python's version.
+    except (OSError, RuntimeError) as error:
+        raise _not_written(out, getattr(error, "strerror", None) or str(error)) from error
     return folder
 
 

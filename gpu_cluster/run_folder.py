@@ -10,13 +10,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gpu_cluster.bounded import MIB, UnfitError, check_parquet, parse_json, read
 from gpu_cluster.config import DecodingConfig
-from gpu_cluster.errors import DataError
+from gpu_cluster.errors import DataError, GpuClusterError
 from gpu_cluster.files import printable
 from gpu_cluster.portable import Rewrite, portable_record, rewriting, rewritten, weights_in
 from gpu_cluster.words import from_spreadsheet
@@ -73,8 +74,8 @@ CONTENTS_OF = {
     PLOTS: re.compile(r"(elbow|scatter|scatter_labels|silhouette|compare|cluster_[0-9]{2,})\.png"),
 }
 
-# Run folders that a message names.
-_MOST_NAMED = 3
+# Run folders that a message names, and the most characters of an error of a library that it shows.
+_MOST_NAMED, _MOST_SHOWN = 3, 500
 
 # The key of the folder of the pictures in the metadata of the small copies.
 _ROOT = b"root"
@@ -157,8 +158,20 @@ class FinishedRun:
 
     @cached_property
     def manifest(self) -> Any:
-        """The table with one row for each file found: its path, status, the reason for it, label and content hash."""
-        return self._table(MANIFEST, columns=["path", "status", "reason", "label", "content_hash"])
+        """The table with one row for each file found: path, status, the reason for it, label, hash, size and time."""
+        columns = ["path", "status", "reason", "label", "content_hash", "size", "mtime_ns"]
+        return self._table(MANIFEST, columns=columns)
+
+    @cached_property
+    def kinds(self) -> Any:
+        """The table with the path, format and colour profile of each file found, in the order of `manifest`.
+
+        A run of an early version has no column `profile`.
+        """
+        import pyarrow.parquet as pq
+
+        columns = pq.ParquetFile(io.BytesIO(self._read(MANIFEST))).schema_arrow.names
+        return self._table(MANIFEST, columns=[name for name in ("path", "format", "profile") if name in columns])
 
     @cached_property
     def sweep(self) -> Any:
@@ -272,6 +285,26 @@ def as_json(content: Mapping[str, Any]) -> bytes:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A path that is not UTF-8 contains surrogates; written as \\udcNN they are valid JSON and are read back unchanged.
     return text.encode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def explained(folder: Path, doing: str = "make a report of") -> Iterator[None]:
+    """Turn any error in the block, which reads a run folder, into a DataError that names the folder.
+
+    `doing` is what was to be done with the folder, for the beginning of the message.
+    """
+    try:
+        yield
+    except (MemoryError, ImportError, GpuClusterError):
+        raise
+    # The files in the folder may have been changed or damaged, which can raise any type of error.
+    except Exception as error:
+        what = "" if isinstance(error, UnfitError) else f"{type(error).__name__}: "
+        raise DataError(
+            f"cannot {doing} {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
+            f"found {what}{' '.join(str(error).split())[:_MOST_SHOWN]}; give the folder as the run left it, or run "
+            "the clustering again"
+        ) from error
 
 
 def check_is_run_folder(folder: Path) -> None:

@@ -57,10 +57,10 @@ class Nowhere(Source):
     def list(self) -> Listing:
         return Listing()
 
-    def stat(self, location: str) -> Stat:
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
         return Stat(1, 0, 0)
 
-    def open(self, location: str) -> tuple[IO[bytes], Stat]:
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
         return io.BytesIO(), Stat(1 << 50, 0, 0)
 
     def local_path(self, location: str) -> Path | None:

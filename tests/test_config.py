@@ -332,6 +332,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Any]] = {
     "compare": (gpu_cluster.compare, api.CompareOptions),
     "predict": (gpu_cluster.predict, api.PredictOptions),
     "embed": (gpu_cluster.embed, api.EmbedOptions),
+    "export": (gpu_cluster.export, api.ExportOptions),
 }
 
 
@@ -351,9 +352,9 @@ def test_the_python_functions_name_the_options_of_the_config_with_types_that_fit
         TypeAdapter(hints[name], config={"arbitrary_types_allowed": True}).validate_python(default)
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "predict"])
+@pytest.mark.parametrize("command", ["run", "compare", "predict", "export"])
 def test_the_command_line_has_the_options_of_the_config_and_no_others(command):
-    own = {"--help", "--config", "--quiet", "--verbose", "--debug", "--open", "--out", "--no-normalize"}
+    own = {"--help", "--config", "--quiet", "--verbose", "--debug", "--open", "--out", "--no-normalize", "--undo"}
     expected = {o.flag for o in options_of(COMMANDS[command]).values() if o.name not in INTERNAL | {"images"}}
     found = typer.main.get_command(app).get_command(None, command)  # type: ignore[attr-defined]
     flags = {flag for parameter in found.params for flag in (*parameter.opts, *parameter.secondary_opts)}
@@ -599,7 +600,8 @@ def numbers_of(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, list[An
         yield name, field, bounds
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# `export` has no numbers.
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "export"])
 def test_every_number_has_bounds(command):
     found = list(numbers_of(COMMANDS[command]))
     assert len(found) >= 4

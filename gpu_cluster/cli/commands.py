@@ -245,6 +245,101 @@ def predict(
     raise typer.Exit(_bad_exit(found.manifest, config.max_bad_fraction, found.bad_files))
 
 
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "export runs/20260131-120000-photos --out sorted",
+        "export runs/20260131-120000-photos --link copy --names names.csv --out sorted",
+        "export runs/20260131-120000-photos --to csv --out pictures.csv",
+        "export --undo sorted",
+    ),
+)
+@takes_options_of(
+    "export",
+    words={
+        "cache": "For tensorboard and embeddings: the store that holds the embeddings of the run; by default the one "
+        "that the run used.",
+        "embeddings": "For tensorboard and embeddings, of a run with --embeddings: where that file is now, if it was "
+        "moved.",
+        "embedding_names": "The list of names that belongs to --embeddings.",
+    },
+)
+def export(
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder that `gpu-cluster run` has written.")
+    ] = None,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="New folder to write. For csv, parquet, json and labels: a file with this suffix (labels: .csv), or a "
+            "folder to write pictures.csv (or .parquet, .json; labels.csv) into.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    undo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Take the export in this folder back: remove what it put there and nobody changed, and then the "
+            "folders that are empty.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    quiet: _Quiet = False,
+    verbose: _Verbose = False,
+    debug: _Debug = False,
+    **options: Any,
+) -> None:
+    """Take the results of a finished run into another form: a folder for each group, a table, or files of other tools.
+
+    The export is written whole or not at all; nothing is replaced (see --overwrite), and the pictures and the run stay
+    as they are. A folder holds export.csv, a list of what was put there. Pictures keep their paths below the folder of
+    their group; files that the run could not read are not exported, and copies of the same picture go where their
+    group is.
+
+    Exit codes: 0 done; 1 failed while writing, nothing was left; 2 wrong use, nothing was written; 3 done, but pictures
+    of the run are not in the export, because they have moved or changed since (not_exported.csv lists them); 129, 130
+    or 143 interrupted, nothing was left.
+    """
+    observer = _observer(quiet=quiet, verbose=verbose, debug=debug)
+    if undo is not None:
+        _undo_export(undo, run_folder, {"out": out, **options}, quiet=quiet)
+        return
+    from gpu_cluster.errors import ConfigError
+
+    if run_folder is None or out is None:
+        raise ConfigError(
+            "export: expected the folder of a run and what to write: gpu-cluster export RUN --out PATH (or gpu-cluster "
+            "export --undo DIR)"
+        )
+    import gpu_cluster
+
+    found = gpu_cluster.export(run_folder.absolute(), out=out.absolute(), observer=observer, **options)
+    if not quiet:
+        from gpu_cluster.cli.summary import print_exported
+
+        print_exported(found)
+    raise typer.Exit(found.exit_code)
+
+
+def _undo_export(folder: Path, run_folder: Path | None, options: dict[str, Any], *, quiet: bool) -> None:
+    """Undo an export, and print what was removed and what stays."""
+    from gpu_cluster.errors import ConfigError
+
+    dry_run = options.pop("dry_run", None) or False
+    if run_folder is not None or any(value is not None for value in options.values()):
+        raise ConfigError("--undo takes an export back and goes with --dry-run only; leave out the rest")
+    import gpu_cluster
+
+    undone = gpu_cluster.undo_export(folder.absolute(), dry_run=dry_run)
+    if not quiet:
+        from gpu_cluster.cli.summary import print_undone
+
+        print_undone(undone, dry_run=dry_run)
+
+
 @app.command(cls=Command, epilog=examples("compare photos/ --features vgg16-gem-4-5,colours -k 6"))
 @takes_options_of("compare")
 def compare(

@@ -36,6 +36,7 @@ _PANELS = {
     "score": _CLUSTERING,
     "compare": _CLUSTERING,
     "report": OUTPUT,
+    "export": OUTPUT,
     "device": "Embedding",
     "max_bad_fraction": "Input",
     "seed": _CLUSTERING,
@@ -46,7 +47,8 @@ _SHORT_FLAGS = {"k": "-k"}
 
 # What the help shows in place of a value that is not one of a few words.
 _METAVARS = {int: "NUMBER", float: "NUMBER", Path: "PATH", str: "TEXT"}
-_METAVAR_OF = {"k_range": "FIRST:LAST"}
+# The forms of an export are too many for one line; the help of the option lists them.
+_METAVAR_OF = {"k_range": "FIRST:LAST", "to": "FORM"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -129,6 +131,8 @@ def _parameter(option: Option, described: str | None) -> Any:
     flag = f"{option.flag}/--no-{option.flag[2:]}" if default is True else option.flag
     flags = [_SHORT_FLAGS[option.name], flag] if option.name in _SHORT_FLAGS else [flag]
     shown = _choices(option.field.annotation) or {"metavar": metavar}
+    if option.name in _METAVAR_OF:
+        shown["metavar"] = metavar
     panel = _PANELS[option.section or option.name]
     return Annotated[kind | None, typer.Option(*flags, help=words, rich_help_panel=panel, show_default=False, **shown)]
 

@@ -12,8 +12,10 @@ from rich.text import Text
 
 from gpu_cluster.cli.console import open_console
 from gpu_cluster.files import printable
+from gpu_cluster.jobs.export import Exported, Undone
 from gpu_cluster.jobs.predict import Prediction
 from gpu_cluster.manifest import Manifest
+from gpu_cluster.report.exports.folders import NOT_EXPORTED
 from gpu_cluster.report.tables import comparison_lines, comparison_table, conclusion
 from gpu_cluster.results import Comparison, Findings, KChoice, RunResult
 from gpu_cluster.run_folder import BAD_FILES, COMPARISON_PLOT, METRICS, PAGE
@@ -117,6 +119,54 @@ def print_prediction(found: Prediction) -> None:
     console.print(f"results: {printable(str(found.out))}", markup=False)
     if found.report is not None:
         console.print(f"report: {printable(found.report.absolute().as_uri())}", markup=False)
+
+
+# Pictures that a summary names.
+_MOST_NAMED = 3
+
+
+def print_exported(found: Exported) -> None:
+    """Print what was exported, what was not, and where it is."""
+    console = open_console(soft_wrap=True)
+    for line in found.lines:
+        # A name may have a newline in it.
+        console.print(printable(line).replace("\n", "\\n"), markup=False)
+    groups = list(found.groups.items())
+    for name, n in groups[:_MOST_CLUSTERS]:
+        console.print(f"{name}: {count(n, 'picture')}", markup=False)
+    if len(groups) > _MOST_CLUSTERS:
+        console.print(f"and {count(len(groups) - _MOST_CLUSTERS, 'more group')}", markup=False)
+    if found.n_bad:
+        console.print(f"not exported: {count(found.n_bad, 'file')} that the run could not read", markup=False)
+    if found.missing:
+        named = list(found.missing.items())
+        words = "; ".join(f"{printable(path)}: {why}" for path, why in named[:_MOST_NAMED])
+        more = f"; and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+        console.print(f"not exported: {count(len(named), 'picture')} of the run ({words}{more})", markup=False)
+    if (found.missing or found.n_bad) and found.to == "folders" and not found.lines:
+        console.print(f"all that are not exported are in {NOT_EXPORTED}", markup=False)
+    if found.lines:
+        console.print(f"dry run: nothing was written to {printable(str(found.out))}", markup=False)
+    else:
+        console.print(f"exported: {count(found.n, 'picture')} to {printable(str(found.out))}", markup=False)
+
+
+def print_undone(found: Undone, *, dry_run: bool) -> None:
+    """Print what became of an export that was undone."""
+    console = open_console(soft_wrap=True)
+    verb = "would be removed" if dry_run else "removed"
+    console.print(
+        f"{verb}: {found.removed:,} files and links of the export in {printable(str(found.folder))}", markup=False
+    )
+    if found.gone:
+        console.print(f"no longer there: {found.gone:,}", markup=False)
+    if found.changed:
+        words = ", ".join(map(printable, found.changed[:_MOST_NAMED])) + (
+            f", and {len(found.changed) - _MOST_NAMED:,} more" if len(found.changed) > _MOST_NAMED else ""
+        )
+        console.print(f"changed since, so left as they are: {len(found.changed):,} ({words})", markup=False)
+    if found.left is not None:
+        console.print(f"the folder stays, because it holds {printable(found.left)!r}", markup=False)
 
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from gpu_cluster.jobs.selftest_verdict import SelftestVerdict
     from gpu_cluster.store.maintenance import Recipe
 
-_UNITS = {"scan": "files", "embed": "images", "reduce": "images", "sweep": "k", "verify": "shards"}
+_UNITS = {
+    "scan": "files",
+    "embed": "images",
+    "reduce": "images",
+    "sweep": "k",
+    "verify": "shards",
+    "export": "pictures",
+}
 _PLAIN_EVERY_S = 5.0
 # Workers whose speeds are shown beside the progress.
 _MOST_SPEEDS = 8

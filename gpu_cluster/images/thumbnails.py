@@ -119,6 +119,10 @@ class Thumbnails:
         """Return the copy of a row, which has been made, as JPEG; nothing if it is grey."""
         return self._made[row]
 
+    def image(self, row: int) -> Image:
+        """Return the copy of a row, which has been made, as an image; a grey one if there is none to show."""
+        return _opened(self._made[row])
+
     def copies(self) -> dict[str, bytes]:
         """Return every copy that shows its picture, JPEG, by path; none of the grey ones."""
         return {self._paths[row]: copy for row, copy in sorted(self._made.items()) if copy}

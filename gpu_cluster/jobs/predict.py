@@ -33,12 +33,11 @@ from gpu_cluster.jobs.prepare import Job, as_written, find_pictures, opened, rew
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.portable import check_root
 from gpu_cluster.records import Record
-from gpu_cluster.report.page import explained
 from gpu_cluster.report.pictures import check_inside
 from gpu_cluster.report.prediction import MARK, Assigned, write_prediction_page
 from gpu_cluster.report.tables import BAD_FILES_COLUMNS, csv_of, write_bad_files
 from gpu_cluster.results import Embeddings
-from gpu_cluster.run_folder import FinishedRun
+from gpu_cluster.run_folder import FinishedRun, explained
 from gpu_cluster.staging import temporary
 
 

@@ -10,8 +10,8 @@ from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained
 from gpu_cluster.images import decoders
 from gpu_cluster.inventory import replace_file
-from gpu_cluster.report.page import explained, write_page
-from gpu_cluster.run_folder import RECORD, FinishedRun, check_is_run_folder
+from gpu_cluster.report.page import write_page
+from gpu_cluster.run_folder import RECORD, FinishedRun, check_is_run_folder, explained
 
 
 def report(folder: Path, observer: Observer | None = None, *, root: Path | None = None, portable: bool = False) -> Path:

@@ -18,9 +18,9 @@ from gpu_cluster.errors import DataError
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.report.groups import contingency
 from gpu_cluster.report.html import render, visible
-from gpu_cluster.report.page import answer, explained, facts, verdict_of
+from gpu_cluster.report.page import answer, facts, verdict_of
 from gpu_cluster.report.pictures import Chosen
-from gpu_cluster.run_folder import PAGE, FinishedRun
+from gpu_cluster.run_folder import PAGE, FinishedRun, explained
 from gpu_cluster.words import count
 
 # Groups that are shown, pictures of each, and the longest side of these in pixels.

@@ -10,15 +10,13 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpu_cluster.bounded import UnfitError
 from gpu_cluster.config import EARLIER_ENGINE
-from gpu_cluster.errors import DataError, GpuClusterError
+from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.files import printable, write_explained
 from gpu_cluster.images.source import LocalFiles, Source
@@ -31,16 +29,13 @@ from gpu_cluster.report.kept import KeptCopies, kept_sheets
 from gpu_cluster.report.map import map_data
 from gpu_cluster.report.pictures import ALONE, MOST_CARDS, Chosen, Shown, check_inside
 from gpu_cluster.results import KChoice
-from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun
+from gpu_cluster.run_folder import PAGE, THUMBNAILS, FinishedRun, explained
 from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.parts import Parts
 from gpu_cluster.verdict import Verdict, beside_verdict, judge
 from gpu_cluster.words import count, given_in_words
 
 _MOST_ROWS = 500
-
-# The most characters of an error of a library that are shown.
-_MOST_SHOWN = 500
 
 
 def write_page(
@@ -150,23 +145,6 @@ def _tell_what_is_gone(
         f"changed (the first is {first!r}): the report keeps earlier small copies where it has them, and shows grey "
         "squares for the others"
     )
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn any error in the block, which reads a run folder, into a DataError that names the folder."""
-    try:
-        yield
-    except (MemoryError, ImportError, GpuClusterError):
-        raise
-    # The files in the folder may have been changed or damaged, which can raise any type of error.
-    except Exception as error:
-        what = "" if isinstance(error, UnfitError) else f"{type(error).__name__}: "
-        raise DataError(
-            f"cannot make a report of {printable(str(folder))!r}: expected the folder that `gpu-cluster run` left, "
-            f"found {what}{' '.join(str(error).split())[:_MOST_SHOWN]}; give the folder as the run left it, or run "
-            "the clustering again"
-        ) from error
 
 
 def _kept_with_scans(

@@ -42,9 +42,9 @@ class Counting(LocalFiles):
         super().__init__(root)
         self.opened: Counter[str] = Counter()
 
-    def open(self, location: str) -> tuple[IO[bytes], Any]:
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Any]:
         self.opened[location] += 1
-        return super().open(location)
+        return super().open(location, facts)
 
 
 @cache

@@ -22,6 +22,7 @@ from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.shards import embed_shard, plan_shards
 from gpu_cluster.errors import DeviceError
 from gpu_cluster.events import Recorder
+from gpu_cluster.facts import FileFacts
 from gpu_cluster.images.source import Listing, Picture, Source, Stat, UnreadableError
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store
@@ -188,12 +189,12 @@ class InMemory(Source):
     def list(self) -> Listing:
         return Listing(locations=set(self._contents))
 
-    def stat(self, location: str) -> Stat:
+    def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
         if location not in self._contents:
             raise UnreadableError("not there")
         return Stat(len(self._contents[location]), 1)
 
-    def open(self, location: str) -> tuple[IO[bytes], Stat]:
+    def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
         stat = self.stat(location)
         return io.BytesIO(self._contents[location]), stat
 

@@ -44,4 +44,4 @@ class KillingFiles(LocalFiles):
     def open(self, location):
         if location == "003.png":
             os._exit(11)
-        return super().open(location)
+        return super().open(location, facts)

@@ -99,6 +99,11 @@ class Engine(ABC):
     def identity(self) -> str:
         """Text that differs between engines whose numbers may differ: name, version, kind of device."""
 
+    @classmethod
+    def identity_of(cls, versions: Mapping[str, str], device: str) -> str:
+        """Return the identity of the engine with such versions of its libraries on such a kind of device."""
+        return f"{cls.name} {versions[cls.name]} {device}"
+
     @property
     def n_features(self) -> int:
         """How many numbers describe one picture."""

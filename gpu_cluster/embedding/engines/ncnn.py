@@ -75,11 +75,15 @@ class NcnnEngine(Engine):
 
     @property
     def identity(self) -> str:
+        return self.identity_of(self.versions(), self.backend.name)
+
+    @classmethod
+    def identity_of(cls, versions: Mapping[str, str], device: str) -> str:
         # Pillow makes the pixels.
-        return f"ncnn {_version()} pillow {version('pillow')} {self.backend.name}"
+        return f"{cls.name} {versions['ncnn']} pillow {versions['pillow']} {device}"
 
     def versions(self) -> Mapping[str, str]:
-        return {"ncnn": _version()}
+        return {"ncnn": _version(), "pillow": version("pillow")}
 
     def build(self) -> None:
         if self._network is not None:

@@ -48,7 +48,7 @@ class TensorFlowEngine(Engine):
 
     @property
     def identity(self) -> str:
-        return f"tensorflow {_tensorflow_version()} {self.backend.name}"
+        return self.identity_of(self.versions(), self.backend.name)
 
     def versions(self) -> Mapping[str, str]:
         return {"tensorflow": _tensorflow_version(), "keras": version("keras")}
