@@ -98,11 +98,19 @@ def export(run: Path, config: ExportConfig, out: Path, observer: Observer | None
         return _export_files(finished, loaded, groups, config, folder, events)
 
 
+def _check_apart(out: Path, run: Path) -> None:
+    if out.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(
+            f"--out: {_shown(out)!r} lies in the run folder, which holds nothing but the run; choose another --out"
+        )
+
+
 # One file
 
 
 def _export_table(run: LoadedRun, groups: Sequence[str], options: ExportedConfig, out: Path) -> Exported:
     file = _file(out, options)
+    _check_apart(file, run.folder)
     n, n_bad = len(run.assignments), len(run.bad_files)
     if options.dry_run:
         return Exported(file, options.to, n, n_bad=n_bad, lines=[f"{_shown(file)}: {count(n, 'row')}"])
@@ -166,13 +174,6 @@ def _check_replaceable(file: Path, options: ExportedConfig) -> None:
 
 
 # Folders
-
-
-def _check_apart(folder: Path, run: Path) -> None:
-    if folder.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(
-            f"--out: {_shown(folder)!r} lies in the run folder, which holds nothing but the run; choose another --out"
-        )
 
 
 def _export_folders(

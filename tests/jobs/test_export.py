@@ -269,6 +269,25 @@ def test_a_place_where_no_folder_can_be_is_refused(moved, tmp_path, out):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("to", ["folders", "csv"])
+def test_the_run_folder_holds_nothing_but_the_run(moved, to):
+    before = listing(moved[0])
+    with pytest.raises(ConfigError, match=r"lies in the run folder|is not empty"):
+        gpu_cluster.export(moved[0], to=to, out=moved[0])
+    assert listing(moved[0]) == before
+
+
+def test_what_takes_the_name_meanwhile_stays_and_is_named(run, tmp_path):
+    class Taking(Observer):
+        def progress(self, stage: str, done: int, total: int) -> None:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "mine.txt").write_text("mine")
+
+    with pytest.raises(JobError, match="something else took the name"):
+        gpu_cluster.export(run, out=tmp_path / "out", observer=Taking())
+    assert listing(tmp_path) == {"out": None, "out/mine.txt": b"mine"}
+
+
 # Undone
 
 
