@@ -20,7 +20,7 @@ from gpu_cluster.export_list import Undone, undo
 from gpu_cluster.files import printable, write_whole
 from gpu_cluster.images import decoders
 from gpu_cluster.images.places import open_source
-from gpu_cluster.images.source import Source
+from gpu_cluster.images.source import LocalFiles, Source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.group_names import group_names
 from gpu_cluster.jobs.loaded import LoadedRun, load_run
@@ -189,7 +189,8 @@ def _export_folders(
     with explained(run.folder, _DOING):
         planned = folders.plan(run.pictures, run.manifest, groups)
     folders.check_link(link, source, planned)
-    if folder.resolve().is_relative_to(root.resolve()):
+    are_here = any(source.local_path(one.location) is not None for one in planned)
+    if are_here and folder.resolve().is_relative_to(root.resolve()):
         events.notice(
             f"{_shown(folder)!r} lies in the folder of the pictures: a later run of that folder finds each of these "
             "pictures twice"
@@ -332,7 +333,7 @@ def _write_embeddings(
             kept = run.thumbnails[1]
             limits = DecodingConfig(max_pixels=run.max_pixels)
         thumbnails = Thumbnails(
-            None if root is None else open_source(root),
+            None if root is None else LocalFiles(root),
             run.pictures["path"],
             kept=kept,
             hashes=run.pictures["content_hash"],
