@@ -110,7 +110,7 @@ class TarScan:
         members: list[TarMember] = []
         copies: dict[str, bytes] = {}
         try:
-            with tar_files.TarFile(tar.place, stat.size, stat.version) as opened:
+            with tar_files.TarFile(tar.place, stat.size, stat.state) as opened:
                 for member in self._looked_at(opened, stat, copies):
                     members.append(member)
                     if self.events.stopping():
