@@ -15,7 +15,8 @@ format:
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--constraint scripts/locks/constraints.txt
 
 # The run sets hold hatchling and editables too, which the scripts need to install the checkout itself.
 lock:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpu_cluster.addresses import is_address
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
 
@@ -103,7 +104,7 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return found | {
         "config": _without_paths(config),
         "root": None,
-        "root_name": root.name,
+        "root_name": record["root_name"],
         "left_out": left_out,
     }
 
@@ -142,7 +143,7 @@ def rewritten(value: Any, rewrite: Rewrite) -> Any:
 
 
 def check_root(root: Path, paths: Iterable[str]) -> None:
-    """Refuse a folder of pictures below which the tables would name the user's own folder.
+    """Refuse a folder of pictures below which the tables would name the user's own folder; addresses name none.
 
     Raises
     ------
@@ -150,6 +151,8 @@ def check_root(root: Path, paths: Iterable[str]) -> None:
         When it is the root of the file system, the user's home folder, or one that this lies in: of several folders,
         it is the common one.
     """
+    if all(map(is_address, paths)):
+        return
     home = _home()
     if root == Path(root.anchor) or home.is_relative_to(root) or home.resolve().is_relative_to(root.resolve()):
         first = next(iter(paths), "")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,22 +22,24 @@ from gpu_cluster.config import InputConfig, PicturesConfig, StoreConfig
 from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.facts import FileFacts
 from gpu_cluster.files import printable
-from gpu_cluster.images import decoders, formats, scan, tar_files, thumbnails
+from gpu_cluster.images import decode, decoders, formats, scan, tar_files, thumbnails
 from gpu_cluster.images.places import stat_of_tar
-from gpu_cluster.images.source import Listing, Stat
+from gpu_cluster.images.source import Listing, Stat, reading_threads
 from gpu_cluster.store.store import Store, open_store
 from gpu_cluster.store.tars import KnownTar, TarMember
 
 # Members beside a picture, of the same name but for the suffix, that hold its label.
 _CLS, _JSON = ".cls", ".json"
 _MOST_LABEL_BYTES = 1 << 20
-# The contents of one file that are held at once.
-_AT_ONCE_BYTES = 256 << 20
+# Tar files that are read at once, and of each the members that are looked at ahead of the one that is taken.
+_TARS_AT_ONCE, _AHEAD = 4, 16
+# Small copies that are written together.
+_COPIES_TOGETHER = 4096
 
 
 @dataclass
 class _Tar:
-    """One tar file: what it is called, where it is, and what became of it."""
+    """One tar file: what its locations begin with, where it is, and what became of it."""
 
     name: str
     place: Path | str
@@ -44,20 +47,30 @@ class _Tar:
     reason: str | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Look:
+    """A member, and what is found out about it: in another thread if it is a picture."""
+
+    member: tar_files.Member
+    facts: Future[tuple[FileFacts, bytes]] | None = None
+    content: bytes | None = None
+
+    def done(self) -> tuple[TarMember, bytes]:
+        """Return what is kept of it, and its small copy; nothing if there is none."""
+        facts, copy = (None, b"") if self.facts is None else self.facts.result()
+        one = self.member
+        return TarMember(one.name, one.offset, one.size, facts, self.content), copy
+
+
 class TarScan:
-    """Lists tar files for `discover`.
+    """Lists the pictures in tar files, and looks at them."""
 
-    Attributes
-    ----------
-    config, store : the options of the job that are used
-    events : who is told
-    """
-
-    config: PicturesConfig
-    store: StoreConfig
-    events: Observer
-    _opened: list[Store | None] = field(default_factory=list)
+    def __init__(self, config: PicturesConfig, store: StoreConfig, observer: Observer) -> None:
+        """Set the limits, what keeps what is found out, and who is told; the store is opened if it is needed."""
+        self._config = config
+        self._store_config = store
+        self._observer = observer
+        self._store: Store | None = None
 
     def list(self, named: list[tuple[str, Path | str]]) -> Listing:
         """Return the pictures of tar files, each named by what its locations begin with and where it is.
@@ -68,52 +81,55 @@ class TarScan:
         ------
         InterruptedJobError
             When the observer asked to stop; what was found of the files that were read to their end is kept.
+        StoreError
+            When the store cannot be read or written.
         """
         listing = Listing()
         if not named:
             return listing
-        with decoders.within(self.config), ThreadPoolExecutor(usable_cores()) as pool:
+        self._store = open_store(self._store_config, self._observer)
+        n_cores = usable_cores()
+        with (
+            decoders.within(self._config),
+            decode.limited(None),
+            reading_threads(n_cores) as lookers,
+            reading_threads(min(n_cores, _TARS_AT_ONCE)) as readers,
+        ):
             tars = [_Tar(name, place) for name, place in named]
-            for done, tar in enumerate(pool.map(self._read, tars), start=1):
+            for done, tar in enumerate(readers.map(lambda tar: self._read(tar, lookers), tars), start=1):
                 if tar.found is None and tar.reason is None:
                     raise interrupted()
                 self._add(listing, tar)
-                self.events.progress("scan", done, len(tars))
+                self._observer.progress("scan", done, len(tars))
         return listing
 
-    def _kept(self) -> Store | None:
-        if not self._opened:
-            self._opened.append(open_store(self.store, self.events))
-        return self._opened[0]
-
-    def _read(self, tar: _Tar) -> _Tar:
+    def _read(self, tar: _Tar, lookers: ThreadPoolExecutor) -> _Tar:
         """Fill in what is found of a tar file; nothing if the observer asks to stop."""
-        if self.events.stopping():
+        if self._observer.stopping():
             return tar
         try:
             stat = stat_of_tar(tar.place)
         except OSError as error:
             tar.reason = f"cannot be opened: {error.strerror or error}"
             return tar
-        store = self._kept()
-        name = public(tar.place) if isinstance(tar.place, str) else str(tar.place)
+        store, name = self._store, public(tar.place) if isinstance(tar.place, str) else str(tar.place)
         shards = None if store is None else store.tars(os.path.dirname(name), {"pillow": version("pillow")})
-        known = None if shards is None or self.store.rehash else shards.known(name)
-        if known is not None and (known.size, known.mtime_ns, known.ctime_ns, known.version) == (
-            stat.size,
-            stat.mtime_ns,
-            stat.ctime_ns,
-            stat.version,
-        ):
+        known = None if shards is None or self._store_config.rehash else shards.known(name)
+        if known is not None and stat == Stat(known.size, known.mtime_ns, known.ctime_ns, known.version):
             tar.found = known
             return tar
         members: list[TarMember] = []
         copies: dict[str, bytes] = {}
         try:
             with tar_files.TarFile(tar.place, stat.size, stat.state) as opened:
-                for member in self._looked_at(opened, stat, copies):
+                for member, copy in self._looked_at(opened, lookers):
                     members.append(member)
-                    if self.events.stopping():
+                    if copy and member.facts is not None:
+                        copies[str(member.facts.content_hash)] = copy
+                    if store is not None and len(copies) >= _COPIES_TOGETHER:
+                        store.copies().keep(copies)
+                        copies = {}
+                    if self._observer.stopping():
                         return tar
         except tar_files.DamagedTarError as error:
             tar.reason = str(error)
@@ -127,34 +143,53 @@ class TarScan:
             shards.keep(tar.found)
         return tar
 
-    def _looked_at(self, tar: tar_files.TarFile, stat: Stat, copies: dict[str, bytes]) -> Iterator[TarMember]:
+    def _looked_at(self, tar: tar_files.TarFile, lookers: ThreadPoolExecutor) -> Iterator[tuple[TarMember, bytes]]:
+        """Yield the members with their small copies; a few of them are held, while others are looked at."""
+        begun: deque[_Look] = deque()
+        damage: Exception | None = None
+        looks = self._begun(tar, lookers)
+        while True:
+            try:
+                look = next(looks, None)
+            except (tar_files.DamagedTarError, OSError) as error:
+                look, damage = None, error
+            if look is None:
+                break
+            begun.append(look)
+            if len(begun) > _AHEAD:
+                yield begun.popleft().done()
+        # What comes before the damage is used.
+        while begun:
+            yield begun.popleft().done()
+        if damage is not None:
+            raise damage
+
+    def _begun(self, tar: tar_files.TarFile, lookers: ThreadPoolExecutor) -> Iterator[_Look]:
         for member in tar.members():
             base = os.path.basename(member.name)
             if not base or base.startswith(".") or "__MACOSX" in member.name.split("/"):
                 continue
             suffix = os.path.splitext(base)[1].lower()
-            label = suffix in (_CLS, _JSON)
-            if label and member.size <= _MOST_LABEL_BYTES:
-                yield TarMember(member.name, member.offset, member.size, content=tar.read(member.offset, member.size))
-                continue
-            too_large = scan.too_many_bytes(member.size, self.config.max_pixels)
-            is_picture = suffix in formats.suffixes()
-            if not is_picture and not label:
-                head = tar.read(member.offset, min(member.size, formats.HEAD_BYTES))
-                is_picture = formats.format_of(head) is not None
-            if not is_picture:
-                yield TarMember(member.name, member.offset, member.size)
-            elif too_large is not None:
-                yield TarMember(member.name, member.offset, member.size, facts=FileFacts(reason=too_large))
+            if suffix in (_CLS, _JSON) and member.size <= _MOST_LABEL_BYTES:
+                yield _Look(member, content=tar.read(member.offset, member.size))
+            elif self._is_picture(tar, member, suffix):
+                yield _Look(member, lookers.submit(self._facts_of, tar, member, suffix))
             else:
-                content = tar.read(member.offset, member.size)
-                yield TarMember(member.name, member.offset, member.size, facts=self._facts_of(content, suffix, copies))
+                yield _Look(member)
 
-    def _facts_of(self, content: bytes, suffix: str, copies: dict[str, bytes]) -> FileFacts:
+    def _is_picture(self, tar: tar_files.TarFile, member: tar_files.Member, suffix: str) -> bool:
+        if suffix in formats.suffixes():
+            return True
+        head = tar.read(member.offset, min(member.size, formats.HEAD_BYTES))
+        return formats.format_of(head) is not None
+
+    def _facts_of(self, tar: tar_files.TarFile, member: tar_files.Member, suffix: str) -> tuple[FileFacts, bytes]:
+        reason = scan.too_many_bytes(member.size, self._config.max_pixels)
+        if reason is not None:
+            return FileFacts(reason=reason), b""
+        content = tar.read(member.offset, member.size)
         facts = scan.facts_of(content, suffix)
-        if facts.reason is None and facts.content_hash is not None:
-            copies[facts.content_hash] = thumbnails.copy_of(content, suffix)
-        return facts
+        return facts, thumbnails.copy_of(content, suffix) if facts.reason is None else b""
 
     def _add(self, listing: Listing, tar: _Tar) -> None:
         if tar.reason is not None:
@@ -181,7 +216,7 @@ class TarScan:
             )
         listing.passed_over -= listing.facts.keys()
         of_pictures = {name for member in found.members if member.facts is not None for name in [member.name]}
-        labels = _labels(of_pictures, texts, getattr(self.config, "label_col", InputConfig().label_col))
+        labels = _labels(of_pictures, texts, getattr(self._config, "label_col", InputConfig().label_col))
         for name, (label, beside) in labels.items():
             listing.labels[in_tar(tar.name, name)] = label
             listing.passed_over.discard(in_tar(tar.name, beside))

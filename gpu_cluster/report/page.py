@@ -195,6 +195,7 @@ def _render(run: FinishedRun, chosen: Chosen, thumbnails: Thumbnails, root: Path
         "near_duplicates": [{"pictures": shown.all(pair), "alike": _alike(cosine)} for pair, cosine in chosen.pairs],
         "title": f"What is in {visible(_title(run, root))}",
         "linked": links is not None,
+        "in_place": run.record["root"] is not None,
         "map_words": _map_words(run, chosen),
     }
     return render("report.html", {**values, **_words(run), **_tables(run)})

@@ -120,7 +120,7 @@ def _render(folder: Path, run: FinishedRun, new: Assigned, table: Path, *, porta
             "table": visible(table.name),
             "far": pictures.all(farthest),
             "n_far": len(far),
-            "linked": not portable,
+            "linked": linked,
             "groups": list(_groups(None if portable else folder, run, new, pictures)),
             "n_groups": len(np.unique(new.clusters)),
             "n_empty": int(run.metrics["k"]) - len(np.unique(new.clusters)),

@@ -217,6 +217,7 @@ def write_run_record(
         "config": result.config.model_dump(mode="json"),
         "command": command,
         "root": str(manifest.root),
+        "root_name": manifest.name,
         "files": manifest.counts(),
         # Of the first network, where every version has it; `features` names those of all.
         "weights": files[0] if files else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +16,10 @@ from gpu_cluster.images import places, remote
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.places import Objects, open_source
 from gpu_cluster.images.source import UnreadableError
-from tests.helpers import picture
 from tests.servers import Fault, FaultyServer, faulty_server
+from tests.tars import png
 
 HERE = Path("/")
-
-
-def png(seed: int) -> bytes:
-    stream = io.BytesIO()
-    picture(seed).save(stream, "png")
-    return stream.getvalue()
 
 
 @pytest.fixture

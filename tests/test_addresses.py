@@ -1,0 +1,88 @@
+"""Addresses and members of tar files: what they name, and what of them may be shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpu_cluster import addresses
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a.jpg", "https://host/a", "gs://b", "memory://a/b.png", "abfs://c@d/e"])
+def test_an_address_is_told_from_a_path(text):
+    assert addresses.is_address(text)
+
+
+@pytest.mark.parametrize("text", ["photos/a.jpg", "/a/b", "C:/a", "a::b", "x:/y", "photos", "a.tar::s3"])
+def test_a_path_is_no_address(text):
+    assert not addresses.is_address(text)
+
+
+@pytest.mark.parametrize("text", ["https://user:word@host/a", "s3://key:secret@bucket/a", "https://user@host/a"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(text):
+    with pytest.raises(ValueError, match="no user name and no password") as caught:
+        addresses.check_address(text)
+    for secret in ("word", "secret@", "key:", "user"):
+        assert secret not in str(caught.value).replace("user name", "").replace("password", "")
+
+
+@pytest.mark.parametrize(
+    ("signed", "shown"),
+    [
+        ("https://h/a.jpg?X-Amz-Signature=1&X-Amz-Date=2&X-Amz-Credential=3", "https://h/a.jpg"),
+        ("https://h/a.jpg?sv=2024&se=2027&sp=r&sig=abc", "https://h/a.jpg"),
+        ("https://h/a.jpg?X-Goog-Signature=1&Expires=3", "https://h/a.jpg"),
+        ("https://h/a?id=3&access_token=abc", "https://h/a?id=3"),
+        ("https://h/a?id=3&page=4", "https://h/a?id=3&page=4"),
+        ("https://h/a.jpg#part", "https://h/a.jpg"),
+        ("s3://bucket/a?b.jpg", "s3://bucket/a?b.jpg"),
+    ],
+)
+def test_what_lets_a_reader_in_is_not_shown(signed, shown):
+    assert addresses.public(signed) == shown
+    assert addresses.public(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("{0..2}.tar", ["0.tar", "1.tar", "2.tar"]),
+        ("s3://b/{008..010}.tar", ["s3://b/008.tar", "s3://b/009.tar", "s3://b/010.tar"]),
+        ("{1..2}/{0..1}.tar", ["1/0.tar", "1/1.tar", "2/0.tar", "2/1.tar"]),
+    ],
+)
+def test_numbers_in_braces_stand_for_names(text, names):
+    assert addresses.expanded(text) == names
+
+
+@pytest.mark.parametrize("text", ["{3..1}.tar", "{0..9999999}.tar"])
+def test_braces_that_make_no_sense_are_refused(text):
+    with pytest.raises(ValueError, match="braces"):
+        addresses.expanded(text)
+
+
+def test_a_member_of_a_tar_file_is_told_from_other_names():
+    assert addresses.member_of("x/0.tar::a/b.png") == ("x/0.tar", "a/b.png")
+    assert addresses.member_of("s3://b/0.tar::a::b.png") == ("s3://b/0.tar", "a::b.png")
+    assert addresses.member_of("a::b.png") is None
+
+
+@pytest.mark.parametrize(
+    ("location", "folder", "name"),
+    [
+        ("rose/1.jpg", "rose", "1.jpg"),
+        ("1.jpg", "", "1.jpg"),
+        ("s3://b/x/rose/1.jpg", "rose", "1.jpg"),
+        ("0.tar::rose/1.jpg", "rose", "1.jpg"),
+        ("x/0.tar::1.jpg", "", "1.jpg"),
+    ],
+)
+def test_the_folder_and_the_name_of_a_location(location, folder, name):
+    assert addresses.folder_name(location) == folder
+    assert addresses.base_name(location) == name
+
+
+def test_the_common_folder_of_addresses():
+    assert addresses.common_folder("s3://b/x/1.jpg", "s3://b/x/y/2.jpg") == "s3://b/x"
+    assert addresses.common_folder("s3://b/1.jpg", "s3://c/2.jpg") == ""
+    assert addresses.common_folder("s3://b/x/1.jpg", "s3://b/x/1.jpg") == "s3://b/x"
