@@ -139,11 +139,13 @@ class Fault:
         `endless`: sends a content without end; `no head`: does not know HEAD; `no size`: does not say how many bytes
         come
     times : for how many requests of the content; None for all
+    after : how many requests are answered rightly before
     """
 
     name: FaultName
     value: float = 0
     times: int | None = None
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,15 @@ class FaultyServer:
         """Return the fault of a request; one that passes is counted down."""
         with self.lock:
             found = self.faults.get(path)
-            if found is None or found.times is None:
-                return found
-            # What is wrong with the content is not seen by HEAD.
-            if method == "HEAD" and found.name not in ("status", "late"):
-                return found if found.times > 0 else None
+            if found is None:
+                return None
+            # What is wrong with the content is not counted by HEAD.
+            counts = method == "GET" or found.name in ("status", "late")
+            if found.after:
+                found.after -= counts
+                return None
+            if found.times is None or not counts:
+                return found if found.times != 0 else None
             found.times -= 1
             return found if found.times >= 0 else None
 

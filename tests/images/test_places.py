@@ -17,7 +17,7 @@ from gpu_cluster.images.discover import discover
 from gpu_cluster.images.places import Objects, open_source
 from gpu_cluster.images.source import UnreadableError
 from tests.servers import Fault, FaultyServer, faulty_server
-from tests.tars import png
+from tests.tars import png, write_tar
 
 HERE = Path("/")
 
@@ -103,3 +103,17 @@ def test_a_place_whose_own_page_cannot_be_read_is_an_error_of_the_data(server):
     server.faults["box/"] = Fault("status", 503)
     with pytest.raises(DataError, match=r"status 503 \(tried 2 times\)$"):
         Objects({}, f"{server.address}box/").list()
+
+
+def test_the_members_of_a_tar_file_are_those_of_the_file_that_was_scanned_last(server, tmp_path):
+    locations = ["all.tar::a.png", f"{server.address}all.tar::a.png"]
+    read = []
+    for seeds in ((1, 2), (20, 21, 22)):
+        tar = write_tar(tmp_path / "all.tar", [(f"{'ab'[seed % 2]}.png", png(seed)) for seed in seeds])
+        server.files["all.tar"] = tar.read_bytes()
+        found = discover(InputConfig(images=(tmp_path / "all.tar", f"{server.address}all.tar")), Observer())
+        facts = dict(zip(found.paths, found.listed, strict=True))
+        for location in locations:
+            with open_source(tmp_path).open(location, facts[location])[0] as stream:
+                read.append(stream.read())
+    assert read == [png(2), png(2), png(22), png(22)]
