@@ -125,6 +125,7 @@ def _manifest(config: PicturesConfig, tars: TarScan) -> Manifest:
         except ValueError as error:
             raise DataError(f"--input-list {printable(str(input_list))!r}: {error}") from error
     found.local.locations |= found.local.bad.keys()
+    found.remote.locations |= found.remote.bad.keys()
     in_tars = tars.list(found.tars)
     n = len(found.local.locations) + len(found.remote.locations) + len(in_tars.facts) + len(in_tars.bad)
     if not n:
@@ -161,7 +162,7 @@ def _sorted(found: _Found, in_tars: Listing, root: Path) -> Manifest:
     local = {os.fsencode(os.path.relpath(file, root)) for file in found.local.locations}
     passed_over = found.local.passed_over - found.local.locations
     others = tuple(sorted(map(relative, passed_over | found.remote.passed_over | in_tars.passed_over), key=os.fsencode))
-    why = {relative(file): reason for file, reason in (found.local.bad | in_tars.bad).items()}
+    why = {relative(file): reason for file, reason in (found.local.bad | found.remote.bad | in_tars.bad).items()}
     if not (found.remote.locations or found.tars):
         paths: Sequence[str] = Texts(map(os.fsdecode, sorted(local)))
         bad = {row: why[path] for row, path in enumerate(paths) if path in why} if why else {}

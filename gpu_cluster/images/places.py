@@ -26,6 +26,8 @@ from gpu_cluster.images.source import Listing, LocalFiles, Source, Stat, Unreada
 
 # Objects that are looked at, at once, because their name does not say what they are.
 _AT_ONCE = 16
+# Of a picture whose server does not say its size: it may have no end.
+_MOST_UNSIZED_BYTES = 64 << 20
 _LISTS = (".txt", ".lst", ".list")
 
 
@@ -93,7 +95,11 @@ class Objects(Source):
 
     def _take_below(self, found: Listing) -> None:
         unsure = []
-        for one in remote.objects(self.address):
+
+        def fail(folder: str, error: remote.RemoteError) -> None:
+            found.bad[public(folder)] = f"a folder that cannot be read: {error.strerror}"
+
+        for one in remote.objects(self.address, fail):
             name = base_name(one.address)
             if name.startswith("."):
                 continue
@@ -139,22 +145,36 @@ class Objects(Source):
         known = _known(facts)
         if known is not None:
             return known
-        try:
-            one = remote.look(self.signed.get(location, location))
-            if one is None:
-                raise UnreadableError("a folder")
-            size = one.size
-            if size is None:
-                # Its server does not say it, so it is read to be known.
-                size = len(remote.read(self.signed.get(location, location), None))
-        except remote.RemoteError as error:
-            raise UnreadableError(str(error.strerror)) from error
+        one = self._seen(location)
+        # Its server does not say the size, so it is read to be known.
+        size = len(self._unsized(location)) if one.size is None else one.size
         return Stat(size, one.mtime_ns, None, one.version)
 
     def open(self, location: str, facts: FileFacts | None = None) -> tuple[IO[bytes], Stat]:
-        stat = self.stat(location, facts)
-        address = self.signed.get(location, location)
-        return io.BufferedReader(_Lazy(lambda: remote.read(address, stat.size))), stat
+        stat = _known(facts)
+        if stat is None:
+            one = self._seen(location)
+            if one.size is None:
+                content = self._unsized(location)
+                return io.BytesIO(content), Stat(len(content), one.mtime_ns, None, one.version)
+            stat = Stat(one.size, one.mtime_ns, None, one.version)
+        address, size = self.signed.get(location, location), stat.size
+        return io.BufferedReader(_Lazy(lambda: remote.read(address, size))), stat
+
+    def _seen(self, location: str) -> remote.Object:
+        try:
+            one = remote.look(self.signed.get(location, location))
+        except remote.RemoteError as error:
+            raise UnreadableError(str(error.strerror)) from error
+        if one is None:
+            raise UnreadableError("a folder")
+        return one
+
+    def _unsized(self, location: str) -> bytes:
+        try:
+            return remote.read(self.signed.get(location, location), None, most=_MOST_UNSIZED_BYTES)
+        except remote.RemoteError as error:
+            raise UnreadableError(f"its server does not say its size: {error.strerror}") from error
 
     def local_path(self, location: str) -> Path | None:
         return None
@@ -185,7 +205,7 @@ class TarMembers(Source):
             stat, offset = self._found(location)
 
         def content() -> bytes:
-            found = tar_files.opened(tar, _size_of(tar), stat.version).read(offset, stat.size)
+            found = tar_files.opened(tar, _size_of(tar, stat.state), stat.state).read(offset, stat.size)
             if len(found) != stat.size:
                 raise remote.RemoteError("the tar file ends before its content does")
             return found
@@ -206,7 +226,7 @@ class TarMembers(Source):
         assert member is not None, "see Places"
         try:
             stat = stat_of_tar(place)
-            with tar_files.TarFile(place, stat.size, stat.version) as tar:
+            with tar_files.TarFile(place, stat.size, stat.state) as tar:
                 at = [one for one in tar.members() if one.name == member[1]]
         except (OSError, tar_files.DamagedTarError) as error:
             raise UnreadableError(
@@ -236,9 +256,10 @@ def stat_of_tar(place: Path | str) -> Stat:
     return Stat(one.size, one.mtime_ns, None, one.version)
 
 
-# A job asks for the members of a tar file one after the other. What is read of it is compared with its hash.
+# A job asks for the members of a tar file one after the other. What is read of it is compared with its hash. The same
+# process may read another tar file at the same place later, which has another state.
 @functools.lru_cache(maxsize=64)
-def _size_of(place: Path | str) -> int | None:
+def _size_of(place: Path | str, state: tuple[int | None, ...]) -> int | None:
     return None if isinstance(place, Path) else stat_of_tar(place).size
 
 
@@ -253,7 +274,10 @@ def _is_web(address: str) -> bool:
 
 def _known(facts: FileFacts | None) -> Stat | None:
     """Return what facts say of a picture that is no file of this machine; None if they say too little."""
-    if facts is None or facts.size is None or (facts.version is None and facts.mtime_ns is None):
+    if facts is None or facts.size is None:
+        return None
+    # What was scanned has a hash, with which it is compared when it is read.
+    if facts.version is None and facts.mtime_ns is None and facts.content_hash is None:
         return None
     return Stat(facts.size, facts.mtime_ns, facts.ctime_ns, facts.version)
 

@@ -7,11 +7,12 @@ must not know what the objects are.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from gpu_cluster.addresses import public, scheme
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
+from gpu_cluster.images.web_page import links_in
 
 T = TypeVar("T")
 
@@ -35,17 +37,36 @@ _EXTRAS = {
     "http": "http",
     "https": "http",
 }
-_WEB = ("http", "https")
+_WEB, _S3 = ("http", "https"), ("s3", "s3a")
 
-# What may pass is tried so often, with these seconds between, a little more or less so that many readers do not come
-# back at the same moment.
-_TRIES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5, 0.25, 8.0
-# One attempt to read may take so long, and as long as this speed needs for the content: a server that sends a byte now
-# and then must not hold the job.
-_ATTEMPT_S, _SLOWEST_BYTES_PER_S = 60.0, 100_000
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for.
+
+    Attributes
+    ----------
+    tries : how often that is tried which may pass
+    first_pause_s, longest_pause_s : pauses between the tries; each is twice the one before, and a little more or less,
+        so that many readers do not come back at the same moment
+    attempt_s, slowest_bytes_per_s : one try may take so long, and as long as this speed needs for the bytes that came:
+        a server that sends a byte now and then must not hold the job
+    """
+
+    tries: int = 5
+    first_pause_s: float = 0.25
+    longest_pause_s: float = 8.0
+    attempt_s: float = 60.0
+    slowest_bytes_per_s: float = 100_000
+
+
+# One for the process: what a server needs depends on no option of a job.
+patience = Patience()
 # Statuses of HTTP that may pass, beside those from 500 on.
 _PASSING = frozenset({408, 425, 429})
 _REFUSED = {401: "no permission to read it", 403: "no permission to read it", 404: "not there", 410: "not there"}
+# What the errors of libraries are called when a connection ends too early.
+_DROPPED = ("Connect", "Disconnected", "Payload", "Incomplete", "ResponseStreaming", "HTTPClient", "ClientResponse")
 # Facts that change with the content of an object, by the names that fsspec's file systems give them.
 _VERSIONS = (
     "ETag",
@@ -61,6 +82,11 @@ _VERSIONS = (
 )
 _TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created")
 _CHUNK_BYTES = 1 << 20
+# A link takes about a hundred bytes on a page.
+_MOST_PAGE_BYTES = 64 << 20
+# Readers at once, as many as the scan has threads and some more.
+_CONNECTIONS = 64
+_NO_PARTS = "its server sends no parts of files, and so no members of a tar file"
 
 
 class RemoteError(OSError):
@@ -108,16 +134,17 @@ def look(address: str) -> Object | None:
     """
     system, path = _system_of(address)
     if scheme(address) in _WEB:
-        info = _tried(lambda: _synced(system, _head, system, path))
+        info = _tried(lambda: _synced(system, _head, system, path, timeout=patience.attempt_s))
     else:
         info = _tried(lambda: system.info(path))
     return None if info.get("type") == "directory" else _object(public(address), info)
 
 
-def objects(address: str) -> Iterator[Object]:
-    """Yield every object below the address of a folder.
+def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
+    """Yield every object below the address of a folder; `fail` is told of each folder below it that cannot be listed.
 
-    Memory: about 1 kB for each object while they are listed, because fsspec lists all of them at once.
+    On the web, these are what the pages of folders link to. Memory: about 1 kB for each object while they are listed,
+    because fsspec lists all of them at once.
 
     Raises
     ------
@@ -125,10 +152,41 @@ def objects(address: str) -> Iterator[Object]:
         When it cannot be listed.
     """
     system, path = _system_of(address)
+    if scheme(address) in _WEB:
+        yield from _linked(system, path, fail)
+        return
     found = _tried(lambda: system.find(path, detail=True))
     for name, info in found.items():
         if info.get("type") == "file" and not name.endswith("/"):
             yield _object(name if "://" in name else f"{scheme(address)}://{name}", info)
+
+
+def _linked(system: Any, first: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
+    """Yield what the page of a folder of a web server links to, and those of the folders below it."""
+    waiting, seen = [first], {first}
+    while waiting:
+        page = waiting.pop()
+        try:
+            links = links_in(_page(system, page), page)
+        except RemoteError as error:
+            if page == first:
+                raise
+            fail(page, error)
+            continue
+        for link in links:
+            if link not in seen:
+                seen.add(link)
+                if link.endswith("/"):
+                    waiting.append(link)
+                else:
+                    yield Object(link, None, None, None)
+
+
+def _page(system: Any, address: str) -> bytes:
+    content: bytes = _tried(lambda: _synced(system, _get, system, address, 0, _MOST_PAGE_BYTES + 1, whole=True))
+    if len(content) > _MOST_PAGE_BYTES:
+        raise RemoteError(f"its page has more than {_MOST_PAGE_BYTES} bytes", lasting=True)
+    return content
 
 
 def read(address: str, size: int | None, *, most: int | None = None) -> bytes:
@@ -150,7 +208,7 @@ def read(address: str, size: int | None, *, most: int | None = None) -> bytes:
 
 def _whole(address: str, limit: int | None, *, exact: bool) -> bytes:
     # One byte more is asked for: so it is noticed if there is more, and a server that lies fills no memory.
-    content = _part(address, 0, None if limit is None else limit + 1)
+    content = _part(address, 0, None if limit is None else limit + 1, whole=True)
     if exact and limit is not None and len(content) != limit:
         more = "more" if len(content) > limit else f"{len(content)}"
         raise RemoteError(f"its server says that it has {limit} bytes and sends {more}")
@@ -175,20 +233,22 @@ def read_part(address: str, first: int, last: int) -> bytes:
     return _tried(part)
 
 
-def _part(address: str, first: int, last: int | None) -> bytes:
+def _part(address: str, first: int, last: int | None, *, whole: bool = False) -> bytes:
     system, path = _system_of(address)
     if scheme(address) in _WEB:
-        return bytes(_synced(system, _get, system, path, first, last, n_bytes=(last or 0) - first))
+        return bytes(_synced(system, _get, system, path, first, last, whole=whole))
+    if scheme(address) in _S3:
+        return bytes(_synced(system, _get_of_s3, system, path, first, last, whole=whole))
     if getattr(system, "async_impl", False):
-        return bytes(_synced(system, system._cat_file, path, start=first, end=last, n_bytes=(last or 0) - first))
+        timeout = patience.attempt_s + max(0, (last or 0) - first) / patience.slowest_bytes_per_s
+        return bytes(_synced(system, system._cat_file, path, timeout=timeout, start=first, end=last))
     return bytes(system.cat_file(path, start=first, end=last))
 
 
-def _synced(system: Any, function: Callable[..., Any], *given: Any, n_bytes: int = 0, **named: Any) -> Any:
+def _synced(system: Any, function: Callable[..., Any], *given: Any, timeout: float | None = None, **named: Any) -> Any:
     """Return what a coroutine of an fsspec file system gives, which runs in fsspec's thread."""
     from fsspec.asyn import sync
 
-    timeout = _ATTEMPT_S + max(0, n_bytes) / _SLOWEST_BYTES_PER_S
     return sync(system.loop, function, *given, timeout=timeout, **named)
 
 
@@ -196,9 +256,9 @@ async def _head(system: Any, url: str) -> dict[str, Any]:
     """Return what a web server says of an object. It is asked to send the object only if it does not know HEAD."""
     session = await system.set_session()
     given = {"headers": {"Accept-Encoding": "identity"}, "allow_redirects": True}
-    for ask in (session.head, session.get):
-        async with ask(system.encode_url(url), **given) as reply:
-            if ask is session.head and reply.status in (400, 403, 405, 501):
+    for method in ("HEAD", "GET"):
+        async with session.request(method, system.encode_url(url), **given) as reply:
+            if method == "HEAD" and reply.status in (400, 403, 405, 501):
                 continue
             _check_status(reply.status)
             names = {name.lower(): name for name in (*_VERSIONS, *_TIMES)}
@@ -209,32 +269,74 @@ async def _head(system: Any, url: str) -> dict[str, Any]:
     raise AssertionError("the second request returns or raises")
 
 
-async def _get(system: Any, url: str, first: int, last: int | None) -> bytes:
-    """Return the bytes of an object of a web server from `first` to before `last`, or all of them to its end."""
-    session = await system.set_session()
-    headers = {"Accept-Encoding": "identity"}
-    if first:
-        headers["Range"] = f"bytes={first}-{'' if last is None else last - 1}"
-    parts: list[bytes] = []
+async def _get(system: Any, url: str, first: int, last: int | None, *, whole: bool) -> bytes:
+    """Return the bytes of an object of a web server from `first` to before `last`, or all of them to its end.
+
+    What is to be read whole is asked for without a range, and no more is taken than `last` says.
+    """
+    headers = {"Accept-Encoding": "identity"} | ({} if whole else {"Range": _range(first, last)})
+    async with asyncio.timeout(patience.attempt_s) as limit:
+        session = await system.set_session()
+        async with session.get(system.encode_url(url), headers=headers, allow_redirects=True) as reply:
+            _check_status(reply.status)
+            if first and reply.status != 206:
+                raise RemoteError(_NO_PARTS, lasting=True)
+            return await _taken(reply.content.iter_chunked(_CHUNK_BYTES), first, last, limit)
+
+
+async def _get_of_s3(system: Any, path: str, first: int, last: int | None, *, whole: bool) -> bytes:
+    """Return the same of an object of S3. s3fs itself would hold all that its server sends."""
+    bucket, key, version = system.split_path(path)
+    asked = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
+    asked |= {} if whole else {"Range": _range(first, last)}
+    async with asyncio.timeout(patience.attempt_s) as limit:
+        reply = await system._call_s3("get_object", **asked)
+        async with reply["Body"] as body:
+            if first and reply["ResponseMetadata"]["HTTPStatusCode"] != 206:
+                raise RemoteError(_NO_PARTS, lasting=True)
+            return await _taken(body.iter_chunks(_CHUNK_BYTES), first, last, limit)
+
+
+def _range(first: int, last: int | None) -> str:
+    return f"bytes={first}-{'' if last is None else last - 1}"
+
+
+async def _taken(parts: AsyncIterable[bytes], first: int, last: int | None, limit: asyncio.Timeout) -> bytes:
+    """Return the first of the bytes that a server sends, as many as lie between `first` and `last`."""
+    start = asyncio.get_running_loop().time()
+    wanted = None if last is None else last - first
+    taken: list[bytes] = []
     n_bytes = 0
-    async with session.get(system.encode_url(url), headers=headers, allow_redirects=True) as reply:
-        _check_status(reply.status)
-        if first and reply.status != 206:
-            raise RemoteError("its server sends no parts of files, and so no members of a tar file", lasting=True)
-        wanted = None if last is None else last - first
-        async for part in reply.content.iter_chunked(_CHUNK_BYTES):
-            parts.append(part)
-            n_bytes += len(part)
-            if wanted is not None and n_bytes >= wanted:
-                break
-    return b"".join(parts)[:wanted]
+    async for part in parts:
+        taken.append(part)
+        n_bytes += len(part)
+        if wanted is not None and n_bytes >= wanted:
+            break
+        limit.reschedule(start + patience.attempt_s + n_bytes / patience.slowest_bytes_per_s)
+    return b"".join(taken)[:wanted]
 
 
 def _check_status(status: int) -> None:
-    if status < 400:
-        return
+    if status >= 400:
+        raise _refused(status)
+
+
+def _refused(status: int) -> RemoteError:
     reason = _REFUSED.get(status, f"its server answered with status {status}")
-    raise RemoteError(reason, lasting=status < 500 and status not in _PASSING)
+    return RemoteError(reason, lasting=status < 500 and status not in _PASSING)
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Return the status of HTTP that an error of a library, or its cause, has; None if it has none."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, Mapping):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(one, "status_code", None) or getattr(one, "code", None)
+        if isinstance(status, int) and 400 <= status < 600:
+            return status
+    return None
 
 
 def _tried(act: Callable[[], T]) -> T:
@@ -245,7 +347,7 @@ def _tried(act: Callable[[], T]) -> T:
     RemoteError
         When it failed for good, or every time.
     """
-    for attempt in range(_TRIES):
+    for attempt in range(patience.tries):
         try:
             return act()
         except ConfigError:
@@ -255,9 +357,10 @@ def _tried(act: Callable[[], T]) -> T:
             found = _explained(error)
             if found.lasting:
                 raise found from None
-            if attempt == _TRIES - 1:
-                raise RemoteError(f"{found.strerror} (tried {_TRIES} times)") from None
-        time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.25))
+            if attempt == patience.tries - 1:
+                raise RemoteError(f"{found.strerror} (tried {patience.tries} times)") from None
+        pause_s = min(patience.longest_pause_s, patience.first_pause_s * 2**attempt)
+        time.sleep(pause_s * random.uniform(0.75, 1.25))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -266,18 +369,25 @@ def _explained(error: Exception) -> RemoteError:
     if isinstance(error, RemoteError):
         return error
     name = type(error).__name__
+    lasting = False
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         reason, lasting = "not there", True
     elif isinstance(error, IsADirectoryError):
         reason, lasting = "a folder", True
-    elif isinstance(error, PermissionError) or "Credentials" in name or "Unauthorized" in name:
+    elif "Credentials" in name:
+        reason, lasting = "no credentials were found that it needs", True
+    elif isinstance(error, PermissionError) or "Unauthorized" in name:
         reason, lasting = "no permission to read it", True
+    elif "Certificate" in name or "SSL" in name:
+        reason, lasting = "the certificate of its server is not accepted", True
     elif isinstance(error, TimeoutError) or "Timeout" in name:
-        reason, lasting = "its server is too slow", False
-    elif isinstance(error, ConnectionError) or any(word in name for word in ("Connect", "Disconnected", "Payload")):
-        reason, lasting = "the connection to its server failed", False
+        reason = "its server is too slow"
+    elif isinstance(error, ConnectionError) or any(word in name for word in _DROPPED):
+        reason = "the connection to its server failed"
+    elif (status := _status_of(error)) is not None:
+        return _refused(status)
     else:
-        reason, lasting = f"its server could not give it ({name})", False
+        reason = f"its server could not give it ({name})"
     return RemoteError(reason, lasting=lasting)
 
 
@@ -300,9 +410,10 @@ def _system_of(address: str) -> tuple[Any, str]:
             return _web(), address
         # Listings that are kept would take memory, and hide what has changed.
         more: dict[str, Any] = {"use_listings_cache": False}
-        if place in ("s3", "s3a"):
+        if place in _S3:
             # Failures are counted here, not by three libraries one in the other.
-            more |= {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}
+            retries = {"mode": "standard", "total_max_attempts": 1}
+            more |= {"config_kwargs": {"retries": retries, "max_pool_connections": _CONNECTIONS}}
         system, path = url_to_fs(address, **more)
         if hasattr(system, "retries"):
             system.retries = 1
@@ -321,10 +432,11 @@ def _system_of(address: str) -> tuple[Any, str]:
 
 @functools.cache
 def _web() -> Any:
+    from aiohttp import ClientTimeout
     from fsspec.implementations.http import HTTPFileSystem
 
-    # fsspec's own limit of time for a request, five minutes, is replaced by that of `_synced`.
-    return HTTPFileSystem(use_listings_cache=False)
+    # The limit of aiohttp, five minutes for all of a request, is replaced by those of `Patience`.
+    return HTTPFileSystem(use_listings_cache=False, client_kwargs={"timeout": ClientTimeout(total=None)})
 
 
 def _missing(address: str) -> ConfigError:

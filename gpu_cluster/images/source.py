@@ -52,6 +52,11 @@ class Stat:
     ctime_ns: int | None = None
     version: int | None = None
 
+    @property
+    def state(self) -> tuple[int | None, ...]:
+        """What tells it from another content of the same size at the same place."""
+        return self.mtime_ns, self.ctime_ns, self.version
+
     def is_of(self, facts: FileFacts) -> bool:
         """Return whether facts were found of what this tells of."""
         own = (self.size, self.mtime_ns, self.ctime_ns, self.version)

@@ -54,8 +54,8 @@ class Member:
 class TarFile:
     """An open tar file; its content is read by several threads at once."""
 
-    def __init__(self, place: Path | str, size: int | None = None, version: int | None = None) -> None:
-        """Set where it is: a path, or an address with the size and the version that its server says.
+    def __init__(self, place: Path | str, size: int | None = None, state: tuple[int | None, ...] = ()) -> None:
+        """Set where it is: a path, or an address with the size that its server says, and its state (see `Stat`).
 
         Raises
         ------
@@ -63,7 +63,7 @@ class TarFile:
             When it cannot be opened.
         """
         self._place = place
-        self._key = (place, size, version)
+        self._key = (place, size, state)
         if isinstance(place, Path):
             self._stream: io.BufferedReader | None
             self._stream, status = open_regular(place)
@@ -198,8 +198,8 @@ class _Parts:
         self._lock = Lock()
 
     def get(self, key: Any, number: int) -> bytes:
-        """Return a part of the file `key`, which is its address, its size and its version."""
-        address, size, _version = key
+        """Return a part of the file `key`, which is its address, its size and its state."""
+        address, size, _state = key
         with self._lock:
             future = self._found.get((key, number))
             is_mine = future is None
@@ -225,12 +225,12 @@ _parts = _Parts()
 
 # A job reads the members of a shard of pictures one after the other, mostly of one file or two.
 @functools.lru_cache(maxsize=16)
-def opened(place: Path | str, size: int | None, version: int | None) -> TarFile:
+def opened(place: Path | str, size: int | None, state: tuple[int | None, ...]) -> TarFile:
     """Return an open tar file; a few of those that were asked for last stay open.
 
-    `size` and `version` are those that are known of it; another tar file at the same place is not this one.
+    `size` and `state` are those that are known of it; another tar file at the same place is not this one.
     """
-    return TarFile(place, size, version)
+    return TarFile(place, size, state)
 
 
 def place_of(root: Path, tar: str) -> Path | str:

@@ -121,7 +121,7 @@ class TarScan:
         members: list[TarMember] = []
         copies: dict[str, bytes] = {}
         try:
-            with tar_files.TarFile(tar.place, stat.size, stat.version) as opened:
+            with tar_files.TarFile(tar.place, stat.size, stat.state) as opened:
                 for member, copy in self._looked_at(opened, lookers):
                     members.append(member)
                     if copy and member.facts is not None:

@@ -1,0 +1,119 @@
+"""Pictures at addresses: which there are, what is known of them, and how they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from gpu_cluster.config import InputConfig
+from gpu_cluster.errors import DataError
+from gpu_cluster.events import Observer
+from gpu_cluster.facts import FileFacts
+from gpu_cluster.images import places, remote
+from gpu_cluster.images.discover import discover
+from gpu_cluster.images.places import Objects, open_source
+from gpu_cluster.images.source import UnreadableError
+from tests.servers import Fault, FaultyServer, faulty_server
+from tests.tars import png, write_tar
+
+HERE = Path("/")
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """The address of a folder in fsspec's memory."""
+    files = fsspec.filesystem("memory")
+    inside = {"a.png": png(1), "inner/b": png(2), "notes.txt": b"notes", ".hidden.png": png(3), "c": b"no picture"}
+    files.pipe({f"/test-places/{name}": content for name, content in inside.items()})
+    yield "memory://test-places"
+    files.rm("/test-places", recursive=True)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    monkeypatch.setattr(remote, "patience", remote.Patience(tries=2, first_pause_s=0.01, attempt_s=5))
+    with faulty_server({"box/a.png": png(1), "box/inner/b.png": png(2)}) as found:
+        yield found
+
+
+def test_pictures_are_those_with_a_suffix_of_one_and_those_that_begin_as_one(memory):
+    found = Objects({}, memory).list()
+    assert {name.rpartition("test-places/")[2] for name in found.locations} == {"a.png", "inner/b"}
+    assert {name.rpartition("test-places/")[2] for name in found.passed_over} == {"notes.txt", "c"}
+
+
+def test_an_address_can_be_that_of_one_picture(memory):
+    assert len(Objects({}, f"{memory}/a.png").list().locations) == 1
+
+
+def test_a_place_that_is_not_there_is_an_error_of_the_data(memory):
+    with pytest.raises(DataError, match=r"cannot read 'memory://gone/a\.png': not there"):
+        Objects({}, "memory://gone/a.png").list()
+
+
+def test_a_picture_is_opened_with_as_many_bytes_as_its_size_says(memory):
+    stream, stat = open_source(HERE).open(f"{memory}/a.png")
+    with stream:
+        assert stream.read() == png(1)
+    assert stat.size == len(png(1))
+
+
+def test_what_is_known_of_a_picture_is_not_asked_for_again(server):
+    source, location = open_source(HERE), f"{server.address}box/a.png"
+    stat = source.stat(location)
+    server.requests.clear()
+    facts = FileFacts(size=stat.size, version=stat.version)
+    assert source.stat(location, facts) == source.open(location, facts)[1]
+    assert server.requests == []
+
+
+def test_a_scanned_picture_of_a_server_that_says_nothing_of_it_is_not_asked_for_again(server):
+    facts = FileFacts(size=len(png(1)), content_hash="0" * 32)
+    with open_source(HERE).open(f"{server.address}box/a.png", facts)[0] as stream:
+        assert stream.read() == png(1)
+    assert [one.method for one in server.requests] == ["GET"]
+
+
+def test_a_picture_without_a_size_is_read_once_to_be_opened(server):
+    server.faults["box/a.png"] = Fault("no size")
+    stream, stat = open_source(HERE).open(f"{server.address}box/a.png")
+    assert stream.read() == png(1)
+    assert stat.size == len(png(1))
+    assert server.reads() == {"box/a.png": 1}
+
+
+def test_a_picture_without_a_size_and_without_an_end_has_a_reason(server, monkeypatch):
+    monkeypatch.setattr(places, "_MOST_UNSIZED_BYTES", 1 << 20)
+    server.faults["box/a.png"] = Fault("endless")
+    with pytest.raises(UnreadableError, match=f"^its server does not say its size: it has more than {1 << 20} bytes$"):
+        open_source(HERE).open(f"{server.address}box/a.png")
+
+
+def test_a_folder_of_the_web_that_cannot_be_listed_is_a_bad_row(server):
+    server.faults["box/inner/"] = Fault("status", 403)
+    manifest = discover(InputConfig(images=(f"{server.address}box/",)), Observer())
+    assert list(manifest.paths) == [f"{server.address}box/a.png", f"{server.address}box/inner/"]
+    assert manifest.bad == {1: "a folder that cannot be read: no permission to read it"}
+
+
+def test_a_place_whose_own_page_cannot_be_read_is_an_error_of_the_data(server):
+    server.faults["box/"] = Fault("status", 503)
+    with pytest.raises(DataError, match=r"status 503 \(tried 2 times\)$"):
+        Objects({}, f"{server.address}box/").list()
+
+
+def test_the_members_of_a_tar_file_are_those_of_the_file_that_was_scanned_last(server, tmp_path):
+    locations = ["all.tar::a.png", f"{server.address}all.tar::a.png"]
+    read = []
+    for seeds in ((1, 2), (20, 21, 22)):
+        tar = write_tar(tmp_path / "all.tar", [(f"{'ab'[seed % 2]}.png", png(seed)) for seed in seeds])
+        server.files["all.tar"] = tar.read_bytes()
+        found = discover(InputConfig(images=(tmp_path / "all.tar", f"{server.address}all.tar")), Observer())
+        facts = dict(zip(found.paths, found.listed, strict=True))
+        for location in locations:
+            with open_source(tmp_path).open(location, facts[location])[0] as stream:
+                read.append(stream.read())
+    assert read == [png(2), png(2), png(22), png(22)]
