@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from gpu_cluster.addresses import TAR, common_folder, is_address, member_of
 from gpu_cluster.config import Link
 from gpu_cluster.errors import ConfigError, JobError
 from gpu_cluster.events import Observer, interrupted
@@ -84,10 +85,19 @@ def plan(pictures: pd.DataFrame, manifest: pd.DataFrame, groups: Sequence[str]) 
     sizes, times = ([None if one is None else int(one) for one in _without_na(known[name])] for name in known)
     rows = zip(pictures["path"], pictures["cluster"], sizes, times, pictures["content_hash"], strict=True)
     found = []
+    addresses = sorted(path for path in pictures["path"] if is_address(path))
+    common = common_folder(addresses[0], addresses[-1]) if addresses else ""
     for path, cluster, size, mtime_ns, content in rows:
-        target = tree.file(unescaped(path), tree.folder(groups[cluster], hidden=False))
+        target = tree.file(_inside(unescaped(path), common), tree.folder(groups[cluster], hidden=False))
         found.append(Planned(path, target, int(cluster), size, mtime_ns, content))
     return found
+
+
+def _inside(location: str, common: str) -> str:
+    """Return the path that a picture keeps: of an address what follows the common one, of a tar file's member both."""
+    member = member_of(location)
+    name = location if member is None else f"{member[0].removesuffix(TAR)}/{member[1]}"
+    return name.removeprefix(common).lstrip("/") if is_address(location) else name
 
 
 def _without_na(column: pd.Series[Any]) -> Iterator[Any]:
@@ -102,10 +112,11 @@ def check_link(link: Link, source: Source, planned: Sequence[Planned]) -> None:
     ConfigError
         When there is nothing that a link could lead to.
     """
-    if link != "copy" and planned and source.local_path(planned[0].location) is None:
+    first = next((one for one in planned if source.local_path(one.location) is None), None)
+    if link != "copy" and first is not None:
         raise ConfigError(
-            f"--link {link}: the pictures of this run are not files in a folder of this machine, so no link can lead "
-            f"to them; use --link copy, which reads them from where they are (the first is {planned[0].path!r})"
+            f"--link {link}: pictures of this run are not files in a folder of this machine, so no link can lead "
+            f"to them; use --link copy, which reads them from where they are (the first is {first.path!r})"
         )
 
 
