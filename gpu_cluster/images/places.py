@@ -123,10 +123,14 @@ class Objects(Source):
 
     def _begins_as_a_picture(self, one: remote.Object) -> bool:
         # As with folders: a name with a suffix of its own, such as .csv, says that it is none.
-        if os.path.splitext(base_name(one.address))[1] or not one.size:
+        if os.path.splitext(base_name(one.address))[1]:
             return False
         try:
-            head = remote.read_part(one.address, 0, min(one.size, formats.HEAD_BYTES))
+            # The page of a folder of the web says no sizes.
+            seen = remote.look(one.address) if one.size is None else one
+            if seen is None or not seen.size:
+                return False
+            head = remote.read_part(one.address, 0, min(seen.size, formats.HEAD_BYTES))
         except remote.RemoteError:
             return False
         return formats.format_of(head) is not None

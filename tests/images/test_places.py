@@ -46,6 +46,13 @@ def test_pictures_are_those_with_a_suffix_of_one_and_those_that_begin_as_one(mem
     assert {name.rpartition("test-places/")[2] for name in found.passed_over} == {"notes.txt", "c"}
 
 
+def test_a_file_of_the_web_without_a_suffix_is_a_picture_if_it_begins_as_one(server):
+    server.files |= {"box/c": png(3), "box/d": b"no picture", "box/e": b""}
+    found = Objects({}, f"{server.address}box/").list()
+    assert found.locations == {f"{server.address}box/{name}" for name in ("a.png", "inner/b.png", "c")}
+    assert found.passed_over == {f"{server.address}box/{name}" for name in ("d", "e")}
+
+
 def test_an_address_can_be_that_of_one_picture(memory):
     assert len(Objects({}, f"{memory}/a.png").list().locations) == 1
 
