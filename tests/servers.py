@@ -60,7 +60,7 @@ class S3Server:
             client.put_object(Bucket=self.bucket, Key=key, Body=content)
 
     def client(self) -> Any:
-        import boto3  # type: ignore[import-untyped]
+        import boto3
 
         return boto3.client(
             "s3",
