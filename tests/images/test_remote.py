@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -16,7 +17,9 @@ from tests.servers import Fault, FaultyServer, faulty_server, in_environment
 
 CONTENT = bytes(range(256)) * 40
 N = len(CONTENT)
-HASTY = remote.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=0.4)
+HASTY = remote.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=20)
+# For answers that come too late, where an attempt that is in time has no content to wait for.
+IMPATIENT = replace(HASTY, attempt_s=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,8 @@ def test_a_server_that_refuses_head_is_asked_for_the_first_byte(server, status):
     server.faults["box/a.png"] = Fault("no head", status)
     assert remote.look(f"{server.address}box/a.png") == whole
     assert [(one.method, one.range) for one in server.requests] == [("HEAD", None), ("GET", "bytes=0-0")]
-    assert server.n_sent == 1
+    # The server counts after it has sent.
+    assert server.n_sent <= 1
 
 
 def test_a_server_that_refuses_head_and_knows_no_ranges_says_the_size_too(server):
@@ -197,12 +201,14 @@ def test_a_server_that_is_gone_is_a_reason(monkeypatch):
     )
 
 
-def test_an_answer_that_comes_late_once_is_tried_again(server, address):
+def test_an_answer_that_comes_late_once_is_tried_again(server, address, monkeypatch):
+    monkeypatch.setattr(remote, "patience", IMPATIENT)
     server.faults["box/a.png"] = Fault("late", 0.8, times=1)
     assert remote.read(f"{address}/a.png", N) == CONTENT
 
 
-def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server, address):
+def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server, address, monkeypatch):
+    monkeypatch.setattr(remote, "patience", IMPATIENT)
     server.faults["box/a.png"] = Fault("trickle", 0.05)
     start = time.monotonic()
     assert reason(lambda: remote.read(f"{address}/a.png", N)) == "its server is too slow (tried 3 times)"
@@ -273,7 +279,8 @@ def test_a_server_without_ranges_gives_no_parts_and_is_asked_once(server, addres
 
 
 @pytest.mark.parametrize("fault", [Fault("status", 500), Fault("status", 403), Fault("late", 0.5), Fault("drop")])
-def test_no_reason_has_the_signature_of_an_address(server, fault):
+def test_no_reason_has_the_signature_of_an_address(server, fault, monkeypatch):
+    monkeypatch.setattr(remote, "patience", IMPATIENT)
     server.faults["box/a.png"] = fault
     with pytest.raises(RemoteError) as error:
         remote.read(f"{server.address}box/a.png?X-Amz-Signature=abcdef0123&x=1", N)
