@@ -277,9 +277,9 @@ def test_no_credentials_are_written_or_shown(s3, tmp_path):
 # Faults
 
 
-@pytest.mark.parametrize("fault", [Fault("status", 503, times=2), Fault("drop", times=2), Fault("late", 1.5, times=1)])
+@pytest.mark.parametrize("fault", [Fault("status", 503, times=2), Fault("drop", times=2), Fault("late", 2, times=1)])
 def test_a_tar_file_on_a_server_that_fails_at_first_is_read(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(remote, "patience", remote.Patience(tries=3, first_pause_s=0.01, attempt_s=1))
+    monkeypatch.setattr(remote, "patience", remote.Patience(tries=3, first_pause_s=0.01, attempt_s=1.5))
     members = [(f"{number}.png", png(number)) for number in range(4)]
     with faulty_server({"all.tar": write_tar(tmp_path / "all.tar", members).read_bytes()}) as server:
         server.faults["all.tar"] = fault
@@ -321,7 +321,7 @@ FAULTS: dict[str, tuple[Fault, str | None]] = {
     "01": (Fault("status", 500, times=1), None),
     "02": (Fault("status", 429, times=2), None),
     "03": (Fault("drop", times=2), None),
-    "04": (Fault("late", 1.5, times=1), None),
+    "04": (Fault("late", 2, times=1), None),
     "05": (Fault("no range"), None),
     "06": (Fault("status", 503), "its server answered with status 503" + _MANY_TIMES),
     "07": (Fault("drop"), _LOST + _MANY_TIMES),
@@ -344,7 +344,7 @@ def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     with faulty_server(files) as server, in_environment(server.environment):
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         remote.look("s3://box/a.png")
-        monkeypatch.setattr(remote, "patience", remote.Patience(tries=3, first_pause_s=0.01, attempt_s=1))
+        monkeypatch.setattr(remote, "patience", remote.Patience(tries=3, first_pause_s=0.01, attempt_s=1.5))
         server.faults |= {f"box/{name}.png": Fault(one.name, one.value, one.times) for name, one in faults.items()}
         yield server, f"{server.address}box/" if request.param == "web" else "s3://box/"
         fsspec.get_filesystem_class("s3").clear_instance_cache()
