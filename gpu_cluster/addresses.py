@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 # A letter and a colon alone begin a path on Windows.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 TAR = ".tar"
-_MEMBER = "::"
-# Where the name of a tar file ends in a location, and that of its member begins.
-IN_TAR = f"{TAR}{_MEMBER}"
+MEMBER = "::"
+# Where the name of a tar file ends in a location, and that of its member begins. An address can have parameters.
+_IN_TAR_HERE = re.compile(r"\.tar::", re.IGNORECASE)
+_IN_TAR = re.compile(r"\.tar(\?.*?)?::", re.IGNORECASE)
 # Parameters of an address by which its server lets the reader in, and those that come only with one of them.
 _SECRET = re.compile(
     r"x-(amz|goog|ms|oss|cos|bz|akamai)-.*|.*signature|sig|.*token.*|.*secret.*|.*password.*|passwd|pwd|"
@@ -76,8 +77,8 @@ def public(address: str) -> str:
 
 def member_of(location: str) -> tuple[str, str] | None:
     """Return the tar file and the name in it of a location such as `000.tar::rose/1.jpg`; None if it is no such one."""
-    at = location.find(IN_TAR)
-    return None if at < 0 else (location[: at + len(TAR)], location[at + len(IN_TAR) :])
+    found = (_IN_TAR if is_address(location) else _IN_TAR_HERE).search(location)
+    return None if found is None else (location[: found.end() - len(MEMBER)], location[found.end() :])
 
 
 def is_elsewhere(location: str) -> bool:
@@ -87,7 +88,7 @@ def is_elsewhere(location: str) -> bool:
 
 def in_tar(tar: str, name: str) -> str:
     """Return the location of a member of a tar file."""
-    return f"{tar}{_MEMBER}{name}"
+    return f"{tar}{MEMBER}{name}"
 
 
 def is_tar(name: str) -> bool:

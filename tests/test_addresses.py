@@ -86,3 +86,22 @@ def test_the_common_folder_of_addresses():
     assert addresses.common_folder("s3://b/x/1.jpg", "s3://b/x/y/2.jpg") == "s3://b/x"
     assert addresses.common_folder("s3://b/1.jpg", "s3://c/2.jpg") == ""
     assert addresses.common_folder("s3://b/x/1.jpg", "s3://b/x/1.jpg") == "s3://b/x"
+
+
+@pytest.mark.parametrize(
+    ("location", "tar", "name"),
+    [
+        ("a/b.tar::x/1.png", "a/b.tar", "x/1.png"),
+        ("A.TAR::c.tar::1.png", "A.TAR", "c.tar::1.png"),
+        ("https://h/b.tar?id=3::1.png", "https://h/b.tar?id=3", "1.png"),
+        ("s3://b/a.tar::c.tar?d::1.png", "s3://b/a.tar", "c.tar?d::1.png"),
+    ],
+)
+def test_a_location_in_a_tar_file_has_two_parts(location, tar, name):
+    assert addresses.member_of(location) == (tar, name)
+    assert addresses.in_tar(tar, name) == location
+
+
+@pytest.mark.parametrize("location", ["a.png", "a.tar", "a::b.png", "a.tar?x::b.png", "https://h/a.png?b=a.tar"])
+def test_other_locations_are_in_no_tar_file(location):
+    assert addresses.member_of(location) is None

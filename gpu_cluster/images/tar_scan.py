@@ -252,6 +252,7 @@ def _text_of(content: bytes, suffix: str, column: str) -> str | None:
             held = json.loads(text)
             value = held.get(column) if isinstance(held, dict) else None
             text = "" if value is None or isinstance(value, dict | list) else str(value)
+        # JSON can have half of a pair of surrogates, which is no character.
+        return printable(text.strip()) or None
     except (ValueError, RecursionError):
         return None
-    return printable(text.strip()) or None

@@ -83,6 +83,14 @@ def test_numbers_in_braces_name_several_tar_files(tmp_path):
     assert len(find(tmp_path / "{000..002}.tar")) == 3
 
 
+def test_the_suffix_of_a_tar_file_can_have_capital_letters(tmp_path):
+    write_tar(tmp_path / "A.TAR", [("x/0.png", png(0))])
+    found = find(tmp_path / "A.TAR")
+    assert list(found.paths) == ["A.TAR::x/0.png"]
+    with Picture(open_source(found.root), found.paths[0], found.listed[0]).open() as stream:
+        assert stream.read() == png(0)
+
+
 @pytest.mark.parametrize("name", ["../../up.png", "/absolute.png", "a\nb.png", "x" * 255 + ".png", "caf\udce9.png"])
 def test_whatever_a_member_is_called_it_is_a_row_and_no_path(tmp_path, name):
     write_tar(tmp_path / "a.tar", [(name, png(1))])
@@ -120,6 +128,12 @@ def test_labels_come_from_cls_and_json_members(tmp_path):
     found = find(tmp_path / "a.tar")
     assert found.labels == ("3", "rose", None)
     assert find(tmp_path / "a.tar", label_col="id").labels == ("3", "5", None)
+
+
+def test_a_label_that_is_no_text_is_none(tmp_path):
+    members = [("0.png", png(0)), ("0.json", b'{"label": "\\ud800"}'), ("1.png", png(1)), ("1.cls", b"rose")]
+    write_tar(tmp_path / "a.tar", members)
+    assert find(tmp_path / "a.tar").labels == (None, "rose")
 
 
 def test_labels_from_folders_are_those_in_the_tar_file(tmp_path):
