@@ -300,6 +300,10 @@ class _Lazy(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    def readall(self) -> bytes:
+        # Without a copy, if nothing was read before.
+        return self._loaded().read()
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._loaded().seek(offset, whence)
 

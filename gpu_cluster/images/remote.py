@@ -65,6 +65,10 @@ patience = Patience()
 # Statuses of HTTP that may pass, beside those from 500 on.
 _PASSING = frozenset({408, 425, 429})
 _REFUSED = {401: "no permission to read it", 403: "no permission to read it", 404: "not there", 410: "not there"}
+# What servers answer to HEAD if they do not know it, or if an address lets its reader do nothing but read.
+_NO_HEAD = frozenset({400, 403, 405, 501})
+# An empty object has no first byte.
+_NO_SUCH_PART = 416
 # What the errors of libraries are called when a connection ends too early.
 _DROPPED = ("Connect", "Disconnected", "Payload", "Incomplete", "ResponseStreaming", "HTTPClient", "ClientResponse")
 # Facts that change with the content of an object, by the names that fsspec's file systems give them.
@@ -253,17 +257,23 @@ def _synced(system: Any, function: Callable[..., Any], *given: Any, timeout: flo
 
 
 async def _head(system: Any, url: str) -> dict[str, Any]:
-    """Return what a web server says of an object. It is asked to send the object only if it does not know HEAD."""
+    """Return what a web server says of an object.
+
+    It is asked for the first byte if it refuses HEAD, as it does where an address was signed for reading only.
+    """
     session = await system.set_session()
-    given = {"headers": {"Accept-Encoding": "identity"}, "allow_redirects": True}
-    for method in ("HEAD", "GET"):
-        async with session.request(method, system.encode_url(url), **given) as reply:
-            if method == "HEAD" and reply.status in (400, 403, 405, 501):
+    for method, asked in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
+        headers = {"Accept-Encoding": "identity"} | asked
+        async with session.request(method, system.encode_url(url), headers=headers, allow_redirects=True) as reply:
+            if method == "HEAD" and reply.status in _NO_HEAD:
                 continue
-            _check_status(reply.status)
+            if reply.status != _NO_SUCH_PART:
+                _check_status(reply.status)
             names = {name.lower(): name for name in (*_VERSIONS, *_TIMES)}
             found = {names[name.lower()]: value for name, value in reply.headers.items() if name.lower() in names}
-            length = reply.headers.get("Content-Length", "")
+            # Of a part, the size of the whole is behind a slash: `bytes 0-0/2048`.
+            said = "Content-Length" if reply.status == 200 else "Content-Range"
+            length = reply.headers.get(said, "").rpartition("/")[2].strip()
             kind = reply.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             return {**found, "size": int(length) if length.isdecimal() else None, "mimetype": kind, "type": "file"}
     raise AssertionError("the second request returns or raises")
@@ -305,15 +315,15 @@ async def _taken(parts: AsyncIterable[bytes], first: int, last: int | None, limi
     """Return the first of the bytes that a server sends, as many as lie between `first` and `last`."""
     start = asyncio.get_running_loop().time()
     wanted = None if last is None else last - first
-    taken: list[bytes] = []
-    n_bytes = 0
+    # One array: a server that sends single bytes would fill the memory with objects.
+    taken = bytearray()
     async for part in parts:
-        taken.append(part)
-        n_bytes += len(part)
-        if wanted is not None and n_bytes >= wanted:
+        taken += part
+        if wanted is not None and len(taken) >= wanted:
+            del taken[wanted:]
             break
-        limit.reschedule(start + patience.attempt_s + n_bytes / patience.slowest_bytes_per_s)
-    return b"".join(taken)[:wanted]
+        limit.reschedule(start + patience.attempt_s + len(taken) / patience.slowest_bytes_per_s)
+    return bytes(taken)
 
 
 def _check_status(status: int) -> None:

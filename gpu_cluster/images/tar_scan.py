@@ -187,9 +187,10 @@ class TarScan:
         reason = scan.too_many_bytes(member.size, self._config.max_pixels)
         if reason is not None:
             return FileFacts(reason=reason), b""
-        content = tar.read(member.offset, member.size)
-        facts = scan.facts_of(content, suffix)
-        return facts, thumbnails.copy_of(content, suffix) if facts.reason is None else b""
+        with scan.HELD.taken(member.size):
+            content = tar.read(member.offset, member.size)
+            facts = scan.facts_of(content, suffix)
+            return facts, thumbnails.copy_of(content, suffix) if facts.reason is None else b""
 
     def _add(self, listing: Listing, tar: _Tar) -> None:
         if tar.reason is not None:

@@ -15,6 +15,7 @@ from gpu_cluster.facts import FileFacts
 from gpu_cluster.images import places, remote
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.places import Objects, open_source
+from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import UnreadableError
 from tests.servers import Fault, FaultyServer, faulty_server
 from tests.tars import png, write_tar
@@ -83,6 +84,20 @@ def test_a_picture_without_a_size_is_read_once_to_be_opened(server):
     assert stream.read() == png(1)
     assert stat.size == len(png(1))
     assert server.reads() == {"box/a.png": 1}
+
+
+def test_addresses_that_are_signed_for_reading_only_are_read_once_by_a_scan(server):
+    server.faults |= {path: Fault("no head", 403) for path in server.files}
+    signed = [f"{server.address}{path}?X-Amz-Signature=abc" for path in server.files]
+    manifest = discover(InputConfig(images=tuple(signed)), Observer())
+    server.requests.clear()
+    scanned = scan(manifest, open_source(HERE, manifest.signed), InputConfig(), Observer())
+    assert scanned.bad == {}
+    assert list(scanned.paths) == [f"{server.address}{path}" for path in server.files]
+    # What discovering them said of them is enough for the scan.
+    assert sorted((one.method, one.path, one.range) for one in server.requests) == [
+        ("GET", path, None) for path in server.files
+    ]
 
 
 def test_a_picture_without_a_size_and_without_an_end_has_a_reason(server, monkeypatch):

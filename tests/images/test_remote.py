@@ -109,11 +109,30 @@ def test_a_server_that_says_nothing_of_its_contents_gives_no_version(server):
     assert (found.size, found.mtime_ns, found.version) == (N, None, None)
 
 
-def test_a_server_that_does_not_know_head_is_asked_for_the_object(server):
+@pytest.mark.parametrize("status", [403, 405, 501])
+def test_a_server_that_refuses_head_is_asked_for_the_first_byte(server, status):
+    whole = remote.look(f"{server.address}box/a.png")
+    server.requests.clear()
+    server.faults["box/a.png"] = Fault("no head", status)
+    assert remote.look(f"{server.address}box/a.png") == whole
+    assert [(one.method, one.range) for one in server.requests] == [("HEAD", None), ("GET", "bytes=0-0")]
+    assert server.n_sent == 1
+
+
+def test_a_server_that_refuses_head_and_knows_no_ranges_says_the_size_too(server):
     server.faults["box/a.png"] = Fault("no head")
+    server.ranges = False
     found = remote.look(f"{server.address}box/a.png")
     assert found is not None
     assert found.size == N
+
+
+def test_an_empty_object_of_a_server_that_refuses_head_has_no_bytes(server):
+    server.files["box/a.png"] = b""
+    server.faults["box/a.png"] = Fault("no head")
+    found = remote.look(f"{server.address}box/a.png")
+    assert found is not None
+    assert found.size == 0
 
 
 def test_every_object_below_a_folder_is_listed(address):
