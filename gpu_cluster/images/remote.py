@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from gpu_cluster.addresses import public, scheme
+from gpu_cluster.addresses import WEB, public, scheme
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
 from gpu_cluster.images.web_page import links_in
@@ -37,7 +37,7 @@ _EXTRAS = {
     "http": "http",
     "https": "http",
 }
-_WEB, _S3 = ("http", "https"), ("s3", "s3a")
+_S3 = ("s3", "s3a")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def look(address: str) -> Object | None:
         When a package is missing that the scheme needs.
     """
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         info = _tried(lambda: _synced(system, _head, system, path, timeout=patience.attempt_s))
     else:
         info = _tried(lambda: system.info(path))
@@ -156,7 +156,7 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
         When it cannot be listed.
     """
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         yield from _linked(system, path, fail)
         return
     found = _tried(lambda: system.find(path, detail=True))
@@ -239,7 +239,7 @@ def read_part(address: str, first: int, last: int) -> bytes:
 
 def _part(address: str, first: int, last: int | None, *, whole: bool = False) -> bytes:
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         return bytes(_synced(system, _get, system, path, first, last, whole=whole))
     if scheme(address) in _S3:
         return bytes(_synced(system, _get_of_s3, system, path, first, last, whole=whole))
@@ -412,11 +412,10 @@ def _system_of(address: str) -> tuple[Any, str]:
     place = scheme(address)
     try:
         import fsspec
-        from fsspec.core import url_to_fs
     except ImportError:
         raise _missing(address) from None
     try:
-        if place in _WEB:
+        if place in WEB:
             return _web(), address
         # Listings that are kept would take memory, and hide what has changed.
         more: dict[str, Any] = {"use_listings_cache": False}
@@ -424,7 +423,12 @@ def _system_of(address: str) -> tuple[Any, str]:
             # Failures are counted here, not by three libraries one in the other.
             retries = {"mode": "standard", "total_max_attempts": 1}
             more |= {"config_kwargs": {"retries": retries, "max_pool_connections": _CONNECTIONS}}
-        system, path = url_to_fs(address, **more)
+        # Not by `url_to_fs`, which takes what follows a `::` in a name for another address.
+        kind = fsspec.get_filesystem_class(place)
+        system, path = (
+            fsspec.filesystem(place, **kind._get_kwargs_from_urls(address), **more),
+            kind._strip_protocol(address),
+        )
         if hasattr(system, "retries"):
             system.retries = 1
         return system, path
