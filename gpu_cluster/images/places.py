@@ -101,7 +101,8 @@ class Objects(Source):
             found.bad[public(folder)] = f"a folder that cannot be read: {error.strerror}"
 
         for one in remote.objects(self.address, fail):
-            name = base_name(one.address)
+            # On the web, parameters can follow the name.
+            name = base_name(one.address.partition("?")[0] if _is_web(one.address) else one.address)
             if name.startswith("."):
                 continue
             if os.path.splitext(name)[1].lower() in formats.suffixes():

@@ -88,6 +88,8 @@ _TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", 
 _CHUNK_BYTES = 1 << 20
 # A link takes about a hundred bytes on a page.
 _MOST_PAGE_BYTES = 64 << 20
+# A server can link to folders in folders without end.
+_MOST_LEVELS, _MOST_PAGES = 50, 100_000
 # Readers at once, as many as the scan has threads and some more.
 _CONNECTIONS = 64
 _NO_PARTS = "its server sends no parts of files, and so no members of a tar file"
@@ -167,10 +169,15 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
 
 def _linked(system: Any, first: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
     """Yield what the page of a folder of a web server links to, and those of the folders below it."""
-    waiting, seen = [first], {first}
+    waiting, seen, n_pages = [first], {first}, 0
     while waiting:
         page = waiting.pop()
+        n_pages += 1
+        if n_pages > _MOST_PAGES:
+            raise RemoteError(f"it has more than {_MOST_PAGES:,} folders; name some of them", lasting=True)
         try:
+            if page.count("/") > first.rstrip("/").count("/") + 1 + _MOST_LEVELS:
+                raise RemoteError(f"more than {_MOST_LEVELS} folders in one another", lasting=True)
             links = links_in(_page(system, page), page)
         except RemoteError as error:
             if page == first:

@@ -123,8 +123,8 @@ class TarFile:
             while True:
                 try:
                     found = tar.next()
-                # What a hostile header says can be a number of any size, or no number; and tarfile calls itself for each
-                # header that only says more of the next one.
+                # What a hostile header says can be a number of any size, or no number; and for each header that only says
+                # more of the next one, tarfile calls itself.
                 except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
                     raise DamagedTarError(f"damaged or cut short after {n} files") from error
                 if found is None:

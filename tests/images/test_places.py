@@ -139,6 +139,16 @@ def test_a_folder_of_the_web_that_cannot_be_listed_is_a_bad_row(server):
     assert manifest.bad == {1: "a folder that cannot be read: no permission to read it"}
 
 
+def test_what_lets_a_reader_in_is_in_links_for_reading_only(server):
+    names = ("a.png", "notes.csv", "folder/")
+    links = "".join(f'<a href="{name}?token=secret">' for name in names)
+    server.files["box/index.html"] = f'{links}<a href="inner/?token=secret">'.encode()
+    manifest = discover(InputConfig(images=(f"{server.address}box/index.html",)), Observer())
+    assert list(manifest.paths) == [f"{server.address}box/a.png"]
+    assert manifest.signed == {f"{server.address}box/a.png": f"{server.address}box/a.png?token=secret"}
+    assert "secret" not in str(manifest.passed_over)
+
+
 def test_a_place_whose_own_page_cannot_be_read_is_an_error_of_the_data(server):
     server.faults["box/"] = Fault("status", 503)
     with pytest.raises(DataError, match=r"status 503 \(tried 2 times\)$"):
