@@ -123,8 +123,8 @@ class TarFile:
             while True:
                 try:
                     found = tar.next()
-                # What a hostile header says can be a number of any size, or no number; and for each header that only says
-                # more of the next one, tarfile calls itself.
+                # A hostile header can say a number of any size, or no number; and tarfile calls itself for each
+                # header that says more of the next.
                 except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
                     raise DamagedTarError(f"damaged or cut short after {n} files") from error
                 if found is None:
