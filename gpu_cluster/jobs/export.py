@@ -195,7 +195,7 @@ def _export_folders(
             f"{_shown(folder)!r} lies in the folder of the pictures: a later run of that folder finds each of these "
             "pictures twice"
         )
-    renamed = sum(str(one.target.relative_to(one.target.parts[0])) != one.location for one in planned)
+    renamed = sum(one.is_renamed for one in planned)
     if renamed:
         events.notice(
             f"{count(renamed, 'picture')} {'has' if renamed == 1 else 'have'} another name in the export, because not "
