@@ -176,7 +176,7 @@ def test_with_one_restart_there_is_no_agreement():
 
 
 def test_parameters_may_be_numbers_of_numpy():
-    plain: dict[str, Any] = {"n_clusters": 3, "pca": 4, "whitening": 0.25, "normalize": False, "n_init": 2, "random_state": 5}
+    plain: dict[str, Any] = {"n_clusters": 3, "pca": 4, "whitening": 0.25, "normalize": False, "random_state": 5}
     numpy: dict[str, Any] = {name: np.asarray(value)[()] for name, value in plain.items()}
     assert all(isinstance(value, np.generic) for value in numpy.values())
     labels = [ImageClusterer(**options, device="cpu").fit_predict(blobs()) for options in (plain, numpy)]
