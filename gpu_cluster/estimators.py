@@ -297,7 +297,7 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
             When the device cannot be used, or has too little memory.
         """
         config = self._config()
-        x = self._checked(X, config, reset=True)
+        x = self._checked(X, config.reduce.scaling, reset=True)
         check_ks(config.sweep, len(x))
         backend, events = choose_device(config).backend, Recorder()
         with memory_error_explained("clustering", len(x), x.shape[1], backend):
@@ -347,19 +347,20 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
     def _of_space(self, given: Any, computed: Any) -> Any:
         """Return what a function computes from the embeddings in the space that is clustered, and the centres."""
         check_is_fitted(self)
-        config = self._config()
-        x = self._checked(given, config, reset=False)
-        backend = choose_device(config).backend
-        backend.claim_device(x.nbytes)
-        reduction = _moved(self._reduction, backend.from_host)
-        space, _pcs = apply(reduction, HeldRows(backend.from_host(x), backend), backend)
-        found = computed(space, backend.from_host(self.cluster_centers_), backend)
-        return np.asarray(backend.to_host(as_originals(found, equal_rows(x), backend)))
+        x = self._checked(given, self._reduction.scaling, reset=False)
+        # Of the parameters, those of the fit no longer matter: they may have been set anew since.
+        backend = choose_device(build_config(RunConfig, device=self.device)).backend
+        with memory_error_explained("clustering", len(x), x.shape[1], backend):
+            backend.claim_device(x.nbytes)
+            reduction = _moved(self._reduction, backend.from_host)
+            space, _pcs = apply(reduction, HeldRows(backend.from_host(x), backend), backend)
+            found = computed(space, backend.from_host(self.cluster_centers_), backend)
+            return np.asarray(backend.to_host(as_originals(found, equal_rows(x), backend)))
 
-    def _checked(self, given: Any, config: RunConfig, *, reset: bool) -> npt.NDArray[np.float32]:
+    def _checked(self, given: Any, scaling: str, *, reset: bool) -> npt.NDArray[np.float32]:
         """Return embeddings as float32, checked as scikit-learn does; `reset` remembers their number of columns."""
         x: npt.NDArray[np.float32] = validate_data(self, given, reset=reset, dtype=np.float32, order="C")
-        if config.reduce.scaling == "sqrt-l2" and x.min() < 0:
+        if scaling == "sqrt-l2" and x.min() < 0:
             raise DataError(
                 f"scaling 'sqrt-l2' takes square roots, and the embeddings have numbers below 0, such as {x.min():g}: "
                 "use another scaling"
@@ -372,7 +373,8 @@ class ImageClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterM
         options = {name: getattr(self, name) for name in names}
         ks, seed = self.k_range, self.random_state
         if ks is None and self.n_clusters is not None:
-            ks = f"{self.n_clusters}:{self.n_clusters}"
+            k = build_config(RunConfig, k=self.n_clusters).sweep.k
+            ks = f"{k}:{k}"
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(np.iinfo(np.int32).max)
         return build_config(RunConfig, k=self.n_clusters, k_range=ks, seed=seed, **options)

@@ -7,6 +7,7 @@ what it holds then). This module must not know runs or pictures.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import secrets
@@ -36,6 +37,8 @@ from gpu_cluster.export_list import (
 from gpu_cluster.files import open_regular, printable, write_whole
 from gpu_cluster.folders import is_same, lock, locked, opened, try_lock
 from gpu_cluster.output import numbered, place, shown
+
+log = logging.getLogger(__name__)
 
 # What a rename or a link says if something has the new name already.
 _NAME_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
@@ -216,10 +219,14 @@ def _take_name(path: Path, folder: Path, *, overwrite: bool) -> None:
 
 
 def _discard(aside: Path, folder: Path) -> None:
-    """Delete an earlier export that was moved aside; if somebody changed it at the last moment, it gets a new name."""
-    undo(aside)
+    """Delete an earlier export that was moved aside; what cannot be deleted, or was changed, gets a new name."""
+    # The new export has its name by now, and must not end as one that failed.
+    with suppress(DataError, JobError):
+        undo(aside)
     if aside.exists():
-        os.rename(aside, next(name for name in numbered(folder) if not os.path.lexists(name)))
+        name = next(name for name in numbered(folder) if not os.path.lexists(name))
+        os.rename(aside, name)
+        log.warning("the earlier export could not be deleted whole; what is left of it is now %s", shown(name))
 
 
 def _clear_dead(beside: Path) -> None:

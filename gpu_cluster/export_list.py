@@ -74,7 +74,8 @@ class Undone:
     removed : number of things that were removed
     changed : what is no longer what the list says, and stays; paths in the folder
     gone : number of things that were not there any more
-    left : the first thing in the folder that the export did not put there; None if there is none, or a dry run
+    left : the first thing in the folder that the export did not put there; None if there is none, or something was
+        changed, or of a dry run
     """
 
     folder: Path
@@ -87,7 +88,8 @@ class Undone:
 def undo(folder: Path, *, dry_run: bool = False) -> Undone:
     """Remove from the folder of an export what its list names and nobody changed, and then the folders that are empty.
 
-    The list stays if something that it names does.
+    The list stays if something that it names does, or may do under another name: because something is gone, and
+    something else is there.
 
     Raises
     ------
@@ -121,13 +123,15 @@ def _undo(folder: Path, descriptor: int, entries: Sequence[Entry], *, dry_run: b
         return Undone(folder, removed, tuple(changed), gone)
     for inner in sorted(_folders_of(entries), key=lambda one: -len(one.parts)):
         _remove_if_empty(descriptor, inner)
-    if not changed:
-        # The marker goes last: until then the folder is known as that of an export.
-        for name in (LIST, MARKER):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=descriptor)
-    left = min(os.listdir(descriptor), default=None) if not changed else None
-    if left is None and not changed and is_same(folder, descriptor):
+    others = set(os.listdir(descriptor)) - OWN
+    left = min(others, default=None) if not changed else None
+    if changed or (gone and others):
+        return Undone(folder, removed, tuple(changed), gone, left)
+    # The marker goes last: until then the folder is known as that of an export.
+    for name in (LIST, MARKER):
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=descriptor)
+    if not others and is_same(folder, descriptor):
         with suppress(OSError):
             os.rmdir(folder)
     return Undone(folder, removed, tuple(changed), gone, left)

@@ -164,7 +164,12 @@ def settings(
 
 def _is_given(value: Any) -> bool:
     """Tell whether an option was given; nothing named is nothing given."""
-    return value is not None and value not in ((), [])
+    return value is not None and not (isinstance(value, list | tuple) and not value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy, of which grids of parameters are often made, as Python's own."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 _Layers: TypeAlias = list[tuple[str, Mapping[str, Any]]]
@@ -202,7 +207,7 @@ def _layers(
         )
         raise ConfigError(f"unknown option {unknown[0]!r} of {command}{meant}; known are {', '.join(sorted(known))}")
     given: dict[str, Any] = {}
-    for name, value in ((name, value) for name, value in options.items() if _is_given(value)):
+    for name, value in ((name, _plain(value)) for name, value in options.items() if _is_given(value)):
         if isinstance(value, int) and is_too_long(value):
             raise ConfigError(f"{known[name].flag}: expected a smaller number; found one of thousands of digits")
         section = known[name].section

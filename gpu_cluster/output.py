@@ -68,9 +68,10 @@ def _check_place(folder: Path) -> None:
             folder,
             f"it is a mount point, which cannot be renamed; give a folder in it, such as {shown(folder / 'run')}",
         )
-    above = next(parent for parent in folder.parents if parent.exists())
+    above = next(parent for parent in folder.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise _not_written(folder, f"{shown(above)} is a file, not a folder")
+        what = "a file" if above.exists() else "a link that leads nowhere"
+        raise _not_written(folder, f"{shown(above)} is {what}, not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise _not_written(folder, f"no permission to write in {shown(above)}")
 

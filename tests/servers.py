@@ -311,7 +311,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
             said = len(content)
         said += {"too long": int(value), "too short": -int(value)}.get(name, 0)
-        self.send_header("Content-Type", "application/x-tar" if path.endswith(".tar") else "image/png")
+        kinds = {".tar": "application/x-tar", ".html": "text/html", ".txt": "text/plain"}
+        self.send_header("Content-Type", kinds.get(os.path.splitext(path)[1], "image/png"))
         if name in ("endless", "no size", "too long", "too short"):
             self.send_header("Connection", "close")
         if name not in ("endless", "no size"):

@@ -175,6 +175,37 @@ def test_with_one_restart_there_is_no_agreement():
     assert np.isnan(ImageClusterer(3, n_init=1, device="cpu").fit(blobs()).agreement_)
 
 
+def test_parameters_may_be_numbers_of_numpy():
+    plain: dict[str, Any] = {"n_clusters": 3, "pca": 4, "whitening": 0.25, "normalize": False, "random_state": 5}
+    numpy: dict[str, Any] = {name: np.asarray(value)[()] for name, value in plain.items()}
+    assert all(isinstance(value, np.generic) for value in numpy.values())
+    labels = [ImageClusterer(**options, device="cpu").fit_predict(blobs()) for options in (plain, numpy)]
+    np.testing.assert_array_equal(*labels)
+
+
+def test_a_grid_search_over_an_array_of_numbers_of_clusters_finds_the_right_one():
+    grid: dict[str, Any] = {"n_clusters": np.arange(2, 5)}
+    y, shuffled = np.repeat(np.arange(3), 20), KFold(2, shuffle=True, random_state=0)
+    model = ImageClusterer(n_init=2, device="cpu")
+    search = GridSearchCV(model, grid, scoring="adjusted_rand_score", cv=shuffled, error_score="raise")
+    assert search.fit(blobs(), y).best_params_ == {"n_clusters": 3}
+
+
+@pytest.mark.parametrize("later", [{"scaling": "sqrt-l2"}, {"n_init": 0}, {"n_clusters": 100}], ids=str)
+def test_parameters_that_are_set_after_the_fit_change_no_prediction(later):
+    x = blobs() - 5
+    model = ImageClusterer(3, n_init=2, device="cpu").fit(x)
+    np.testing.assert_array_equal(model.set_params(**later).predict(x), model.labels_)
+
+
+def test_a_prediction_draws_no_random_number():
+    random = np.random.RandomState(0)
+    model = ImageClusterer(3, n_init=2, random_state=random, device="cpu").fit(blobs())
+    before = random.get_state()[2]
+    model.predict(blobs())
+    assert random.get_state()[2] == before
+
+
 def test_a_model_can_be_pickled():
     model = ImageClusterer(3, n_init=2, device="cpu").fit(blobs())
     again = pickle.loads(pickle.dumps(model))

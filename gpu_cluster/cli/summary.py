@@ -129,8 +129,7 @@ def print_exported(found: Exported) -> None:
     """Print what was exported, what was not, and where it is."""
     console = open_console(soft_wrap=True)
     for line in found.lines:
-        # A name may have a newline in it.
-        console.print(printable(line).replace("\n", "\\n"), markup=False)
+        console.print(_one_line(line), markup=False)
     groups = list(found.groups.items())
     for name, n in groups[:_MOST_CLUSTERS]:
         console.print(f"{name}: {count(n, 'picture')}", markup=False)
@@ -140,7 +139,7 @@ def print_exported(found: Exported) -> None:
         console.print(f"not exported: {count(found.n_bad, 'file')} that the run could not read", markup=False)
     if found.missing:
         named = list(found.missing.items())
-        words = "; ".join(f"{printable(path)}: {why}" for path, why in named[:_MOST_NAMED])
+        words = "; ".join(f"{_one_line(path)}: {why}" for path, why in named[:_MOST_NAMED])
         more = f"; and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
         console.print(f"not exported: {count(len(named), 'picture')} of the run ({words}{more})", markup=False)
     if (found.missing or found.n_bad) and found.to == "folders" and not found.lines:
@@ -161,12 +160,22 @@ def print_undone(found: Undone, *, dry_run: bool) -> None:
     if found.gone:
         console.print(f"no longer there: {found.gone:,}", markup=False)
     if found.changed:
-        words = ", ".join(map(printable, found.changed[:_MOST_NAMED])) + (
+        words = ", ".join(map(_one_line, found.changed[:_MOST_NAMED])) + (
             f", and {len(found.changed) - _MOST_NAMED:,} more" if len(found.changed) > _MOST_NAMED else ""
         )
         console.print(f"changed since, so left as they are: {len(found.changed):,} ({words})", markup=False)
     if found.left is not None:
-        console.print(f"the folder stays, because it holds {printable(found.left)!r}", markup=False)
+        remedy = (
+            "; if that is a folder of the export under another name, give it its own name back and undo again"
+            if found.gone
+            else ""
+        )
+        console.print(f"the folder stays, because it holds {printable(found.left)!r}{remedy}", markup=False)
+
+
+def _one_line(name: str) -> str:
+    """Return a name as text on one line."""
+    return printable(name).replace("\n", "\\n")
 
 
 def _summary(result: RunResult, findings: Findings) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from gpu_cluster.addresses import public, scheme
+from gpu_cluster.addresses import WEB, public, scheme
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
 from gpu_cluster.images.web_page import links_in
@@ -37,7 +37,7 @@ _EXTRAS = {
     "http": "http",
     "https": "http",
 }
-_WEB, _S3 = ("http", "https"), ("s3", "s3a")
+_S3 = ("s3", "s3a")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ _TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", 
 _CHUNK_BYTES = 1 << 20
 # A link takes about a hundred bytes on a page.
 _MOST_PAGE_BYTES = 64 << 20
+# A server can link to folders in folders without end.
+_MOST_LEVELS, _MOST_PAGES = 50, 100_000
 # Readers at once, as many as the scan has threads and some more.
 _CONNECTIONS = 64
 _NO_PARTS = "its server sends no parts of files, and so no members of a tar file"
@@ -137,7 +139,7 @@ def look(address: str) -> Object | None:
         When a package is missing that the scheme needs.
     """
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         info = _tried(lambda: _synced(system, _head, system, path, timeout=patience.attempt_s))
     else:
         info = _tried(lambda: system.info(path))
@@ -156,7 +158,7 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
         When it cannot be listed.
     """
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         yield from _linked(system, path, fail)
         return
     found = _tried(lambda: system.find(path, detail=True))
@@ -167,10 +169,15 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
 
 def _linked(system: Any, first: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
     """Yield what the page of a folder of a web server links to, and those of the folders below it."""
-    waiting, seen = [first], {first}
+    waiting, seen, n_pages = [first], {first}, 0
     while waiting:
         page = waiting.pop()
+        n_pages += 1
+        if n_pages > _MOST_PAGES:
+            raise RemoteError(f"it has more than {_MOST_PAGES:,} folders; name some of them", lasting=True)
         try:
+            if page.count("/") > first.rstrip("/").count("/") + 1 + _MOST_LEVELS:
+                raise RemoteError(f"more than {_MOST_LEVELS} folders in one another", lasting=True)
             links = links_in(_page(system, page), page)
         except RemoteError as error:
             if page == first:
@@ -239,7 +246,7 @@ def read_part(address: str, first: int, last: int) -> bytes:
 
 def _part(address: str, first: int, last: int | None, *, whole: bool = False) -> bytes:
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         return bytes(_synced(system, _get, system, path, first, last, whole=whole))
     if scheme(address) in _S3:
         return bytes(_synced(system, _get_of_s3, system, path, first, last, whole=whole))
@@ -412,11 +419,10 @@ def _system_of(address: str) -> tuple[Any, str]:
     place = scheme(address)
     try:
         import fsspec
-        from fsspec.core import url_to_fs
     except ImportError:
         raise _missing(address) from None
     try:
-        if place in _WEB:
+        if place in WEB:
             return _web(), address
         # Listings that are kept would take memory, and hide what has changed.
         more: dict[str, Any] = {"use_listings_cache": False}
@@ -424,7 +430,12 @@ def _system_of(address: str) -> tuple[Any, str]:
             # Failures are counted here, not by three libraries one in the other.
             retries = {"mode": "standard", "total_max_attempts": 1}
             more |= {"config_kwargs": {"retries": retries, "max_pool_connections": _CONNECTIONS}}
-        system, path = url_to_fs(address, **more)
+        # Not by `url_to_fs`, which takes what follows a `::` in a name for another address.
+        kind = fsspec.get_filesystem_class(place)
+        system, path = (
+            fsspec.filesystem(place, **kind._get_kwargs_from_urls(address), **more),
+            kind._strip_protocol(address),
+        )
         if hasattr(system, "retries"):
             system.retries = 1
         return system, path

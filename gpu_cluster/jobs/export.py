@@ -99,10 +99,15 @@ def export(run: Path, config: ExportConfig, out: Path, observer: Observer | None
 
 
 def _check_apart(out: Path, run: Path) -> None:
-    if out.resolve().is_relative_to(run.resolve()):
+    if _real(out).is_relative_to(_real(run)):
         raise ConfigError(
             f"--out: {_shown(out)!r} lies in the run folder, which holds nothing but the run; choose another --out"
         )
+
+
+def _real(path: Path) -> Path:
+    """Return a path without links; for a link that leads back to itself, `Path.resolve` would raise an error."""
+    return Path(os.path.realpath(path))
 
 
 # One file
@@ -148,8 +153,8 @@ def _file(out: Path, options: ExportedConfig) -> Path:
         )
     else:
         file = out / usual
-    file = file.resolve() if file.is_symlink() else file
-    above = next(parent for parent in file.absolute().parents if parent.exists())
+    file = _real(file) if file.is_symlink() else file
+    above = next(parent for parent in file.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"--out: {_shown(file)!r} cannot be written: expected a file in a folder that can be written")
     if os.path.lexists(file):
@@ -190,12 +195,12 @@ def _export_folders(
         planned = folders.plan(run.pictures, run.manifest, groups)
     folders.check_link(link, source, planned)
     are_here = any(source.local_path(one.location) is not None for one in planned)
-    if are_here and folder.resolve().is_relative_to(root.resolve()):
+    if are_here and _real(folder).is_relative_to(_real(root)):
         events.notice(
             f"{_shown(folder)!r} lies in the folder of the pictures: a later run of that folder finds each of these "
             "pictures twice"
         )
-    renamed = sum(str(one.target.relative_to(one.target.parts[0])) != one.location for one in planned)
+    renamed = sum(one.is_renamed for one in planned)
     if renamed:
         events.notice(
             f"{count(renamed, 'picture')} {'has' if renamed == 1 else 'have'} another name in the export, because not "

@@ -62,6 +62,31 @@ def test_a_place_that_is_not_there_is_an_error_of_the_data(memory):
         Objects({}, "memory://gone/a.png").list()
 
 
+def test_a_list_names_pictures_relative_to_its_own_address(memory):
+    fsspec.filesystem("memory").pipe("/test-places/inner/list.txt", b"b\n../a.png\n")
+    listing = Objects({}, f"{memory}/inner/list.txt").list()
+    assert listing.locations == {f"{memory}/inner/b", f"{memory}/a.png"}
+
+
+def test_a_list_on_a_server_that_names_files_of_this_machine_is_an_error_of_the_data(memory):
+    fsspec.filesystem("memory").pipe("/test-places/list.txt", b"a.png\nfile:///etc/b.png\n")
+    with pytest.raises(DataError, match=r"list\.txt': a list on a server names .* found an address of file://$"):
+        Objects({}, f"{memory}/list.txt").list()
+
+
+def test_a_name_with_two_colons_is_one_name(memory):
+    fsspec.filesystem("memory").pipe("/test-places/more/x::y.png", png(4))
+    (location,) = Objects({}, f"{memory}/more").list().locations
+    with open_source(HERE).open(location)[0] as stream:
+        assert stream.read() == png(4)
+
+
+def test_a_list_of_this_machine_can_name_a_file_as_an_address(tmp_path):
+    (tmp_path / "a b.png").write_bytes(png(1))
+    (tmp_path / "list.txt").write_text(f"file://{tmp_path}/a%20b.png\n")
+    assert list(discover(InputConfig(input_list=tmp_path / "list.txt"), Observer()).paths) == ["a b.png"]
+
+
 def test_a_picture_is_opened_with_as_many_bytes_as_its_size_says(memory):
     stream, stat = open_source(HERE).open(f"{memory}/a.png")
     with stream:
@@ -119,6 +144,16 @@ def test_a_folder_of_the_web_that_cannot_be_listed_is_a_bad_row(server):
     manifest = discover(InputConfig(images=(f"{server.address}box/",)), Observer())
     assert list(manifest.paths) == [f"{server.address}box/a.png", f"{server.address}box/inner/"]
     assert manifest.bad == {1: "a folder that cannot be read: no permission to read it"}
+
+
+def test_what_lets_a_reader_in_is_in_links_for_reading_only(server):
+    names = ("a.png", "notes.csv", "folder/")
+    links = "".join(f'<a href="{name}?token=secret">' for name in names)
+    server.files["box/index.html"] = f'{links}<a href="inner/?token=secret">'.encode()
+    manifest = discover(InputConfig(images=(f"{server.address}box/index.html",)), Observer())
+    assert list(manifest.paths) == [f"{server.address}box/a.png"]
+    assert manifest.signed == {f"{server.address}box/a.png": f"{server.address}box/a.png?token=secret"}
+    assert "secret" not in str(manifest.passed_over)
 
 
 def test_a_place_whose_own_page_cannot_be_read_is_an_error_of_the_data(server):

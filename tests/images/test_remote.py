@@ -155,6 +155,22 @@ def test_a_folder_of_the_web_that_cannot_be_listed_is_told_and_the_others_are_li
     assert told == [(f"{server.address}box/inner/", "its server answered with status 503 (tried 3 times)")]
 
 
+def test_folders_in_one_another_without_end_are_told_and_left(server, monkeypatch):
+    monkeypatch.setattr(remote, "_MOST_LEVELS", 3)
+    server.files["box/b/b/b/b/b/b/a.png"] = CONTENT
+    told: list[tuple[str, str | None]] = []
+    found = remote.objects(f"{server.address}box", lambda folder, error: told.append((folder, error.strerror)))
+    assert len(list(found)) == 2
+    assert told == [(f"{server.address}box/b/b/b/b/", "more than 3 folders in one another")]
+
+
+def test_more_folders_of_the_web_than_can_be_meant_are_a_reason(server, monkeypatch):
+    monkeypatch.setattr(remote, "_MOST_PAGES", 3)
+    server.files |= {f"box/{number}/a.png": CONTENT for number in range(5)}
+    with pytest.raises(remote.RemoteError, match="it has more than 3 folders"):
+        list(remote.objects(f"{server.address}box/", unexpected))
+
+
 def test_a_folder_of_the_web_whose_page_fails_at_first_is_listed(server):
     server.faults["box/inner/"] = Fault("status", 503, times=2)
     assert len(list(remote.objects(f"{server.address}box/", unexpected))) == 2

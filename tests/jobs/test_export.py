@@ -249,6 +249,18 @@ def test_overwrite_replaces_an_earlier_export(run, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["names.csv", "out"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes these rights from root")
+def test_an_earlier_export_that_cannot_be_deleted_gets_another_name_and_the_new_one_is_done(run, tmp_path):
+    gpu_cluster.export(run, out=tmp_path / "out")
+    (tmp_path / "out" / "0").chmod(0o500)
+    done = command("export", run, "--link", "copy", "--overwrite", out=tmp_path / "out", before=without_override)
+    assert done.code == 0, done.err
+    assert f"what is left of it is now '{tmp_path / 'out.1'}'" in done.err
+    assert sorted(os.listdir(tmp_path)) == ["out", "out.1"]
+    assert len(pictures_in(tmp_path / "out")) == 13
+    (tmp_path / "out.1" / "0").chmod(0o700)
+
+
 @pytest.mark.parametrize("change", ["another file", "a changed copy"])
 def test_overwrite_refuses_an_export_that_holds_somebodys_work(run, tmp_path, change):
     gpu_cluster.export(run, out=tmp_path / "out", link="copy")
@@ -260,13 +272,24 @@ def test_overwrite_refuses_an_export_that_holds_somebodys_work(run, tmp_path, ch
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("out", ["file", "file/out", "run/out"])
-def test_a_place_where_no_folder_can_be_is_refused(moved, tmp_path, out):
+@pytest.mark.parametrize("out", ["file", "file/out", "run/out", "loop", "loop/out", "nowhere/out"])
+@pytest.mark.parametrize("to", ["folders", "labels"])
+def test_a_place_where_no_folder_can_be_is_refused(moved, tmp_path, out, to):
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("absent")
     before = listing(tmp_path)
     with pytest.raises(ConfigError):
-        gpu_cluster.export(moved[0], out=tmp_path / out)
+        gpu_cluster.export(moved[0], to=to, out=tmp_path / out)
     assert listing(tmp_path) == before
+
+
+def test_a_file_that_is_a_link_back_to_itself_is_refused(run, tmp_path):
+    (tmp_path / "a.csv").symlink_to("a.csv")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"is there already|would be replaced"):
+            gpu_cluster.export(run, to="csv", out=tmp_path / "a.csv", overwrite=overwrite)
+    assert listing(tmp_path) == {"a.csv": "a.csv"}
 
 
 @pytest.mark.parametrize("to", ["folders", "csv"])
@@ -322,6 +345,27 @@ def test_undo_leaves_the_folder_of_what_was_added_and_no_list(run, tmp_path):
     assert undone.left == group.parent.parent.name
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert files == [group / "mine.txt"]
+
+
+def test_undo_keeps_the_list_for_a_folder_that_was_renamed(run, clusters, tmp_path):
+    gpu_cluster.export(run, out=tmp_path / "out")
+    (tmp_path / "out" / "0").rename(tmp_path / "out" / "tulips")
+    in_it = list(clusters.values()).count(0)
+    undone = called("export", "--undo", tmp_path / "out")
+    assert f"no longer there: {in_it}\n" in undone.out
+    assert "holds 'tulips'; if that is a folder of the export under another name, give it its own name" in undone.out
+    (tmp_path / "out" / "tulips").rename(tmp_path / "out" / "0")
+    gpu_cluster.undo_export(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_with_a_newline_is_one_line_of_what_undo_says(run, tmp_path):
+    gpu_cluster.export(run, out=tmp_path / "out")
+    (tmp_path / "out" / "a\nb").write_text("mine")
+    with (tmp_path / "out" / "export.csv").open("a") as stream:
+        stream.write(f'"a\nb",file,,,,9,{"0" * 32}\n')
+    undone = called("export", "--undo", tmp_path / "out")
+    assert "changed since, so left as they are: 1 (a\\nb)\n" in undone.out
 
 
 def test_undo_follows_no_link_that_took_the_place_of_a_folder(run, tmp_path):

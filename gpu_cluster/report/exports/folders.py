@@ -51,12 +51,14 @@ class Planned:
     ----------
     path : as the tables of the run have it
     target : its path in the folder of the export
+    is_renamed : whether its path there is not the one that it has, because not every system accepts that
     cluster : its cluster
     size, mtime_ns, content_hash : what the run found; size and time are None where it found none
     """
 
     path: str
     target: PurePosixPath
+    is_renamed: bool
     cluster: int
     size: int | None
     mtime_ns: int | None
@@ -83,21 +85,28 @@ def plan(pictures: pd.DataFrame, manifest: pd.DataFrame, groups: Sequence[str]) 
         tree.reserve(name)
     known = manifest.drop_duplicates("path").set_index("path")[["size", "mtime_ns"]].reindex(pictures["path"])
     sizes, times = ([None if one is None else int(one) for one in _without_na(known[name])] for name in known)
-    rows = zip(pictures["path"], pictures["cluster"], sizes, times, pictures["content_hash"], strict=True)
+    names = _names(map(unescaped, pictures["path"]))
+    rows = zip(pictures["path"], names, pictures["cluster"], sizes, times, pictures["content_hash"], strict=True)
     found = []
-    addresses = sorted(path for path in pictures["path"] if is_address(path))
-    common = common_folder(addresses[0], addresses[-1]) if addresses else ""
-    for path, cluster, size, mtime_ns, content in rows:
-        target = tree.file(_inside(unescaped(path), common), tree.folder(groups[cluster], hidden=False))
-        found.append(Planned(path, target, int(cluster), size, mtime_ns, content))
+    for path, name, cluster, size, mtime_ns, content in rows:
+        folder = tree.folder(groups[cluster], hidden=False)
+        target = tree.file(name, folder)
+        renamed = str(target) != f"{folder}/{name}"
+        found.append(Planned(path, target, renamed, int(cluster), size, mtime_ns, content))
     return found
 
 
-def _inside(location: str, common: str) -> str:
-    """Return the path that a picture keeps: of an address what follows the common one, of a tar file's member both."""
-    member = member_of(location)
-    name = location if member is None else f"{member[0].removesuffix(TAR)}/{member[1]}"
-    return name.removeprefix(common).lstrip("/") if is_address(location) else name
+def _names(locations: Iterable[str]) -> list[str]:
+    """Return the path that each picture keeps.
+
+    Of addresses, it is what follows the folder that they have in common; of the members of a tar file, its name is a
+    folder.
+    """
+    members = ((location, member_of(location)) for location in locations)
+    names = [one if member is None else f"{member[0].removesuffix(TAR)}/{member[1]}" for one, member in members]
+    addresses = [name for name in names if is_address(name)]
+    common = common_folder(min(addresses), max(addresses)) if addresses else ""
+    return [name.removeprefix(common).lstrip("/") if is_address(name) else name for name in names]
 
 
 def _without_na(column: pd.Series[Any]) -> Iterator[Any]:
