@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from gpu_cluster.images import remote
+from gpu_cluster.images import remote, retries
 from tests.helpers import TINY_OPTIONS, Finished, called
 from tests.servers import Fault, FaultName, FaultyServer, faulty_server, in_environment
 from tests.tars import png, write_tar
@@ -39,7 +39,7 @@ PICTURES = {
 KINDS = ("web", "s3", "tar on the web", "tar on s3")
 QUICK = (*TINY_OPTIONS, "--thumbnails", "1")
 # Short, so that a campaign takes minutes. A picture without a fault must be served in the time of one attempt.
-HASTY = remote.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=1.5)
+HASTY = retries.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=1.5)
 LATE_S, BYTE_S = 2.0, 0.2
 STATUSES = (400, 403, 404, 408, 410, 429, 500, 502, 503, 504)
 
@@ -65,11 +65,11 @@ def server() -> Iterator[FaultyServer]:
         found.reset({"box/warm": b"up"})
         # The first request of s3fs takes longer than one attempt may.
         remote.look("s3://box/warm")
-        before, remote.patience = remote.patience, HASTY
+        before, retries.patience = retries.patience, HASTY
         try:
             yield found
         finally:
-            remote.patience = before
+            retries.patience = before
             systems.clear_instance_cache()
 
 

@@ -21,6 +21,7 @@ from gpu_cluster.facts import FileFacts
 from gpu_cluster.files import MOST_TABLE_BYTES, printable
 from gpu_cluster.images import formats, remote, tar_files
 from gpu_cluster.images.names import names_in
+from gpu_cluster.images.retries import RemoteError
 from gpu_cluster.images.source import Listing, LocalFiles, Source, Stat, UnreadableError
 
 # Objects that are looked at, at once, because their name does not say what they are.
@@ -88,7 +89,7 @@ class Objects(Source):
                 return self._listed()
             else:
                 self._take(found, one)
-        except remote.RemoteError as error:
+        except RemoteError as error:
             raise DataError(f"cannot read {shown!r}: {error.strerror}") from error
         except ValueError as error:
             raise DataError(f"the list {shown!r}: {error}") from error
@@ -97,7 +98,7 @@ class Objects(Source):
     def _take_below(self, found: Listing) -> None:
         unsure = []
 
-        def fail(folder: str, error: remote.RemoteError) -> None:
+        def fail(folder: str, error: RemoteError) -> None:
             found.bad[public(folder)] = f"a folder that cannot be read: {error.strerror}"
 
         for one in remote.objects(self.address, fail):
@@ -134,7 +135,7 @@ class Objects(Source):
             if seen is None or not seen.size:
                 return False
             head = remote.read_part(one.address, 0, min(seen.size, formats.HEAD_BYTES))
-        except remote.RemoteError:
+        except RemoteError:
             return False
         return formats.format_of(head) is not None
 
@@ -151,7 +152,7 @@ class Objects(Source):
         for name in names_in(content):
             found.locations.add(named_by(self.address, name))
         if not found.locations:
-            raise remote.RemoteError("an empty list; expected one address of a picture per line", lasting=True)
+            raise RemoteError("an empty list; expected one address of a picture per line", lasting=True)
         return found
 
     def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
@@ -177,7 +178,7 @@ class Objects(Source):
     def _seen(self, location: str) -> remote.Object:
         try:
             one = remote.look(self.signed.get(location, location))
-        except remote.RemoteError as error:
+        except RemoteError as error:
             raise UnreadableError(str(error.strerror)) from error
         if one is None:
             raise UnreadableError("a folder")
@@ -186,7 +187,7 @@ class Objects(Source):
     def _unsized(self, location: str) -> bytes:
         try:
             return remote.read(self.signed.get(location, location), None, most=_MOST_UNSIZED_BYTES)
-        except remote.RemoteError as error:
+        except RemoteError as error:
             raise UnreadableError(f"its server does not say its size: {error.strerror}") from error
 
     def local_path(self, location: str) -> Path | None:
@@ -220,7 +221,7 @@ class TarMembers(Source):
         def content() -> bytes:
             found = tar_files.opened(tar, _size_of(tar, stat.state), stat.state).read(offset, stat.size)
             if len(found) != stat.size:
-                raise remote.RemoteError("the tar file ends before its content does")
+                raise RemoteError("the tar file ends before its content does")
             return found
 
         return io.BufferedReader(_Lazy(content)), stat
@@ -263,9 +264,9 @@ def stat_of_tar(place: Path | str) -> Stat:
         return Stat.of_file(os.stat(place))
     one = remote.look(place)
     if one is None:
-        raise remote.RemoteError("a folder; expected a tar file", lasting=True)
+        raise RemoteError("a folder; expected a tar file", lasting=True)
     if one.size is None:
-        raise remote.RemoteError("its server does not say its size, which is needed for a tar file", lasting=True)
+        raise RemoteError("its server does not say its size, which is needed for a tar file", lasting=True)
     return Stat(one.size, one.mtime_ns, None, one.version)
 
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import random
-import time
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from gpu_cluster.addresses import WEB, public, scheme
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
+from gpu_cluster.images import retries
+from gpu_cluster.images.retries import RemoteError, check_status, tried
 from gpu_cluster.images.web_page import links_in
-
-T = TypeVar("T")
 
 # The extra that has what a scheme needs.
 _EXTRAS = {
@@ -38,39 +36,10 @@ _EXTRAS = {
     "https": "http",
 }
 _S3 = ("s3", "s3a")
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a server is waited for.
-
-    Attributes
-    ----------
-    tries : how often that is tried which may pass
-    first_pause_s, longest_pause_s : pauses between the tries; each is twice the one before, and a little more or less,
-        so that many readers do not come back at the same moment
-    attempt_s, slowest_bytes_per_s : one try may take so long, and as long as this speed needs for the bytes that came:
-        a server that sends a byte now and then must not hold the job
-    """
-
-    tries: int = 5
-    first_pause_s: float = 0.25
-    longest_pause_s: float = 8.0
-    attempt_s: float = 60.0
-    slowest_bytes_per_s: float = 100_000
-
-
-# One for the process: what a server needs depends on no option of a job.
-patience = Patience()
-# Statuses of HTTP that may pass, beside those from 500 on.
-_PASSING = frozenset({408, 425, 429})
-_REFUSED = {401: "no permission to read it", 403: "no permission to read it", 404: "not there", 410: "not there"}
 # What servers answer to HEAD if they do not know it, or if an address lets its reader do nothing but read.
 _NO_HEAD = frozenset({400, 403, 405, 501})
 # An empty object has no first byte.
 _NO_SUCH_PART = 416
-# What the errors of libraries are called when a connection ends too early.
-_DROPPED = ("Connect", "Disconnected", "Payload", "Incomplete", "ResponseStreaming", "HTTPClient", "ClientResponse")
 # Facts that change with the content of an object, by the names that fsspec's file systems give them.
 _VERSIONS = (
     "ETag",
@@ -93,19 +62,6 @@ _MOST_LEVELS, _MOST_PAGES = 50, 100_000
 # Readers at once, as many as the scan has threads and some more.
 _CONNECTIONS = 64
 _NO_PARTS = "its server sends no parts of files, and so no members of a tar file"
-
-
-class RemoteError(OSError):
-    """What lies at an address cannot be read; `strerror` is the reason in plain words.
-
-    Attributes
-    ----------
-    lasting : whether to try again is of no use
-    """
-
-    def __init__(self, reason: str, *, lasting: bool = False) -> None:
-        super().__init__(5, reason)
-        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +96,9 @@ def look(address: str) -> Object | None:
     """
     system, path = _system_of(address)
     if scheme(address) in WEB:
-        info = _tried(lambda: _synced(system, _head, system, path, timeout=patience.attempt_s))
+        info = tried(lambda: _synced(system, _head, system, path, timeout=retries.patience.attempt_s))
     else:
-        info = _tried(lambda: system.info(path))
+        info = tried(lambda: system.info(path))
     return None if info.get("type") == "directory" else _object(public(address), info)
 
 
@@ -161,7 +117,7 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
     if scheme(address) in WEB:
         yield from _linked(system, path, fail)
         return
-    found = _tried(lambda: system.find(path, detail=True))
+    found = tried(lambda: system.find(path, detail=True))
     for name, info in found.items():
         if info.get("type") == "file" and not name.endswith("/"):
             yield _object(name if "://" in name else f"{scheme(address)}://{name}", info)
@@ -194,7 +150,7 @@ def _linked(system: Any, first: str, fail: Callable[[str, RemoteError], None]) -
 
 
 def _page(system: Any, address: str) -> bytes:
-    content: bytes = _tried(lambda: _synced(system, _get, system, address, 0, _MOST_PAGE_BYTES + 1, whole=True))
+    content: bytes = tried(lambda: _synced(system, _get, system, address, 0, _MOST_PAGE_BYTES + 1, whole=True))
     if len(content) > _MOST_PAGE_BYTES:
         raise RemoteError(f"its page has more than {_MOST_PAGE_BYTES} bytes", lasting=True)
     return content
@@ -211,7 +167,7 @@ def read(address: str, size: int | None, *, most: int | None = None) -> bytes:
     if size == 0:
         return b""
     limit = size if size is not None else most
-    content = _tried(lambda: _whole(address, limit, exact=size is not None))
+    content = tried(lambda: _whole(address, limit, exact=size is not None))
     if size is None and most is not None and len(content) > most:
         raise RemoteError(f"it has more than {most} bytes", lasting=True)
     return content
@@ -241,7 +197,7 @@ def read_part(address: str, first: int, last: int) -> bytes:
             raise RemoteError(f"its server was asked for {last - first} bytes and sends {len(content)}")
         return content
 
-    return _tried(part)
+    return tried(part)
 
 
 def _part(address: str, first: int, last: int | None, *, whole: bool = False) -> bytes:
@@ -251,7 +207,7 @@ def _part(address: str, first: int, last: int | None, *, whole: bool = False) ->
     if scheme(address) in _S3:
         return bytes(_synced(system, _get_of_s3, system, path, first, last, whole=whole))
     if getattr(system, "async_impl", False):
-        timeout = patience.attempt_s + max(0, (last or 0) - first) / patience.slowest_bytes_per_s
+        timeout = retries.patience.attempt_s + max(0, (last or 0) - first) / retries.patience.slowest_bytes_per_s
         return bytes(_synced(system, system._cat_file, path, timeout=timeout, start=first, end=last))
     return bytes(system.cat_file(path, start=first, end=last))
 
@@ -275,7 +231,7 @@ async def _head(system: Any, url: str) -> dict[str, Any]:
             if method == "HEAD" and reply.status in _NO_HEAD:
                 continue
             if reply.status != _NO_SUCH_PART:
-                _check_status(reply.status)
+                check_status(reply.status)
             names = {name.lower(): name for name in (*_VERSIONS, *_TIMES)}
             found = {names[name.lower()]: value for name, value in reply.headers.items() if name.lower() in names}
             # Of a part, the size of the whole is behind a slash: `bytes 0-0/2048`.
@@ -292,10 +248,10 @@ async def _get(system: Any, url: str, first: int, last: int | None, *, whole: bo
     What is to be read whole is asked for without a range, and no more is taken than `last` says.
     """
     headers = {"Accept-Encoding": "identity"} | ({} if whole else {"Range": _range(first, last)})
-    async with asyncio.timeout(patience.attempt_s) as limit:
+    async with asyncio.timeout(retries.patience.attempt_s) as limit:
         session = await system.set_session()
         async with session.get(system.encode_url(url), headers=headers, allow_redirects=True) as reply:
-            _check_status(reply.status)
+            check_status(reply.status)
             if first and reply.status != 206:
                 raise RemoteError(_NO_PARTS, lasting=True)
             return await _taken(reply.content.iter_chunked(_CHUNK_BYTES), first, last, limit)
@@ -306,7 +262,7 @@ async def _get_of_s3(system: Any, path: str, first: int, last: int | None, *, wh
     bucket, key, version = system.split_path(path)
     asked = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
     asked |= {} if whole else {"Range": _range(first, last)}
-    async with asyncio.timeout(patience.attempt_s) as limit:
+    async with asyncio.timeout(retries.patience.attempt_s) as limit:
         reply = await system._call_s3("get_object", **asked)
         async with reply["Body"] as body:
             if first and reply["ResponseMetadata"]["HTTPStatusCode"] != 206:
@@ -329,83 +285,8 @@ async def _taken(parts: AsyncIterable[bytes], first: int, last: int | None, limi
         if wanted is not None and len(taken) >= wanted:
             del taken[wanted:]
             break
-        limit.reschedule(start + patience.attempt_s + len(taken) / patience.slowest_bytes_per_s)
+        limit.reschedule(start + retries.patience.attempt_s + len(taken) / retries.patience.slowest_bytes_per_s)
     return bytes(taken)
-
-
-def _check_status(status: int) -> None:
-    if status >= 400:
-        raise _refused(status)
-
-
-def _refused(status: int) -> RemoteError:
-    reason = _REFUSED.get(status, f"its server answered with status {status}")
-    return RemoteError(reason, lasting=status < 500 and status not in _PASSING)
-
-
-def _status_of(error: BaseException) -> int | None:
-    """Return the status of HTTP that an error of a library, or its cause, has; None if it has none."""
-    for one in (error, error.__cause__):
-        response = getattr(one, "response", None)
-        if isinstance(response, Mapping):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            status = getattr(one, "status_code", None) or getattr(one, "code", None)
-        if isinstance(status, int) and 400 <= status < 600:
-            return status
-    return None
-
-
-def _tried(act: Callable[[], T]) -> T:
-    """Return what a function returns, which is called again after errors that may pass.
-
-    Raises
-    ------
-    RemoteError
-        When it failed for good, or every time.
-    """
-    for attempt in range(patience.tries):
-        try:
-            return act()
-        except ConfigError:
-            raise
-        # Each library below fsspec has errors of its own.
-        except Exception as error:  # noqa: BLE001
-            found = _explained(error)
-            if found.lasting:
-                raise found from None
-            if attempt == patience.tries - 1:
-                raise RemoteError(f"{found.strerror} (tried {patience.tries} times)") from None
-        pause_s = min(patience.longest_pause_s, patience.first_pause_s * 2**attempt)
-        time.sleep(pause_s * random.uniform(0.75, 1.25))
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _explained(error: Exception) -> RemoteError:
-    """Return an error in plain words; never those of a library, which may have the address with its signature."""
-    if isinstance(error, RemoteError):
-        return error
-    name = type(error).__name__
-    lasting = False
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        reason, lasting = "not there", True
-    elif isinstance(error, IsADirectoryError):
-        reason, lasting = "a folder", True
-    elif "Credentials" in name:
-        reason, lasting = "no credentials were found that it needs", True
-    elif isinstance(error, PermissionError) or "Unauthorized" in name:
-        reason, lasting = "no permission to read it", True
-    elif "Certificate" in name or "SSL" in name:
-        reason, lasting = "the certificate of its server is not accepted", True
-    elif isinstance(error, TimeoutError) or "Timeout" in name:
-        reason = "its server is too slow"
-    elif isinstance(error, ConnectionError) or any(word in name for word in _DROPPED):
-        reason = "the connection to its server failed"
-    elif (status := _status_of(error)) is not None:
-        return _refused(status)
-    else:
-        reason = f"its server could not give it ({name})"
-    return RemoteError(reason, lasting=lasting)
 
 
 def _system_of(address: str) -> tuple[Any, str]:

@@ -19,7 +19,7 @@ import pytest
 
 from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
-from gpu_cluster.images import remote, tar_files
+from gpu_cluster.images import remote, retries, tar_files
 from gpu_cluster.images.discover import discover
 from tests.helpers import (
     EMBEDDED,
@@ -279,7 +279,7 @@ def test_no_credentials_are_written_or_shown(s3, tmp_path):
 
 @pytest.mark.parametrize("fault", [Fault("status", 503, times=2), Fault("drop", times=2), Fault("late", 2, times=1)])
 def test_a_tar_file_on_a_server_that_fails_at_first_is_read(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(remote, "patience", remote.Patience(tries=3, first_pause_s=0.01, attempt_s=1.5))
+    monkeypatch.setattr(retries, "patience", retries.Patience(tries=3, first_pause_s=0.01, attempt_s=1.5))
     members = [(f"{number}.png", png(number)) for number in range(4)]
     with faulty_server({"all.tar": write_tar(tmp_path / "all.tar", members).read_bytes()}) as server:
         server.faults["all.tar"] = fault
@@ -303,7 +303,7 @@ def test_a_tar_file_on_a_server_that_fails_at_first_is_read(tmp_path, monkeypatc
     ],
 )
 def test_a_tar_file_on_a_server_that_fails_is_a_row_with_a_reason(tmp_path, monkeypatch, fault, reason):
-    monkeypatch.setattr(remote, "patience", remote.Patience(tries=2, first_pause_s=0.01, attempt_s=1))
+    monkeypatch.setattr(retries, "patience", retries.Patience(tries=2, first_pause_s=0.01, attempt_s=1))
     monkeypatch.setattr(tar_files, "_PART_BYTES", 4096)
     members = [(f"{number}.png", png(number)) for number in range(10)]
     with faulty_server({"all.tar": write_tar(tmp_path / "all.tar", members).read_bytes()}) as server:
@@ -344,7 +344,7 @@ def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     with faulty_server(files) as server, in_environment(server.environment):
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         remote.look("s3://box/a.png")
-        monkeypatch.setattr(remote, "patience", remote.Patience(tries=3, first_pause_s=0.01, attempt_s=1.5))
+        monkeypatch.setattr(retries, "patience", retries.Patience(tries=3, first_pause_s=0.01, attempt_s=1.5))
         server.faults |= {f"box/{name}.png": Fault(one.name, one.value, one.times) for name, one in faults.items()}
         yield server, f"{server.address}box/" if request.param == "web" else "s3://box/"
         fsspec.get_filesystem_class("s3").clear_instance_cache()

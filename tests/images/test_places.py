@@ -12,7 +12,7 @@ from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import DataError
 from gpu_cluster.events import Observer
 from gpu_cluster.facts import FileFacts
-from gpu_cluster.images import places, remote
+from gpu_cluster.images import places, retries
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.places import Objects, open_source
 from gpu_cluster.images.scan import scan
@@ -35,7 +35,7 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    monkeypatch.setattr(remote, "patience", remote.Patience(tries=2, first_pause_s=0.01, attempt_s=5))
+    monkeypatch.setattr(retries, "patience", retries.Patience(tries=2, first_pause_s=0.01, attempt_s=5))
     with faulty_server({"box/a.png": png(1), "box/inner/b.png": png(2)}) as found:
         yield found
 

@@ -11,13 +11,14 @@ import fsspec
 import pytest
 
 from gpu_cluster.errors import ConfigError
-from gpu_cluster.images import remote
-from gpu_cluster.images.remote import Object, RemoteError
+from gpu_cluster.images import remote, retries
+from gpu_cluster.images.remote import Object
+from gpu_cluster.images.retries import RemoteError
 from tests.servers import Fault, FaultyServer, faulty_server, in_environment
 
 CONTENT = bytes(range(256)) * 40
 N = len(CONTENT)
-HASTY = remote.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=20)
+HASTY = retries.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=20)
 # For answers that come too late, where an attempt that is in time has no content to wait for.
 IMPATIENT = replace(HASTY, attempt_s=0.4)
 
@@ -34,7 +35,7 @@ def _running() -> Iterator[FaultyServer]:
 @pytest.fixture
 def server(_running: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> FaultyServer:
     _running.reset({"box/a.png": CONTENT, "box/inner/b.png": CONTENT})
-    monkeypatch.setattr(remote, "patience", HASTY)
+    monkeypatch.setattr(retries, "patience", HASTY)
     return _running
 
 
@@ -75,7 +76,7 @@ def test_what_lies_in_memory_is_read_whole_or_in_part(memory):
 
 
 def test_an_object_of_another_size_than_the_listing_said_is_not_read(memory, monkeypatch):
-    monkeypatch.setattr(remote, "patience", HASTY)
+    monkeypatch.setattr(retries, "patience", HASTY)
     assert reason(lambda: remote.read(f"{memory}/a.png", N - 1)) == (
         f"its server says that it has {N - 1} bytes and sends more (tried 3 times)"
     )
@@ -167,7 +168,7 @@ def test_folders_in_one_another_without_end_are_told_and_left(server, monkeypatc
 def test_more_folders_of_the_web_than_can_be_meant_are_a_reason(server, monkeypatch):
     monkeypatch.setattr(remote, "_MOST_PAGES", 3)
     server.files |= {f"box/{number}/a.png": CONTENT for number in range(5)}
-    with pytest.raises(remote.RemoteError, match="it has more than 3 folders"):
+    with pytest.raises(RemoteError, match="it has more than 3 folders"):
         list(remote.objects(f"{server.address}box/", unexpected))
 
 
@@ -209,7 +210,7 @@ def test_a_connection_that_always_drops_is_a_reason(server, address):
 
 
 def test_a_server_that_is_gone_is_a_reason(monkeypatch):
-    monkeypatch.setattr(remote, "patience", HASTY)
+    monkeypatch.setattr(retries, "patience", HASTY)
     with faulty_server() as gone:
         pass
     assert reason(lambda: remote.read(f"{gone.address}a.png", N)) == (
@@ -218,13 +219,13 @@ def test_a_server_that_is_gone_is_a_reason(monkeypatch):
 
 
 def test_an_answer_that_comes_late_once_is_tried_again(server, address, monkeypatch):
-    monkeypatch.setattr(remote, "patience", IMPATIENT)
+    monkeypatch.setattr(retries, "patience", IMPATIENT)
     server.faults["box/a.png"] = Fault("late", 0.8, times=1)
     assert remote.read(f"{address}/a.png", N) == CONTENT
 
 
 def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server, address, monkeypatch):
-    monkeypatch.setattr(remote, "patience", IMPATIENT)
+    monkeypatch.setattr(retries, "patience", IMPATIENT)
     server.faults["box/a.png"] = Fault("trickle", 0.05)
     start = time.monotonic()
     assert reason(lambda: remote.read(f"{address}/a.png", N)) == "its server is too slow (tried 3 times)"
@@ -232,7 +233,7 @@ def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server
 
 
 def test_a_slow_content_may_take_as_long_as_the_slowest_speed_needs(server, address, monkeypatch):
-    monkeypatch.setattr(remote, "patience", remote.Patience(tries=1, attempt_s=0.3, slowest_bytes_per_s=1))
+    monkeypatch.setattr(retries, "patience", retries.Patience(tries=1, attempt_s=0.3, slowest_bytes_per_s=1))
     server.files["box/a.png"] = b"12345678"
     server.faults["box/a.png"] = Fault("trickle", 0.1)
     assert remote.read(f"{address}/a.png", 8) == b"12345678"
@@ -296,7 +297,7 @@ def test_a_server_without_ranges_gives_no_parts_and_is_asked_once(server, addres
 
 @pytest.mark.parametrize("fault", [Fault("status", 500), Fault("status", 403), Fault("late", 0.5), Fault("drop")])
 def test_no_reason_has_the_signature_of_an_address(server, fault, monkeypatch):
-    monkeypatch.setattr(remote, "patience", IMPATIENT)
+    monkeypatch.setattr(retries, "patience", IMPATIENT)
     server.faults["box/a.png"] = fault
     with pytest.raises(RemoteError) as error:
         remote.read(f"{server.address}box/a.png?X-Amz-Signature=abcdef0123&x=1", N)
