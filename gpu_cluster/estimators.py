@@ -401,6 +401,10 @@ def _listed(given: Any) -> Sequence[Any]:
         raise DataError(f"expected a list of paths of image files; found one path, {os.fspath(given)!r}: give [path]")
     if hasattr(given, "iloc"):
         given = np.asarray(given)
+    if isinstance(given, np.ndarray) and given.ndim == 3 and given.shape[2] == 3:
+        raise DataError(
+            f"expected a list of pictures, or an array (n, h, w, 3); found one picture {given.shape}: give [picture]"
+        )
     if isinstance(given, np.ndarray) and given.ndim == 2 and given.shape[1] == 1:
         given = given[:, 0]
     try:
