@@ -386,8 +386,12 @@ def test_a_dry_run_of_undo_counts_and_removes_nothing(run, tmp_path):
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("target", ["../mine.txt", "/mine.txt", "a/../../mine.txt", "./mine.txt", "export.json"])
-def test_a_list_that_names_something_outside_is_refused_whole(run, tmp_path, target):
+@pytest.mark.parametrize(
+    "target",
+    ["../mine.txt", "/mine.txt", "a/../../mine.txt", "./mine.txt", "export.json", "a/" * 50_000 + "a"],
+    ids=["above", "absolute", "above a folder", "here", "our own", "deep"],
+)
+def test_a_list_that_names_what_no_export_can_have_written_is_refused_whole(run, tmp_path, target):
     gpu_cluster.export(run, out=tmp_path / "out")
     (tmp_path / "mine.txt").write_text("")
     with (tmp_path / "out" / "export.csv").open("a") as stream:
