@@ -6,21 +6,29 @@ Input: texts. Output: what they name, and what of them may be shown. This module
 from __future__ import annotations
 
 import itertools
+import posixpath
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 # A letter and a colon alone begin a path on Windows.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 TAR = ".tar"
-_MEMBER = "::"
-# Where the name of a tar file ends in a location, and that of its member begins.
-IN_TAR = f"{TAR}{_MEMBER}"
+MEMBER = "::"
+# Where the name of a tar file ends in a location, and that of its member begins. An address can have parameters.
+_IN_TAR_HERE = re.compile(r"\.tar::", re.IGNORECASE)
+_IN_TAR = re.compile(r"\.tar(\?.*?)?::", re.IGNORECASE)
 # Parameters of an address by which its server lets the reader in, and those that come only with one of them.
 _SECRET = re.compile(
     r"x-(amz|goog|ms|oss|cos|bz|akamai)-.*|.*signature|sig|.*token.*|.*secret.*|.*password.*|passwd|pwd|"
     r"api[_-]?key|key|auth.*|awsaccesskeyid|googleaccessid|key-pair-id|credential.*|policy|hmac|jwt|sas",
     re.IGNORECASE,
 )
+# An address in another one, which fsspec would read through the first; a password in it would be shown.
+_CHAINED = re.compile(r"::[A-Za-z][A-Za-z0-9+.-]+://")
+WEB = ("http", "https")
+# What a list on a server may name, beside addresses of the same scheme: it may be a stranger's, and must not have
+# files of this machine read.
+_OF_SERVERS = (*WEB, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 # Of braces such as {000..099}.
 _MOST_NAMES = 1_000_000
 _WITH_SECRET = re.compile(r"expires|se|st|sp|sv|sr|spr|sdd|sip|skoid|sktid|skt|ske|sks|skv|hash", re.IGNORECASE)
@@ -42,9 +50,14 @@ def check_address(address: str) -> str:
     Raises
     ------
     ValueError
-        When it has a user name or a password in it, which would be shown wherever the address is.
+        When it has a user name or a password in it, which would be shown wherever the address is, or another address.
     """
     address = address.strip()
+    if _CHAINED.search(address):
+        raise ValueError(
+            f"an address has no other address in it; found one after the :: of {scheme(address)}://...::...: name the "
+            "pictures by addresses of their own"
+        )
     place, _, rest = address.partition("://")
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     # The name of a container of Azure comes before the @ of its account.
@@ -57,12 +70,41 @@ def check_address(address: str) -> str:
     return address
 
 
+def local_path(address: str) -> str | None:
+    """Return the path that an address such as `file:///photos` means; None if it is that of a server."""
+    return unquote(urlsplit(address).path) if scheme(address) == "file" else None
+
+
+def named_by(listed_at: str, name: str) -> str:
+    """Return the address that a name in a list means: an address, or one relative to that of the list.
+
+    Raises
+    ------
+    ValueError
+        When it is an address that a list on a server may not name, or one that `check_address` refuses.
+    """
+    own = scheme(listed_at)
+    if is_address(name):
+        if scheme(name) not in (own, *_OF_SERVERS):
+            raise ValueError(f"a list on a server names pictures on servers; found an address of {scheme(name)}://")
+        return check_address(name)
+    if own in WEB:
+        # Without this, a name with a colon in it could be taken for an address.
+        name = name if ":" not in name.partition("/")[0] else f"./{name}"
+        return check_address(urljoin(public(listed_at), name))
+    place, _, rest = listed_at.partition("://")
+    bucket, _, key = rest.partition("/")
+    named = posixpath.join("/", posixpath.dirname(key), name)
+    # Two slashes can be part of a name there.
+    return f"{place}://{bucket}{posixpath.normpath(named) if {'.', '..'} & set(name.split('/')) else named}"
+
+
 def public(address: str) -> str:
     """Return an address without what lets its reader in: parameters such as a signature or a token, and the fragment.
 
     Two addresses of the same picture that were signed at different times are the same then.
     """
-    if scheme(address) not in ("http", "https"):
+    if scheme(address) not in WEB:
         return address
     parts = urlsplit(address)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -76,8 +118,8 @@ def public(address: str) -> str:
 
 def member_of(location: str) -> tuple[str, str] | None:
     """Return the tar file and the name in it of a location such as `000.tar::rose/1.jpg`; None if it is no such one."""
-    at = location.find(IN_TAR)
-    return None if at < 0 else (location[: at + len(TAR)], location[at + len(IN_TAR) :])
+    found = (_IN_TAR if is_address(location) else _IN_TAR_HERE).search(location)
+    return None if found is None else (location[: found.end() - len(MEMBER)], location[found.end() :])
 
 
 def is_elsewhere(location: str) -> bool:
@@ -87,7 +129,7 @@ def is_elsewhere(location: str) -> bool:
 
 def in_tar(tar: str, name: str) -> str:
     """Return the location of a member of a tar file."""
-    return f"{tar}{_MEMBER}{name}"
+    return f"{tar}{MEMBER}{name}"
 
 
 def is_tar(name: str) -> bool:

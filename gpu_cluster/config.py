@@ -12,11 +12,10 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
-from gpu_cluster.addresses import check_address, expanded, is_address, is_tar, public
+from gpu_cluster.addresses import check_address, expanded, is_address, is_tar, local_path, public
 
 _MOST_KS = 100_000
 # The largest size of a random sample.
@@ -117,9 +116,8 @@ def _place(given: Path | str) -> Path | str:
     text = str(given)
     if not is_address(text):
         return _absolute(Path(given))
-    if text.lower().startswith("file://"):
-        return _absolute(Path(unquote(urlsplit(text).path)))
-    return check_address(text)
+    path = local_path(text)
+    return check_address(text) if path is None else _absolute(Path(path))
 
 
 def _places(given: Any) -> Any:

@@ -70,7 +70,7 @@ class Option:
     @property
     def flag(self) -> str:
         """Its name on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return "IMAGES" if self.name == "images" else f"--{self.name.replace('_', '-')}"
 
     def of(self, config: CommandConfig) -> Any:
         """Return the value of this option in a config."""

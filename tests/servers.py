@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -60,7 +61,7 @@ class S3Server:
             client.put_object(Bucket=self.bucket, Key=key, Body=content)
 
     def client(self) -> Any:
-        import boto3  # type: ignore[import-untyped]
+        import boto3
 
         return boto3.client(
             "s3",
@@ -136,8 +137,8 @@ class Fault:
         answers after `value` seconds; `trickle`: a byte each `value` seconds; `too long`, `too short`: says that the
         content is so many bytes longer or shorter than what it sends; `size listed`: lists the file with `value` bytes
         more; `other content`: sends other bytes, as many; `no range`: sends the whole file whatever was asked for;
-        `endless`: sends a content without end; `no head`: does not know HEAD; `no size`: does not say how many bytes
-        come
+        `endless`: sends a content without end; `no head`: answers HEAD with the status `value`, or 501; `no size`: does
+        not say how many bytes come
     times : for how many requests of the content; None for all
     after : how many requests are answered rightly before
     """
@@ -169,6 +170,7 @@ class FaultyServer:
     faults : by path
     requests : all that it was asked for, in order
     versions : whether it sends ETag and Last-Modified
+    ranges : whether it knows Range
     n_sent : bytes of contents that were sent
     """
 
@@ -177,6 +179,7 @@ class FaultyServer:
     faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     versions: bool = True
+    ranges: bool = True
     n_sent: int = 0
     lock: Any = field(default_factory=Lock)
 
@@ -194,7 +197,7 @@ class FaultyServer:
         with self.lock:
             self.faults.clear()
             self.requests.clear()
-            self.files, self.versions, self.n_sent = dict(files), True, 0
+            self.files, self.versions, self.ranges, self.n_sent = dict(files), True, True, 0
 
     def reads(self) -> Counter[str]:
         """Return how often the content of each file was asked for."""
@@ -268,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.name == "status":
             self._send(int(fault.value), b"refused", "text/plain")
         elif fault is not None and fault.name == "no head" and self.command == "HEAD":
-            self._send(501, b"", "text/plain")
+            self._send(int(fault.value) or 501, b"", "text/plain")
         elif "list-type" in query:
             self._send(200, self._listed(path.rstrip("/"), query.get("prefix", [""])[0]), "application/xml")
         elif path in self.state.files:
@@ -278,8 +281,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"not there", "text/plain")
 
-    def _send(self, status: int, content: bytes, kind: str) -> None:
+    def _send(self, status: int, content: bytes, kind: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
+        for name, value in more.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -293,20 +298,21 @@ class _Handler(BaseHTTPRequestHandler):
         whole = len(content)
         if name == "other content":
             content = bytes(byte ^ 255 for byte in content)
-        if asked is None or name in ("no range", "endless"):
+        if asked is None or not self.state.ranges or name in ("no range", "endless"):
             self.send_response(200)
             said = whole
         else:
             first, last = int(asked[1]), min(int(asked[2] or whole - 1), whole - 1)
             if first >= whole:
-                self._send(416, b"", "text/plain")
+                self._send(416, b"", "text/plain", {"Content-Range": f"bytes */{whole}"})
                 return
             content = content[first : last + 1]
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
             said = len(content)
         said += {"too long": int(value), "too short": -int(value)}.get(name, 0)
-        self.send_header("Content-Type", "application/x-tar" if path.endswith(".tar") else "image/png")
+        kinds = {".tar": "application/x-tar", ".html": "text/html", ".txt": "text/plain"}
+        self.send_header("Content-Type", kinds.get(os.path.splitext(path)[1], "image/png"))
         if name in ("endless", "no size", "too long", "too short"):
             self.send_header("Connection", "close")
         if name not in ("endless", "no size"):

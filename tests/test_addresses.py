@@ -25,6 +25,48 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(text):
         assert secret not in str(caught.value).replace("user name", "").replace("password", "")
 
 
+def test_an_address_in_an_address_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="no other address in it") as caught:
+        addresses.check_address("zip://*::https://user:word@host/x.zip")
+    assert "word" not in str(caught.value)
+    assert addresses.check_address("http://[::1]:80/a::b.jpg") == "http://[::1]:80/a::b.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("a b#c.jpg", "s3://bucket/lists/a b#c.jpg"),
+        ("x//a.jpg", "s3://bucket/lists/x//a.jpg"),
+        ("../../../a.jpg", "s3://bucket/a.jpg"),
+        ("/a.jpg", "s3://bucket/a.jpg"),
+        ("gs://other/a.jpg", "gs://other/a.jpg"),
+    ],
+)
+def test_a_name_in_a_list_starts_from_the_folder_of_the_list(name, address):
+    assert addresses.named_by("s3://bucket/lists/list.txt", name) == address
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("a.jpg", "https://host/lists/a.jpg"),
+        ("../a.jpg", "https://host/a.jpg"),
+        ("//other/a.jpg", "https://other/a.jpg"),
+        ("file:/etc/a.jpg", "https://host/lists/file:/etc/a.jpg"),
+    ],
+)
+def test_a_name_in_a_list_of_a_web_server_is_a_link(name, address):
+    assert addresses.named_by("https://host/lists/list.txt?token=abc", name) == address
+
+
+@pytest.mark.parametrize("name", ["file:///etc/a.jpg", "local:///etc/a.jpg", "https://user:word@host/a.jpg"])
+@pytest.mark.parametrize("listed_at", ["https://host/list.txt", "s3://bucket/list.txt"])
+def test_a_list_on_a_server_names_no_files_of_this_machine_and_no_credentials(listed_at, name):
+    with pytest.raises(ValueError, match="found") as caught:
+        addresses.named_by(listed_at, name)
+    assert "word@" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("signed", "shown"),
     [
@@ -86,3 +128,22 @@ def test_the_common_folder_of_addresses():
     assert addresses.common_folder("s3://b/x/1.jpg", "s3://b/x/y/2.jpg") == "s3://b/x"
     assert addresses.common_folder("s3://b/1.jpg", "s3://c/2.jpg") == ""
     assert addresses.common_folder("s3://b/x/1.jpg", "s3://b/x/1.jpg") == "s3://b/x"
+
+
+@pytest.mark.parametrize(
+    ("location", "tar", "name"),
+    [
+        ("a/b.tar::x/1.png", "a/b.tar", "x/1.png"),
+        ("A.TAR::c.tar::1.png", "A.TAR", "c.tar::1.png"),
+        ("https://h/b.tar?id=3::1.png", "https://h/b.tar?id=3", "1.png"),
+        ("s3://b/a.tar::c.tar?d::1.png", "s3://b/a.tar", "c.tar?d::1.png"),
+    ],
+)
+def test_a_location_in_a_tar_file_has_two_parts(location, tar, name):
+    assert addresses.member_of(location) == (tar, name)
+    assert addresses.in_tar(tar, name) == location
+
+
+@pytest.mark.parametrize("location", ["a.png", "a.tar", "a::b.png", "a.tar?x::b.png", "https://h/a.png?b=a.tar"])
+def test_other_locations_are_in_no_tar_file(location):
+    assert addresses.member_of(location) is None

@@ -44,6 +44,8 @@ _WIDE_FORMATS = frozenset({"AVIF", "JPEG2000", "WEBP"})
 _FEW_SCANS = 4
 # What a decoder takes beside the pixels; the header of a picture never needs more.
 _ROOM_BYTES = 256 << 20
+# Pictures for each core that are read at once from a server.
+_WAITING = 8
 # Profiles that are remembered.
 _MOST_PROFILES = 1024
 # Pictures that are decoded at once share this part of the free memory; a single one may take up to the second part.
@@ -116,9 +118,13 @@ class Decoders:
         self._all: set[DecodingProcess] = set()
         self._closed = False
 
-    def n_plain_at_once(self, most_bytes: int) -> int:
-        """Return how many plain pictures, each of which needs at most `most_bytes`, may be decoded at once."""
-        return max(1, min(self.n_at_once, self._budget.total // max(1, most_bytes)))
+    def n_plain_at_once(self, most_bytes: int, *, are_here: bool = True) -> int:
+        """Return how many plain pictures, each of which needs at most `most_bytes`, may be decoded at once.
+
+        Pictures that are no files of this machine are more at once, because most of them wait for their server.
+        """
+        n_at_once = self.n_at_once * (1 if are_here else _WAITING)
+        return max(1, min(n_at_once, self._budget.total // max(1, most_bytes)))
 
     def header(self, stream: IO[bytes], suffix: str = "", *, n_scans: int | None = None) -> Header:
         """Read the header of a picture, which is open at its first byte, without decoding it.

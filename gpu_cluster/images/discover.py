@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu_cluster.addresses import check_address, in_tar, is_address, member_of, public
+from gpu_cluster.addresses import check_address, in_tar, is_address, local_path, member_of, public
 from gpu_cluster.columns import Texts
 from gpu_cluster.config import PicturesConfig, StoreConfig, shipped_data
 from gpu_cluster.errors import DataError
@@ -82,8 +82,8 @@ class _Found:
             self.tars.append((shown, address))
             return
         listing = Objects(self.signed, address).list()
+        # As a list may name them, or a page link to them.
         for location in [location for location in listing.locations if public(location) != location]:
-            # As a list may name them.
             listing.locations.discard(location)
             listing.locations.add(public(location))
             self.signed[public(location)] = location
@@ -91,13 +91,14 @@ class _Found:
 
     def name(self, file: str) -> None:
         """Add a picture that a list names."""
-        if is_address(file):
+        path = local_path(file) if is_address(file) else file
+        if path is None:
             shown = public(check_address(file))
             self.remote.locations.add(shown)
             if shown != file:
                 self.signed[shown] = file
         else:
-            self.local.locations.add(file)
+            self.local.locations.add(os.path.normpath(path))
 
 
 def _extend(to: Listing, other: Listing) -> None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpu_cluster.addresses import IN_TAR, base_name
+from gpu_cluster.addresses import MEMBER, base_name
 from gpu_cluster.errors import DataError
 from gpu_cluster.files import MOST_TABLE_BYTES, open_regular, printable, unescaped
 from gpu_cluster.manifest import Manifest
@@ -96,7 +96,7 @@ class PicturesByName:
 
     def _ending_with(self, name: str) -> list[int]:
         """Return the rows of the pictures at addresses and in tar files whose location ends with a name in folders."""
-        ends = (f"/{name}", f"{IN_TAR}{name}")
+        ends = (f"/{name}", f"{MEMBER}{name}")
         return [row for row in self._by_name.get(base_name(name), []) if self._paths[row].endswith(ends)]
 
 

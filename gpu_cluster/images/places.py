@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin
 
-from gpu_cluster.addresses import base_name, is_address, is_tar, member_of, public, scheme
+from gpu_cluster.addresses import WEB, base_name, is_address, is_tar, member_of, named_by, public, scheme
 from gpu_cluster.errors import DataError
 from gpu_cluster.facts import FileFacts
 from gpu_cluster.files import MOST_TABLE_BYTES, printable
@@ -91,6 +90,8 @@ class Objects(Source):
                 self._take(found, one)
         except remote.RemoteError as error:
             raise DataError(f"cannot read {shown!r}: {error.strerror}") from error
+        except ValueError as error:
+            raise DataError(f"the list {shown!r}: {error}") from error
         return found
 
     def _take_below(self, found: Listing) -> None:
@@ -100,7 +101,8 @@ class Objects(Source):
             found.bad[public(folder)] = f"a folder that cannot be read: {error.strerror}"
 
         for one in remote.objects(self.address, fail):
-            name = base_name(one.address)
+            # On the web, parameters can follow the name.
+            name = base_name(one.address.partition("?")[0] if _is_web(one.address) else one.address)
             if name.startswith("."):
                 continue
             if os.path.splitext(name)[1].lower() in formats.suffixes():
@@ -113,30 +115,41 @@ class Objects(Source):
             if is_picture:
                 self._take(found, one)
             else:
-                found.passed_over.add(one.address)
+                found.passed_over.add(public(one.address))
 
     def _take(self, found: Listing, one: remote.Object) -> None:
         location = public(one.address)
-        found.locations.add(location)
+        # With what lets its reader in, as links can have it.
+        found.locations.add(one.address)
         if one.size is not None:
             found.facts[location] = FileFacts(size=one.size, mtime_ns=one.mtime_ns, version=one.version)
 
     def _begins_as_a_picture(self, one: remote.Object) -> bool:
         # As with folders: a name with a suffix of its own, such as .csv, says that it is none.
-        if os.path.splitext(base_name(one.address))[1] or not one.size:
+        if os.path.splitext(base_name(one.address))[1]:
             return False
         try:
-            head = remote.read_part(one.address, 0, min(one.size, formats.HEAD_BYTES))
+            # The page of a folder of the web says no sizes.
+            seen = remote.look(one.address) if one.size is None else one
+            if seen is None or not seen.size:
+                return False
+            head = remote.read_part(one.address, 0, min(seen.size, formats.HEAD_BYTES))
         except remote.RemoteError:
             return False
         return formats.format_of(head) is not None
 
     def _listed(self) -> Listing:
-        """Return the pictures that a list names, by addresses or relative to its own."""
+        """Return the pictures that a list names, by addresses or relative to its own.
+
+        Raises
+        ------
+        ValueError
+            When it names what a list on a server may not name.
+        """
         content = remote.read(self.address, None, most=MOST_TABLE_BYTES)
         found = Listing()
         for name in names_in(content):
-            found.locations.add(name if is_address(name) else urljoin(public(self.address), name))
+            found.locations.add(named_by(self.address, name))
         if not found.locations:
             raise remote.RemoteError("an empty list; expected one address of a picture per line", lasting=True)
         return found
@@ -269,7 +282,7 @@ def is_tar_file(named: Path | str) -> bool:
 
 
 def _is_web(address: str) -> bool:
-    return scheme(address) in ("http", "https")
+    return scheme(address) in WEB
 
 
 def _known(facts: FileFacts | None) -> Stat | None:
@@ -299,6 +312,10 @@ class _Lazy(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+    def readall(self) -> bytes:
+        # Without a copy, if nothing was read before.
+        return self._loaded().read()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._loaded().seek(offset, whence)

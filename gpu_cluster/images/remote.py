@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from gpu_cluster.addresses import public, scheme
+from gpu_cluster.addresses import WEB, public, scheme
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
 from gpu_cluster.images.web_page import links_in
@@ -37,7 +37,7 @@ _EXTRAS = {
     "http": "http",
     "https": "http",
 }
-_WEB, _S3 = ("http", "https"), ("s3", "s3a")
+_S3 = ("s3", "s3a")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ patience = Patience()
 # Statuses of HTTP that may pass, beside those from 500 on.
 _PASSING = frozenset({408, 425, 429})
 _REFUSED = {401: "no permission to read it", 403: "no permission to read it", 404: "not there", 410: "not there"}
+# What servers answer to HEAD if they do not know it, or if an address lets its reader do nothing but read.
+_NO_HEAD = frozenset({400, 403, 405, 501})
+# An empty object has no first byte.
+_NO_SUCH_PART = 416
 # What the errors of libraries are called when a connection ends too early.
 _DROPPED = ("Connect", "Disconnected", "Payload", "Incomplete", "ResponseStreaming", "HTTPClient", "ClientResponse")
 # Facts that change with the content of an object, by the names that fsspec's file systems give them.
@@ -84,6 +88,8 @@ _TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", 
 _CHUNK_BYTES = 1 << 20
 # A link takes about a hundred bytes on a page.
 _MOST_PAGE_BYTES = 64 << 20
+# A server can link to folders in folders without end.
+_MOST_LEVELS, _MOST_PAGES = 50, 100_000
 # Readers at once, as many as the scan has threads and some more.
 _CONNECTIONS = 64
 _NO_PARTS = "its server sends no parts of files, and so no members of a tar file"
@@ -133,7 +139,7 @@ def look(address: str) -> Object | None:
         When a package is missing that the scheme needs.
     """
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         info = _tried(lambda: _synced(system, _head, system, path, timeout=patience.attempt_s))
     else:
         info = _tried(lambda: system.info(path))
@@ -152,7 +158,7 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
         When it cannot be listed.
     """
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         yield from _linked(system, path, fail)
         return
     found = _tried(lambda: system.find(path, detail=True))
@@ -163,10 +169,15 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
 
 def _linked(system: Any, first: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
     """Yield what the page of a folder of a web server links to, and those of the folders below it."""
-    waiting, seen = [first], {first}
+    waiting, seen, n_pages = [first], {first}, 0
     while waiting:
         page = waiting.pop()
+        n_pages += 1
+        if n_pages > _MOST_PAGES:
+            raise RemoteError(f"it has more than {_MOST_PAGES:,} folders; name some of them", lasting=True)
         try:
+            if page.count("/") > first.rstrip("/").count("/") + 1 + _MOST_LEVELS:
+                raise RemoteError(f"more than {_MOST_LEVELS} folders in one another", lasting=True)
             links = links_in(_page(system, page), page)
         except RemoteError as error:
             if page == first:
@@ -235,7 +246,7 @@ def read_part(address: str, first: int, last: int) -> bytes:
 
 def _part(address: str, first: int, last: int | None, *, whole: bool = False) -> bytes:
     system, path = _system_of(address)
-    if scheme(address) in _WEB:
+    if scheme(address) in WEB:
         return bytes(_synced(system, _get, system, path, first, last, whole=whole))
     if scheme(address) in _S3:
         return bytes(_synced(system, _get_of_s3, system, path, first, last, whole=whole))
@@ -253,17 +264,23 @@ def _synced(system: Any, function: Callable[..., Any], *given: Any, timeout: flo
 
 
 async def _head(system: Any, url: str) -> dict[str, Any]:
-    """Return what a web server says of an object. It is asked to send the object only if it does not know HEAD."""
+    """Return what a web server says of an object.
+
+    It is asked for the first byte if it refuses HEAD, as it does where an address was signed for reading only.
+    """
     session = await system.set_session()
-    given = {"headers": {"Accept-Encoding": "identity"}, "allow_redirects": True}
-    for method in ("HEAD", "GET"):
-        async with session.request(method, system.encode_url(url), **given) as reply:
-            if method == "HEAD" and reply.status in (400, 403, 405, 501):
+    for method, asked in (("HEAD", {}), ("GET", {"Range": "bytes=0-0"})):
+        headers = {"Accept-Encoding": "identity"} | asked
+        async with session.request(method, system.encode_url(url), headers=headers, allow_redirects=True) as reply:
+            if method == "HEAD" and reply.status in _NO_HEAD:
                 continue
-            _check_status(reply.status)
+            if reply.status != _NO_SUCH_PART:
+                _check_status(reply.status)
             names = {name.lower(): name for name in (*_VERSIONS, *_TIMES)}
             found = {names[name.lower()]: value for name, value in reply.headers.items() if name.lower() in names}
-            length = reply.headers.get("Content-Length", "")
+            # Of a part, the size of the whole is behind a slash: `bytes 0-0/2048`.
+            said = "Content-Length" if reply.status == 200 else "Content-Range"
+            length = reply.headers.get(said, "").rpartition("/")[2].strip()
             kind = reply.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             return {**found, "size": int(length) if length.isdecimal() else None, "mimetype": kind, "type": "file"}
     raise AssertionError("the second request returns or raises")
@@ -305,15 +322,15 @@ async def _taken(parts: AsyncIterable[bytes], first: int, last: int | None, limi
     """Return the first of the bytes that a server sends, as many as lie between `first` and `last`."""
     start = asyncio.get_running_loop().time()
     wanted = None if last is None else last - first
-    taken: list[bytes] = []
-    n_bytes = 0
+    # One array: a server that sends single bytes would fill the memory with objects.
+    taken = bytearray()
     async for part in parts:
-        taken.append(part)
-        n_bytes += len(part)
-        if wanted is not None and n_bytes >= wanted:
+        taken += part
+        if wanted is not None and len(taken) >= wanted:
+            del taken[wanted:]
             break
-        limit.reschedule(start + patience.attempt_s + n_bytes / patience.slowest_bytes_per_s)
-    return b"".join(taken)[:wanted]
+        limit.reschedule(start + patience.attempt_s + len(taken) / patience.slowest_bytes_per_s)
+    return bytes(taken)
 
 
 def _check_status(status: int) -> None:
@@ -402,11 +419,10 @@ def _system_of(address: str) -> tuple[Any, str]:
     place = scheme(address)
     try:
         import fsspec
-        from fsspec.core import url_to_fs
     except ImportError:
         raise _missing(address) from None
     try:
-        if place in _WEB:
+        if place in WEB:
             return _web(), address
         # Listings that are kept would take memory, and hide what has changed.
         more: dict[str, Any] = {"use_listings_cache": False}
@@ -414,7 +430,12 @@ def _system_of(address: str) -> tuple[Any, str]:
             # Failures are counted here, not by three libraries one in the other.
             retries = {"mode": "standard", "total_max_attempts": 1}
             more |= {"config_kwargs": {"retries": retries, "max_pool_connections": _CONNECTIONS}}
-        system, path = url_to_fs(address, **more)
+        # Not by `url_to_fs`, which takes what follows a `::` in a name for another address.
+        kind = fsspec.get_filesystem_class(place)
+        system, path = (
+            fsspec.filesystem(place, **kind._get_kwargs_from_urls(address), **more),
+            kind._strip_protocol(address),
+        )
         if hasattr(system, "retries"):
             system.retries = 1
         return system, path

@@ -26,6 +26,7 @@ from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
 from gpu_cluster.files import ChangedError
 from gpu_cluster.images import decode, decoders, icc, thumbnails
+from gpu_cluster.images.room import Room
 from gpu_cluster.images.source import Source, Stat, UnreadableError, content_hash, reading_threads
 from gpu_cluster.manifest import FileFacts, FileTable, Manifest
 from gpu_cluster.store.copies import CopyShards
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 _SCAN_SLICE = 4096
 # The same where reading takes longer than a look into the store, and how many are read at once.
 _REMOTE_SLICE, _REMOTE_THREADS = 512, 32
+# Of the contents of pictures that are no files of this machine, as many bytes are held at once.
+HELD = Room(1 << 30)
 # Decoders read a whole file into memory, so larger files than this are refused: 16 bytes for each pixel that
 # --max-pixels allows (twice as many as 16-bit RGBA needs), and 64 MiB more so that small limits allow normal files.
 _BYTES_A_PIXEL, _ROOM_BYTES = 16, 64 << 20
@@ -275,10 +278,11 @@ def _look(  # noqa: PLR0911 - a reason, or facts, of each of the ways to know a 
             return known
         try:
             if source.local_path(location) is None:
-                content = stream.read()
-                facts = facts_of(content, suffix)
-                if copies is not None and facts.reason is None:
-                    copies[str(facts.content_hash)] = thumbnails.copy_of(content, suffix)
+                with HELD.taken(stat.size):
+                    content = stream.read()
+                    facts = facts_of(content, suffix)
+                    if copies is not None and facts.reason is None:
+                        copies[str(facts.content_hash)] = thumbnails.copy_of(content, suffix)
                 return replace(facts, size=stat.size, mtime_ns=stat.mtime_ns, version=stat.version)
             # The version that found these facts did not look at the profile, so the header is read once more.
             digest = content_hash(stream) if known is None else known.content_hash

@@ -27,8 +27,7 @@ from gpu_cluster.images import remote
 _PART_BYTES, _MOST_PARTS = 8 << 20, 8
 # What ends a tar file: blocks of zeros.
 _BLOCK = 512
-_MOST_HEADER_BYTES = 16 << 20
-# Members of one file; what their names and places take is bounded by it.
+_MOST_HEADER_BYTES = 1 << 20
 _MOST_MEMBERS = 10_000_000
 
 
@@ -124,13 +123,15 @@ class TarFile:
             while True:
                 try:
                     found = tar.next()
-                # What a hostile header says can be a number of any size, or no number.
-                except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+                # A hostile header can say a number of any size, or no number; and tarfile calls itself for each
+                # header that says more of the next.
+                except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
                     raise DamagedTarError(f"damaged or cut short after {n} files") from error
                 if found is None:
                     break
-                # tarfile keeps every member.
+                # tarfile keeps every member, and what headers say of all that follow.
                 tar.members.clear()  # type: ignore[attr-defined]
+                tar.pax_headers.clear()
                 if not found.isreg() or found.sparse is not None:
                     continue
                 if found.size < 0 or found.offset_data + found.size > self.size:

@@ -26,11 +26,13 @@ from gpu_cluster.images import decode, decoders, formats, scan, tar_files, thumb
 from gpu_cluster.images.places import stat_of_tar
 from gpu_cluster.images.source import Listing, Stat, reading_threads
 from gpu_cluster.store.store import Store, open_store
-from gpu_cluster.store.tars import KnownTar, TarMember
+from gpu_cluster.store.tars import KnownTar, TarMember, TarShards
 
 # Members beside a picture, of the same name but for the suffix, that hold its label.
 _CLS, _JSON = ".cls", ".json"
 _MOST_LABEL_BYTES = 1 << 20
+# What is kept of each of them, and of all in one tar file.
+_LONGEST_LABEL, _MOST_KEPT_BYTES = 4096, 256 << 20
 # Tar files that are read at once, and of each the members that are looked at ahead of the one that is taken.
 _TARS_AT_ONCE, _AHEAD = 4, 16
 # Small copies that are written together.
@@ -71,6 +73,7 @@ class TarScan:
         self._store_config = store
         self._observer = observer
         self._store: Store | None = None
+        self._shards: dict[str, TarShards] = {}
 
     def list(self, named: list[tuple[str, Path | str]]) -> Listing:
         """Return the pictures of tar files, each named by what its locations begin with and where it is.
@@ -88,6 +91,10 @@ class TarScan:
         if not named:
             return listing
         self._store = open_store(self._store_config, self._observer)
+        if self._store is not None:
+            key = {"pillow": version("pillow")}
+            folders = {os.path.dirname(_stored_name(place)) for _name, place in named}
+            self._shards = {folder: self._store.tars(folder, key) for folder in folders}
         n_cores = usable_cores()
         with (
             decoders.within(self._config),
@@ -112,8 +119,8 @@ class TarScan:
         except OSError as error:
             tar.reason = f"cannot be opened: {error.strerror or error}"
             return tar
-        store, name = self._store, public(tar.place) if isinstance(tar.place, str) else str(tar.place)
-        shards = None if store is None else store.tars(os.path.dirname(name), {"pillow": version("pillow")})
+        store, name = self._store, _stored_name(tar.place)
+        shards = self._shards.get(os.path.dirname(name))
         known = None if shards is None or self._store_config.rehash else shards.known(name)
         if known is not None and stat == Stat(known.size, known.mtime_ns, known.ctime_ns, known.version):
             tar.found = known
@@ -165,13 +172,18 @@ class TarScan:
             raise damage
 
     def _begun(self, tar: tar_files.TarFile, lookers: ThreadPoolExecutor) -> Iterator[_Look]:
+        n_kept = 0
         for member in tar.members():
             base = os.path.basename(member.name)
             if not base or base.startswith(".") or "__MACOSX" in member.name.split("/"):
                 continue
             suffix = os.path.splitext(base)[1].lower()
             if suffix in (_CLS, _JSON) and member.size <= _MOST_LABEL_BYTES:
-                yield _Look(member, content=tar.read(member.offset, member.size))
+                content = _kept_of(tar.read(member.offset, member.size), suffix)
+                n_kept += len(content or b"")
+                if n_kept > _MOST_KEPT_BYTES:
+                    raise tar_files.DamagedTarError(f"more than {_MOST_KEPT_BYTES:,} bytes of labels; split it")
+                yield _Look(member, content=content)
             elif self._is_picture(tar, member, suffix):
                 yield _Look(member, lookers.submit(self._facts_of, tar, member, suffix))
             else:
@@ -187,9 +199,10 @@ class TarScan:
         reason = scan.too_many_bytes(member.size, self._config.max_pixels)
         if reason is not None:
             return FileFacts(reason=reason), b""
-        content = tar.read(member.offset, member.size)
-        facts = scan.facts_of(content, suffix)
-        return facts, thumbnails.copy_of(content, suffix) if facts.reason is None else b""
+        with scan.HELD.taken(member.size):
+            content = tar.read(member.offset, member.size)
+            facts = scan.facts_of(content, suffix)
+            return facts, thumbnails.copy_of(content, suffix) if facts.reason is None else b""
 
     def _add(self, listing: Listing, tar: _Tar) -> None:
         if tar.reason is not None:
@@ -222,6 +235,11 @@ class TarScan:
             listing.passed_over.discard(in_tar(tar.name, beside))
 
 
+def _stored_name(place: Path | str) -> str:
+    """Return the name by which the store knows a tar file."""
+    return public(place) if isinstance(place, str) else str(place)
+
+
 def _labels(pictures: set[str], texts: dict[str, bytes], column: str) -> dict[str, tuple[str, str]]:
     """Return the label of each picture that has one, and the name of the member that holds it."""
     found = {}
@@ -244,14 +262,30 @@ def _stem(name: str) -> str:
     return f"{folder}{slash}{base.partition('.')[0]}"
 
 
+def _kept_of(content: bytes, suffix: str) -> bytes | None:
+    """Return what can be a label of the content of a member: of JSON, all values that one can be; None if nothing is.
+
+    Which of them is the label can be another one in the next job.
+    """
+    if suffix == _CLS:
+        return content if len(content) <= _LONGEST_LABEL else None
+    try:
+        held = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(held, dict):
+        return None
+    texts = {name: str(value) for name, value in held.items() if isinstance(value, str | int | float)}
+    return json.dumps({name: text for name, text in texts.items() if len(text) <= _LONGEST_LABEL}).encode()
+
+
 def _text_of(content: bytes, suffix: str, column: str) -> str | None:
     """Return the label that a member holds; None if it holds none."""
     try:
         text = content.decode("utf-8-sig")
         if suffix == _JSON:
-            held = json.loads(text)
-            value = held.get(column) if isinstance(held, dict) else None
-            text = "" if value is None or isinstance(value, dict | list) else str(value)
+            text = json.loads(text).get(column, "")
+        # JSON can have half of a pair of surrogates, which is no character.
+        return printable(text.strip()) or None
     except (ValueError, RecursionError):
         return None
-    return printable(text.strip()) or None

@@ -15,7 +15,8 @@ def links_in(content: bytes, address: str) -> list[str]:
     What only shows the same page in another order, as `?C=M;O=D` of Apache, is left out, and so is what lies elsewhere.
     """
     parts = urlsplit(address)
-    folder = urlunsplit((*parts[:2], parts.path.rstrip("/") + "/", "", ""))
+    path = parts.path.rpartition("/")[0] if parts.path.lower().endswith((".html", ".htm")) else parts.path
+    folder = urlunsplit((*parts[:2], path.rstrip("/") + "/", "", ""))
     parser = _Links()
     parser.feed(content.decode("utf-8", "replace"))
     found = dict[str, None]()

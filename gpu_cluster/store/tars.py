@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from gpu_cluster.events import Observer
@@ -65,22 +66,33 @@ class TarShards(Shards):
 
     def __init__(self, folder: Path, key: Mapping[str, Any], observer: Observer) -> None:
         super().__init__(folder, key, tar_schema(), observer)
+        self._lock = Lock()
+        self._shard_of: dict[bytes, str] | None = None
 
     def known(self, name: str) -> KnownTar | None:
-        """Return what the newest scan of a tar file found; None if there was none."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
+        """Return what the newest scan of a tar file found; None if there was none.
 
-        self.mark_as_used()
+        The first call reads all shards, to find out which of them has which tar file. Threads can call it.
+        """
         wanted = os.fsencode(name)
+        with self._lock:
+            if self._shard_of is None:
+                self._shard_of = self._shards_of_tars()
+        shard = self._shard_of.get(wanted)
+        table = None if shard is None else self.read(shard)
+        if table is None:
+            return None
+        return _known(name, table.slice(table["path"].to_pylist().index(wanted), 1).to_pylist()[0])
+
+    def _shards_of_tars(self) -> dict[bytes, str]:
+        self.mark_as_used()
+        found: dict[bytes, str] = {}
         for shard in self.names():
             table = self.read(shard)
-            if table is None:
-                continue
-            at = pc.index(table["path"], pa.scalar(wanted, pa.binary())).as_py()
-            if at >= 0:
-                return _known(name, table.slice(at, 1).to_pylist()[0])
-        return None
+            for path in () if table is None else table["path"].to_pylist():
+                # The newest shard comes first.
+                found.setdefault(path, shard)
+        return found
 
     def keep(self, tar: KnownTar) -> None:
         """Write one shard with what is in a tar file.

@@ -75,7 +75,7 @@ def test_a_group_without_a_command_shows_its_help():
 def test_no_option_of_the_config_is_left_out_of_the_help():
     shown = called("run", "--help").out
     assert [name for name, option in options_of(RunConfig).items() if option.flag not in shown] == [
-        name for name in options_of(RunConfig) if name in INTERNAL | {"images"}
+        name for name in options_of(RunConfig) if name in INTERNAL
     ]
 
 

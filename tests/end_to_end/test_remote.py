@@ -251,6 +251,7 @@ def everything_in(*folders: Path) -> str:
     return "\n".join(found)
 
 
+@pytest.mark.slow
 def test_no_credentials_are_written_or_shown(s3, tmp_path):
     s3.put({f"secret/{number}.png": png(number) for number in range(6)})
     signed = [
@@ -335,7 +336,7 @@ FAULTS: dict[str, tuple[Fault, str | None]] = {
 N_GOOD = 4
 
 
-@pytest.fixture(params=["web", "s3"])
+@pytest.fixture(params=["web", pytest.param("s3", marks=pytest.mark.slow)])
 def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, str]]:
     """A server with the faults, and the address of its folder."""
     faults = {name: fault for name, (fault, _reason) in FAULTS.items() if request.param == "s3" or name != "14"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -16,7 +17,9 @@ from tests.servers import Fault, FaultyServer, faulty_server, in_environment
 
 CONTENT = bytes(range(256)) * 40
 N = len(CONTENT)
-HASTY = remote.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=0.4)
+HASTY = remote.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=20)
+# For answers that come too late, where an attempt that is in time has no content to wait for.
+IMPATIENT = replace(HASTY, attempt_s=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +112,31 @@ def test_a_server_that_says_nothing_of_its_contents_gives_no_version(server):
     assert (found.size, found.mtime_ns, found.version) == (N, None, None)
 
 
-def test_a_server_that_does_not_know_head_is_asked_for_the_object(server):
+@pytest.mark.parametrize("status", [403, 405, 501])
+def test_a_server_that_refuses_head_is_asked_for_the_first_byte(server, status):
+    whole = remote.look(f"{server.address}box/a.png")
+    server.requests.clear()
+    server.faults["box/a.png"] = Fault("no head", status)
+    assert remote.look(f"{server.address}box/a.png") == whole
+    assert [(one.method, one.range) for one in server.requests] == [("HEAD", None), ("GET", "bytes=0-0")]
+    # The server counts after it has sent.
+    assert server.n_sent <= 1
+
+
+def test_a_server_that_refuses_head_and_knows_no_ranges_says_the_size_too(server):
     server.faults["box/a.png"] = Fault("no head")
+    server.ranges = False
     found = remote.look(f"{server.address}box/a.png")
     assert found is not None
     assert found.size == N
+
+
+def test_an_empty_object_of_a_server_that_refuses_head_has_no_bytes(server):
+    server.files["box/a.png"] = b""
+    server.faults["box/a.png"] = Fault("no head")
+    found = remote.look(f"{server.address}box/a.png")
+    assert found is not None
+    assert found.size == 0
 
 
 def test_every_object_below_a_folder_is_listed(address):
@@ -130,6 +153,22 @@ def test_a_folder_of_the_web_that_cannot_be_listed_is_told_and_the_others_are_li
     ]
     assert found == [f"{server.address}box/a.png"]
     assert told == [(f"{server.address}box/inner/", "its server answered with status 503 (tried 3 times)")]
+
+
+def test_folders_in_one_another_without_end_are_told_and_left(server, monkeypatch):
+    monkeypatch.setattr(remote, "_MOST_LEVELS", 3)
+    server.files["box/b/b/b/b/b/b/a.png"] = CONTENT
+    told: list[tuple[str, str | None]] = []
+    found = remote.objects(f"{server.address}box", lambda folder, error: told.append((folder, error.strerror)))
+    assert len(list(found)) == 2
+    assert told == [(f"{server.address}box/b/b/b/b/", "more than 3 folders in one another")]
+
+
+def test_more_folders_of_the_web_than_can_be_meant_are_a_reason(server, monkeypatch):
+    monkeypatch.setattr(remote, "_MOST_PAGES", 3)
+    server.files |= {f"box/{number}/a.png": CONTENT for number in range(5)}
+    with pytest.raises(remote.RemoteError, match="it has more than 3 folders"):
+        list(remote.objects(f"{server.address}box/", unexpected))
 
 
 def test_a_folder_of_the_web_whose_page_fails_at_first_is_listed(server):
@@ -178,12 +217,14 @@ def test_a_server_that_is_gone_is_a_reason(monkeypatch):
     )
 
 
-def test_an_answer_that_comes_late_once_is_tried_again(server, address):
+def test_an_answer_that_comes_late_once_is_tried_again(server, address, monkeypatch):
+    monkeypatch.setattr(remote, "patience", IMPATIENT)
     server.faults["box/a.png"] = Fault("late", 0.8, times=1)
     assert remote.read(f"{address}/a.png", N) == CONTENT
 
 
-def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server, address):
+def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server, address, monkeypatch):
+    monkeypatch.setattr(remote, "patience", IMPATIENT)
     server.faults["box/a.png"] = Fault("trickle", 0.05)
     start = time.monotonic()
     assert reason(lambda: remote.read(f"{address}/a.png", N)) == "its server is too slow (tried 3 times)"
@@ -254,7 +295,8 @@ def test_a_server_without_ranges_gives_no_parts_and_is_asked_once(server, addres
 
 
 @pytest.mark.parametrize("fault", [Fault("status", 500), Fault("status", 403), Fault("late", 0.5), Fault("drop")])
-def test_no_reason_has_the_signature_of_an_address(server, fault):
+def test_no_reason_has_the_signature_of_an_address(server, fault, monkeypatch):
+    monkeypatch.setattr(remote, "patience", IMPATIENT)
     server.faults["box/a.png"] = fault
     with pytest.raises(RemoteError) as error:
         remote.read(f"{server.address}box/a.png?X-Amz-Signature=abcdef0123&x=1", N)

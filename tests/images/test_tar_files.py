@@ -106,3 +106,15 @@ def test_a_header_of_extended_facts_of_any_size_is_not_read(tmp_path):
 def test_what_is_no_tar_file_is_said_to_be_none(tmp_path, content, why):
     (tmp_path / "a.tar").write_bytes(content)
     assert names(tmp_path / "a.tar")[1].startswith(why)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_that_only_say_more_of_the_next_one_do_not_end_the_job(tmp_path, kind):
+    facts = b"12 path=abc\n"
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, len(facts)
+    path = write_tar(tmp_path / "chain.tar", [("a.txt", b"a")])
+    end = len(tarfile.TarInfo("a.txt").tobuf()) + 512
+    chain = (header.tobuf(tarfile.USTAR_FORMAT) + facts.ljust(512, b"\0")) * 5000
+    path.write_bytes(path.read_bytes()[:end] + chain)
+    assert names(path) == (["a.txt"], "damaged or cut short after 1 files")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 
 import pytest
 
 from gpu_cluster.config import InputConfig, StoreConfig
 from gpu_cluster.errors import DataError, InterruptedJobError
 from gpu_cluster.events import Observer, Recorder
-from gpu_cluster.images import tar_files
+from gpu_cluster.images import tar_files, tar_scan
 from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
 from gpu_cluster.images.source import Picture
@@ -83,6 +84,14 @@ def test_numbers_in_braces_name_several_tar_files(tmp_path):
     assert len(find(tmp_path / "{000..002}.tar")) == 3
 
 
+def test_the_suffix_of_a_tar_file_can_have_capital_letters(tmp_path):
+    write_tar(tmp_path / "A.TAR", [("x/0.png", png(0))])
+    found = find(tmp_path / "A.TAR")
+    assert list(found.paths) == ["A.TAR::x/0.png"]
+    with Picture(open_source(found.root), found.paths[0], found.listed[0]).open() as stream:
+        assert stream.read() == png(0)
+
+
 @pytest.mark.parametrize("name", ["../../up.png", "/absolute.png", "a\nb.png", "x" * 255 + ".png", "caf\udce9.png"])
 def test_whatever_a_member_is_called_it_is_a_row_and_no_path(tmp_path, name):
     write_tar(tmp_path / "a.tar", [(name, png(1))])
@@ -120,6 +129,35 @@ def test_labels_come_from_cls_and_json_members(tmp_path):
     found = find(tmp_path / "a.tar")
     assert found.labels == ("3", "rose", None)
     assert find(tmp_path / "a.tar", label_col="id").labels == ("3", "5", None)
+
+
+def test_a_label_that_is_no_text_is_none(tmp_path):
+    members = [("0.png", png(0)), ("0.json", b'{"label": "\\ud800"}'), ("1.png", png(1)), ("1.cls", b"rose")]
+    write_tar(tmp_path / "a.tar", members)
+    assert find(tmp_path / "a.tar").labels == (None, "rose")
+
+
+def test_of_members_with_labels_no_more_is_kept_than_labels_need(tmp_path):
+    long = json.dumps({"label": "rose", "caption": "x" * 5000, "box": [1] * 5000}).encode()
+    members = [("0.png", png(0)), ("0.json", long), ("1.png", png(1)), ("1.cls", b"y" * 5000)]
+    write_tar(tmp_path / "a.tar", members)
+    found = find(tmp_path / "a.tar", store=tmp_path / "store")
+    assert found.labels == ("rose", None)
+    kept = open_store(StoreConfig(cache=tmp_path / "store"), Observer()).tars(
+        str(tmp_path), {"pillow": version("pillow")}
+    )
+    assert [member.content for member in kept.known(str(tmp_path / "a.tar")).members if member.facts is None] == [
+        b'{"label": "rose"}',
+        None,
+    ]
+
+
+def test_a_tar_file_with_more_labels_than_can_be_held_is_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_scan, "_MOST_KEPT_BYTES", 5)
+    write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"rose"), ("1.png", png(1)), ("1.cls", b"tulip")])
+    found = find(tmp_path / "a.tar")
+    assert found.bad == {0: "more than 5 bytes of labels; split it"}
+    assert found.labels == (None, "rose", None)
 
 
 def test_labels_from_folders_are_those_in_the_tar_file(tmp_path):

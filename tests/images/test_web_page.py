@@ -27,5 +27,12 @@ def test_the_page_of_a_folder_without_a_slash_is_that_of_the_folder():
     assert links_in(b'<a href="a.png">a</a>', "http://server/photos") == [f"{PAGE}a.png"]
 
 
+def test_the_page_of_a_folder_can_be_named_by_its_own_name():
+    assert links_in(b'<a href="a.png">a</a><a href="index.html">here</a>', f"{PAGE}index.html") == [
+        f"{PAGE}a.png",
+        f"{PAGE}index.html",
+    ]
+
+
 def test_what_is_no_page_links_to_nothing():
     assert links_in(bytes(range(256)), PAGE) == []

@@ -40,7 +40,7 @@ def batches(
         return
     limits = decoders.current()
     most = max(decoders.bytes_needed(facts[at], square.at_least(config)) for at in plain for config in configs)
-    n_threads = limits.n_plain_at_once(most)
+    n_threads = limits.n_plain_at_once(most, are_here=all(pictures[position].is_local for position in plain))
     pool = ThreadPoolExecutor(n_threads)
     begun: deque[tuple[int, Future[list[Square] | None]]] = deque()
     left = iter(plain)

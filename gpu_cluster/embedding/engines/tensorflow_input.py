@@ -78,10 +78,17 @@ def batches(
     read = _reader(source, tuple(configs), is_local=None not in paths)
     limits = decoders.current()
     most = max(decoders.bytes_needed(of_each[at], square.at_least(config)) for at in positions for config in configs)
-    n_at_once = limits.n_plain_at_once(most)
+    are_here = None not in paths
+    n_at_once = limits.n_plain_at_once(most, are_here=are_here)
+    as_many_as_useful = are_here and n_at_once >= limits.n_at_once
     decoded = tf.data.Dataset.from_tensor_slices(columns).map(
-        read, num_parallel_calls=tf.data.AUTOTUNE if n_at_once >= limits.n_at_once else n_at_once, deterministic=True
+        read, num_parallel_calls=tf.data.AUTOTUNE if as_many_as_useful else n_at_once, deterministic=True
     )
+    if not are_here:
+        # One thread for each core, as by default, would wait for the server most of the time.
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = max(n_at_once, limits.n_at_once)
+        decoded = decoded.with_options(options)
     ready = decoded.ignore_errors().batch(batch_size).prefetch(2)
     return ready if device == CPU else ready.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=1))
 
