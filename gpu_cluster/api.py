@@ -367,7 +367,7 @@ def export(
     out
         The folder to write, or the file; `gpu-cluster export --help` says which.
     observer
-        Its methods are called for stages, progress and decisions.
+        Its methods are called for stages, progress and decisions. Without one, a notebook shows a line of progress.
     **options
         The options of the command line by their names with underscores.
 
@@ -385,7 +385,7 @@ def export(
     config = build_config(ExportConfig, **options)
     from gpu_cluster.jobs.export import export as export_job
 
-    return export_job(folder, config, target, observer)
+    return export_job(folder, config, target, observer or default_observer())
 
 
 def undo_export(folder: PathLike, *, dry_run: bool = False) -> Undone:

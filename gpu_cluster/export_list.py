@@ -30,6 +30,8 @@ MARKER, LIST = "export.json", "export.csv"
 OWN = frozenset({MARKER, LIST})
 _SCHEMA = 1
 _MOST_MARKER_BYTES = MIB
+# No path on Linux or macOS is longer.
+_MOST_TARGET_BYTES = 4_096
 
 Kind = Literal["symlink", "copy", "hard", "file"]
 
@@ -308,6 +310,8 @@ def _entry(row: Sequence[str]) -> Entry:
     parts = target.split("/")
     if kind not in ("symlink", "copy", "hard", "file") or {"", ".", ".."} & set(parts) or "\0" in target:
         raise UnfitError(f"expected rows with a path inside the folder and a kind; found {printable(str(row))[:200]}")
+    if len(os.fsencode(target)) > _MOST_TARGET_BYTES:
+        raise UnfitError(f"expected paths of at most {_MOST_TARGET_BYTES:,} bytes; found {target[:100]!r} and more")
     if target in OWN:
         raise UnfitError(f"expected a path of something else than the list itself; found {target!r}")
     return Entry(*row)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ CELLS = (
     "import gpu_cluster",
     "result = gpu_cluster.run('in', features='vgg16', image_size=32, k=2, k_range='2:2', n_init=2, out='run')",
     "result",
+    "exported = gpu_cluster.export('run', out='sorted')",
 )
 
 
@@ -61,3 +62,5 @@ def test_a_notebook_shows_one_line_and_then_the_run(tmp_path):
     assert shown["data"]["text/html"].startswith("<div")
     assert 'href="run/report.html"' in shown["data"]["text/html"]
     assert shown["data"]["text/plain"].startswith("<RunResult: 2 clusters")
+    (line,) = notebook.cells[3].outputs
+    assert line["data"]["text/plain"].partition(" s: ")[2].startswith("export ")

@@ -130,8 +130,24 @@ def _why_not(picture: Any) -> str | None:
     if not isinstance(picture, np.ndarray):
         return f"{expected} {type(picture).__name__}"
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        return f"{expected} an array {picture.shape} {picture.dtype}"
+        return f"{expected} an array {picture.shape} {picture.dtype}{_remedy(picture)}"
     return None
+
+
+def _remedy(picture: npt.NDArray[Any]) -> str:
+    """Return in words how an array becomes a picture that can be used, for the end of an error; '' if it is none."""
+    if not picture.size or picture.ndim not in (2, 3):
+        return ""
+    if picture.dtype != np.uint8:
+        return ": scale its numbers to 0 to 255, as (255 * picture).astype('uint8') does for numbers from 0 to 1"
+    channels = 1 if picture.ndim == 2 else picture.shape[2]
+    if channels == 1:
+        return ": numpy.dstack([picture] * 3) makes RGB of grey"
+    if channels == 4:
+        return ": PIL.Image.fromarray(picture) has its transparent parts put on white"
+    if picture.shape[0] == 3:
+        return ": numpy.moveaxis(picture, 0, -1) puts the colours last"
+    return ""
 
 
 def _decoded(pictures: Sequence[Picture], *, profiles: bool) -> Iterator[Pixels]:
@@ -153,6 +169,9 @@ def _decoded(pictures: Sequence[Picture], *, profiles: bool) -> Iterator[Pixels]
 
 def _unusable(bad: Mapping[str, str], n: int, what: str) -> DataError:
     """Return the error for bad ones among n files or pictures; `bad` has the reason by name, in their order."""
-    named = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:_MOST_NAMED])
+    names: dict[str, list[str]] = {}
+    for name, why in list(bad.items())[:_MOST_NAMED]:
+        names.setdefault(why, []).append(name)
+    named = "; ".join(f"{', '.join(alike)}: {why}" for why, alike in names.items())
     more = f"; and {len(bad) - _MOST_NAMED:,} more" if len(bad) > _MOST_NAMED else ""
     return DataError(f"{len(bad)} of {n} {what} cannot be embedded: {named}{more}")

@@ -63,6 +63,11 @@ class LoadedRun(Record):
     def __repr__(self) -> str:
         return f"<LoadedRun: {self.k} clusters, {len(self.assignments):,} pictures; folder {str(self.folder)!r}>"
 
+    def _repr_html_(self) -> str | None:
+        from gpu_cluster.report.notebook import notebook_view
+
+        return notebook_view(self.folder)
+
     @property
     def config(self) -> Mapping[str, Any]:
         """The options of the run by section, as its version recorded them."""

@@ -60,13 +60,13 @@ def _values(run: FinishedRun) -> dict[str, Any]:
         }
         for number, (rows, size) in enumerate(zip(nearest, chosen.sizes, strict=False))
     ]
-    page = run.folder / PAGE
+    page, n_left_out = run.folder / PAGE, max(0, int(run.metrics["k"]) - len(groups))
     return {
         "verdict": verdict_of(run).words,
         "answer": answer(run),
         "facts": facts(run),
         "groups": groups,
-        "n_left_out": max(0, int(run.metrics["k"]) - len(groups)),
+        "left_out": f"{count(n_left_out, 'smaller group')} {'is' if n_left_out == 1 else 'are'}" if n_left_out else "",
         "plots": [
             {"source": _small_plot(run.scatter), "name": "The pictures by their first two principal components"},
             {"source": _small_plot(run.elbow), "name": "The numbers of groups that were tried"},

@@ -65,6 +65,12 @@ def test_it_is_frozen_and_shows_itself_on_one_line(result):
         run.folder = Path()  # type: ignore[misc]
 
 
+def test_a_notebook_shows_it_as_it_shows_the_result_of_the_run(result):
+    html = gpu_cluster.load_run(result.folder)._repr_html_()
+    assert html is not None
+    assert html == result._repr_html_()
+
+
 @pytest.mark.parametrize("version", ["first", "second"])
 def test_runs_of_earlier_versions_are_read_and_not_changed(version, tmp_path):
     folder = Path(shutil.copytree(EARLIER / version / "run", tmp_path / "run"))
