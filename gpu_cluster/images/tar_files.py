@@ -131,7 +131,7 @@ class TarFile:
                     break
                 # tarfile keeps every member, and what headers say of all that follow.
                 tar.members.clear()  # type: ignore[attr-defined]
-                tar.pax_headers.clear()
+                tar.pax_headers = {}
                 if not found.isreg() or found.sparse is not None:
                     continue
                 if found.size < 0 or found.offset_data + found.size > self.size:
