@@ -95,6 +95,15 @@ def test_the_suffix_of_a_tar_file_can_have_capital_letters(tmp_path):
         assert stream.read() == png(0)
 
 
+def test_many_members_of_which_nothing_is_known_are_found_in_one_pass(tmp_path, reads):
+    write_tar(tmp_path / "a.tar", [(f"{number}.png", png(number)) for number in range(20)])
+    source = open_source(tmp_path)
+    for number in range(20):
+        with source.open(f"a.tar::{number}.png")[0] as stream:
+            assert stream.read() == png(number)
+    assert reads.count(0) == 1
+
+
 @pytest.mark.parametrize("name", ["../../up.png", "/absolute.png", "a\nb.png", "x" * 255 + ".png", "caf\udce9.png"])
 def test_whatever_a_member_is_called_it_is_a_row_and_no_path(tmp_path, name):
     write_tar(tmp_path / "a.tar", [(name, png(1))])
@@ -147,13 +156,12 @@ def test_of_members_with_labels_no_more_is_kept_than_labels_need(tmp_path):
     settle()
     found = find(tmp_path / "a.tar", store=tmp_path / "store")
     assert found.labels == ("rose", None)
-    kept = open_store(StoreConfig(cache=tmp_path / "store"), Observer()).tars(
-        str(tmp_path), {"pillow": version("pillow")}
-    )
-    assert [member.content for member in kept.known(str(tmp_path / "a.tar")).members if member.facts is None] == [
-        b'{"label": "rose"}',
-        None,
-    ]
+    store = open_store(StoreConfig(cache=tmp_path / "store"), Observer())
+    assert store is not None
+    kept = store.tars(str(tmp_path), {"pillow": version("pillow")}).known(str(tmp_path / "a.tar"))
+    assert kept is not None
+    contents = [member.content for member in kept.members if member.facts is None]
+    assert contents == [b'{"label": "rose"}', None]
 
 
 def test_a_tar_file_with_more_labels_than_can_be_held_is_bad(tmp_path, monkeypatch):
