@@ -26,9 +26,10 @@ _SECRET = re.compile(
 # An address in another one, which fsspec would read through the first; a password in it would be shown.
 _CHAINED = re.compile(r"::[A-Za-z][A-Za-z0-9+.-]+://")
 WEB = ("http", "https")
+_AZURE = ("az", "abfs", "abfss")
 # What a list on a server may name, beside addresses of the same scheme: it may be a stranger's, and must not have
 # files of this machine read.
-_OF_SERVERS = (*WEB, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+_OF_SERVERS = (*WEB, "s3", "s3a", "gs", "gcs", *_AZURE)
 # Of braces such as {000..099}.
 _MOST_NAMES = 1_000_000
 _WITH_SECRET = re.compile(r"expires|se|st|sp|sv|sr|spr|sdd|sip|skoid|sktid|skt|ske|sks|skv|hash", re.IGNORECASE)
@@ -67,6 +68,10 @@ def check_address(address: str) -> str:
             f"{host.rpartition('@')[2]}: give credentials in the way that the library for {place} finds them (see "
             "docs/sources.md)"
         )
+    try:
+        urlsplit(address)
+    except ValueError:
+        raise ValueError(f"an address of {place}:// has a server whose name is none; found {host!r}") from None
     return address
 
 
@@ -104,10 +109,14 @@ def public(address: str) -> str:
 
     Two addresses of the same picture that were signed at different times are the same then.
     """
-    if scheme(address) not in WEB:
+    if scheme(address) not in (*WEB, *_AZURE):
         return address
     parts = urlsplit(address)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
+    if scheme(address) in _AZURE:
+        # Azure's signatures are copied into its other addresses too, though they are of no use there.
+        signed = any(_SECRET.fullmatch(name) for name, _value in pairs)
+        return address.partition("?")[0] if signed else address
     if any(_SECRET.fullmatch(name) for name, _value in pairs):
         pairs = [
             (name, value) for name, value in pairs if not (_SECRET.fullmatch(name) or _WITH_SECRET.fullmatch(name))

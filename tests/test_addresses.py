@@ -59,6 +59,12 @@ def test_a_name_in_a_list_of_a_web_server_is_a_link(name, address):
     assert addresses.named_by("https://host/lists/list.txt?token=abc", name) == address
 
 
+@pytest.mark.parametrize("name", ["https://[/a.jpg", "https://[x]/a.jpg"])
+def test_an_address_whose_server_has_no_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"server whose name is none; found '\["):
+        addresses.named_by("https://host/list.txt", name)
+
+
 @pytest.mark.parametrize("name", ["file:///etc/a.jpg", "local:///etc/a.jpg", "https://user:word@host/a.jpg"])
 @pytest.mark.parametrize("listed_at", ["https://host/list.txt", "s3://bucket/list.txt"])
 def test_a_list_on_a_server_names_no_files_of_this_machine_and_no_credentials(listed_at, name):
@@ -77,6 +83,7 @@ def test_a_list_on_a_server_names_no_files_of_this_machine_and_no_credentials(li
         ("https://h/a?id=3&page=4", "https://h/a?id=3&page=4"),
         ("https://h/a.jpg#part", "https://h/a.jpg"),
         ("s3://bucket/a?b.jpg", "s3://bucket/a?b.jpg"),
+        ("az://box/a.jpg?sv=2024&sig=abc", "az://box/a.jpg"),
     ],
 )
 def test_what_lets_a_reader_in_is_not_shown(signed, shown):

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -235,21 +236,30 @@ class TarMembers(Source):
         return tar_files.place_of(self.root, self.signed.get(member[0], member[0]))
 
     def _found(self, location: str) -> tuple[Stat, int]:
-        """Look for a member from the beginning of its tar file."""
+        """Look for a member in its tar file, of which nothing is known."""
         member, place = member_of(location), self._tar_of(location)
         assert member is not None, "see Places"
         try:
             stat = stat_of_tar(place)
-            with tar_files.TarFile(place, stat.size, stat.state) as tar:
-                at = [one for one in tar.members() if one.name == member[1]]
-        except (OSError, tar_files.DamagedTarError) as error:
-            raise UnreadableError(
-                f"its tar file cannot be read: {getattr(error, 'strerror', None) or error}"
-            ) from error
-        if not at:
+            found = _members(place, stat).get(member[1])
+        except OSError as error:
+            raise UnreadableError(f"its tar file cannot be read: {error.strerror or error}") from error
+        if found is None:
             raise UnreadableError("not in the tar file")
-        # As when a tar file is unpacked, the last one of a name counts.
-        return Stat(at[-1].size, stat.mtime_ns, stat.ctime_ns, stat.version), at[-1].offset
+        return Stat(found[1], stat.mtime_ns, stat.ctime_ns, stat.version), found[0]
+
+
+# Those who look for one member mostly look for others of the same file.
+@functools.lru_cache(maxsize=2)
+def _members(place: Path | str, stat: Stat) -> dict[str, tuple[int, int]]:
+    """Return where the content of each member of a tar file begins, and its size, by its name."""
+    found = {}
+    # Of a damaged file, what comes before is used.
+    with tar_files.TarFile(place, stat.size, stat.state) as tar, suppress(tar_files.DamagedTarError):
+        for one in tar.members():
+            # As when a tar file is unpacked, the last one of a name counts.
+            found[one.name] = (one.offset, one.size)
+    return found
 
 
 def stat_of_tar(place: Path | str) -> Stat:

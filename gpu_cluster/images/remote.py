@@ -355,15 +355,16 @@ def _object(address: str, info: Mapping[str, Any]) -> Object:
     size = info.get("size")
     time_of_change = next((info[name] for name in _TIMES if info.get(name)), None)
     versions = [f"{name}={info[name]}" for name in _VERSIONS if info.get(name)]
-    # Where the server says nothing of the content, the time as it is written tells of a change as well as a number.
-    if not versions and time_of_change is not None:
+    mtime_ns = _nanoseconds(time_of_change)
+    # A time that cannot be read tells of a change too, as it is written.
+    if not versions and time_of_change is not None and mtime_ns is None:
         versions = [str(time_of_change)]
     version = None
     if versions:
         digest = hashlib.blake2b("\n".join(versions).encode("utf-8", "surrogateescape"), digest_size=8).digest()
         # The sign bit is left out: -1 stands for None in columns.
         version = int.from_bytes(digest) >> 1
-    return Object(address, size, _nanoseconds(time_of_change), version, str(info.get("mimetype") or ""))
+    return Object(address, size, mtime_ns, version, str(info.get("mimetype") or ""))
 
 
 def _nanoseconds(given: Any) -> int | None:

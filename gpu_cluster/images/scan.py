@@ -225,11 +225,16 @@ def _keep(task: _ScanTask, earlier: Sequence[FileFacts | None], found: Sequence[
         and one.offset is None
         and one.content_hash
         and one.profile is not None
-        and (one.version is not None or max(map(_noticed_from_ns, (one.mtime_ns, one.ctime_ns))) < now)
+        and next_change_shows(one, now)
     ]
     if task.place is not None and new:
         files = [_full_name(task.root, task.locations[position]) for position in new]
         ScanShards(*task.place, (), Observer()).keep(files, [found[position] for position in new])
+
+
+def next_change_shows(of: FileFacts | Stat, now: int) -> bool:
+    """Return whether a change after `now`, in nanoseconds since 1970, is sure to give another time or version."""
+    return of.version is not None or max(map(_noticed_from_ns, (of.mtime_ns, of.ctime_ns))) < now
 
 
 def _noticed_from_ns(time_ns: int | None) -> int:
@@ -243,6 +248,11 @@ def too_many_bytes(size: int, max_pixels: int) -> str | None:
     if size <= max_pixels * _BYTES_A_PIXEL + _ROOM_BYTES:
         return None
     return f"{size} bytes, more than a picture of --max-pixels {max_pixels} can need"
+
+
+def may_pass(facts: FileFacts) -> bool:
+    """Return whether facts have a reason that may be none at another time, with other options or other packages."""
+    return facts.reason is not None and facts.profile is None
 
 
 def facts_of(content: bytes, suffix: str) -> FileFacts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,6 +115,8 @@ class TarScan:
         """Fill in what is found of a tar file; nothing if the observer asks to stop."""
         if self._observer.stopping():
             return tar
+        # From before the look, as in `scan`.
+        started_ns = time.time_ns()
         try:
             stat = stat_of_tar(tar.place)
         except OSError as error:
@@ -124,6 +127,7 @@ class TarScan:
         known = None if shards is None or self._store_config.rehash else shards.known(name)
         if known is not None and stat == Stat(known.size, known.mtime_ns, known.ctime_ns, known.version):
             tar.found = known
+            self._look_again(tar, known, stat)
             return tar
         members: list[TarMember] = []
         copies: dict[str, bytes] = {}
@@ -146,9 +150,33 @@ class TarScan:
         if store is not None and copies:
             store.copies().keep(copies)
         # A file with a reason is read again by the next scan: it may be complete then.
-        if shards is not None and tar.reason is None:
+        if shards is not None and tar.reason is None and scan.next_change_shows(stat, started_ns):
             shards.keep(tar.found)
         return tar
+
+    def _look_again(self, tar: _Tar, known: KnownTar, stat: Stat) -> None:
+        """Look again at the pictures of a tar file that is as before, as far as what was wrong with them may pass."""
+        members, copies = list(known.members), dict[str, bytes]()
+        again = [at for at, one in enumerate(members) if one.facts is not None and scan.may_pass(one.facts)]
+        if not again:
+            return
+        try:
+            with tar_files.TarFile(tar.place, stat.size, stat.state) as opened:
+                for at in again:
+                    one = members[at]
+                    suffix = os.path.splitext(one.name)[1].lower()
+                    facts, copy = self._facts_of(opened, tar_files.Member(one.name, one.offset, one.size), suffix)
+                    members[at] = replace(one, facts=facts)
+                    if copy:
+                        copies[str(facts.content_hash)] = copy
+        except OSError as error:
+            tar.reason = f"cannot be read: {error.strerror or error}"
+            return
+        tar.found = replace(known, members=members)
+        if tar.found != known and self._store is not None:
+            self._shards[os.path.dirname(known.name)].keep(tar.found)
+            if copies:
+                self._store.copies().keep(copies)
 
     def _looked_at(self, tar: tar_files.TarFile, lookers: ThreadPoolExecutor) -> Iterator[tuple[TarMember, bytes]]:
         """Yield the members with their small copies; a few of them are held, while others are looked at."""

@@ -70,12 +70,12 @@ sys.argv = ["gpu-cluster", "run", *sys.argv[1:]]
 try:
     main()
 except SystemExit as end:
-    print(json.dumps([end.code, sorted({"tensorflow", "keras", "ncnn"} & set(sys.modules))]))
+    print(json.dumps([end.code, sorted({"tensorflow", "keras", "ncnn", "fsspec", "aiohttp"} & set(sys.modules))]))
 """
 
 
 def code_and_engines_loaded(*arguments: str | Path) -> list[Any]:
-    """Run the command line in a process of its own; return its code, and the libraries of engines that it imported."""
+    """Run the command line in a process of its own; return its code, and which engines and network libraries it has."""
     command = [sys.executable, "-c", ENGINES_LOADED, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])

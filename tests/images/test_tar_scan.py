@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from importlib.metadata import version
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from gpu_cluster.config import InputConfig, StoreConfig
 from gpu_cluster.errors import DataError, InterruptedJobError
 from gpu_cluster.events import Observer, Recorder
+from gpu_cluster.images import scan as scan_module
 from gpu_cluster.images import tar_files, tar_scan
 from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
@@ -18,6 +20,7 @@ from gpu_cluster.images.source import Picture
 from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import open_store
+from tests.helpers import settle
 from tests.tars import png, write_tar
 
 
@@ -92,6 +95,15 @@ def test_the_suffix_of_a_tar_file_can_have_capital_letters(tmp_path):
         assert stream.read() == png(0)
 
 
+def test_many_members_of_which_nothing_is_known_are_found_in_one_pass(tmp_path, reads):
+    write_tar(tmp_path / "a.tar", [(f"{number}.png", png(number)) for number in range(20)])
+    source = open_source(tmp_path)
+    for number in range(20):
+        with source.open(f"a.tar::{number}.png")[0] as stream:
+            assert stream.read() == png(number)
+    assert reads.count(0) == 1
+
+
 @pytest.mark.parametrize("name", ["../../up.png", "/absolute.png", "a\nb.png", "x" * 255 + ".png", "caf\udce9.png"])
 def test_whatever_a_member_is_called_it_is_a_row_and_no_path(tmp_path, name):
     write_tar(tmp_path / "a.tar", [(name, png(1))])
@@ -141,15 +153,15 @@ def test_of_members_with_labels_no_more_is_kept_than_labels_need(tmp_path):
     long = json.dumps({"label": "rose", "caption": "x" * 5000, "box": [1] * 5000}).encode()
     members = [("0.png", png(0)), ("0.json", long), ("1.png", png(1)), ("1.cls", b"y" * 5000)]
     write_tar(tmp_path / "a.tar", members)
+    settle()
     found = find(tmp_path / "a.tar", store=tmp_path / "store")
     assert found.labels == ("rose", None)
-    kept = open_store(StoreConfig(cache=tmp_path / "store"), Observer()).tars(
-        str(tmp_path), {"pillow": version("pillow")}
-    )
-    assert [member.content for member in kept.known(str(tmp_path / "a.tar")).members if member.facts is None] == [
-        b'{"label": "rose"}',
-        None,
-    ]
+    store = open_store(StoreConfig(cache=tmp_path / "store"), Observer())
+    assert store is not None
+    kept = store.tars(str(tmp_path), {"pillow": version("pillow")}).known(str(tmp_path / "a.tar"))
+    assert kept is not None
+    contents = [member.content for member in kept.members if member.facts is None]
+    assert contents == [b'{"label": "rose"}', None]
 
 
 def test_a_tar_file_with_more_labels_than_can_be_held_is_bad(tmp_path, monkeypatch):
@@ -197,6 +209,7 @@ def test_a_tar_file_without_pictures_is_no_input(tmp_path):
 
 def test_a_tar_file_that_is_as_before_is_not_read_again(tmp_path, reads):
     write_tar(tmp_path / "a.tar", [(f"{number}.png", png(number)) for number in range(3)])
+    settle()
     first = find(tmp_path / "a.tar", store=tmp_path / "store")
     assert reads
     reads.clear()
@@ -210,6 +223,31 @@ def test_a_tar_file_that_changed_is_read_again(tmp_path):
     find(tmp_path / "a.tar", store=tmp_path / "store")
     write_tar(tmp_path / "a.tar", [("1.png", png(1))])
     assert list(find(tmp_path / "a.tar", store=tmp_path / "store").paths) == ["a.tar::1.png"]
+
+
+def test_a_tar_file_that_may_change_in_the_same_tick_of_the_clock_is_read_again(tmp_path, reads):
+    write_tar(tmp_path / "a.tar", [("0.png", png(0))])
+    # Whatever the clock says when it is looked at, another change may give the same time.
+    os.utime(tmp_path / "a.tar", (time.time() + 60,) * 2)
+    settle()
+    find(tmp_path / "a.tar", store=tmp_path / "store")
+    reads.clear()
+    find(tmp_path / "a.tar", store=tmp_path / "store")
+    assert reads
+
+
+def test_a_picture_with_a_reason_that_may_pass_is_looked_at_again(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr(scan_module, "_ROOM_BYTES", 0)
+    write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("1.png", png(1)[:20]), ("2.png", png(2)), ("2.cls", b"rose")])
+    settle()
+    first, later, last = (
+        find(tmp_path / "a.tar", store=tmp_path / "store", max_pixels=max_pixels).listed
+        for max_pixels in (2, 1_000_000, 1_000_000)
+    )
+    assert [facts.reason is None for facts in first] == [False, False, False]
+    assert [facts.reason is None for facts in later] == [True, False, True]
+    assert last == later
+    assert reads.count(later[0].offset) == 1
 
 
 def test_each_content_is_read_once_and_in_order(tmp_path, reads):

@@ -40,7 +40,12 @@ def test_each_shard_is_read_twice_at_most_however_many_there_are(shards, monkeyp
     for number in range(20):
         shards().keep(tar(number))
     reads, read = [], Shards.read
-    monkeypatch.setattr(Shards, "read", lambda self, name: reads.append(name) or read(self, name))
+
+    def noted(self, name):
+        reads.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Shards, "read", noted)
     known = shards()
     assert all(known.known(f"/x/{number}.tar") for number in range(20))
     assert len(reads) == 40
