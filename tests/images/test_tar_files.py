@@ -102,6 +102,7 @@ def test_a_header_of_extended_facts_of_any_size_is_not_read(tmp_path):
         (b"hello" * 1000, "not a tar file"),
         (gzip.compress(bytes(10240)), "a tar file compressed with gzip"),
     ],
+    ids=["empty", "text", "gzip"],
 )
 def test_what_is_no_tar_file_is_said_to_be_none(tmp_path, content, why):
     (tmp_path / "a.tar").write_bytes(content)
