@@ -28,6 +28,7 @@ def test_texts_are_those_that_were_given_whatever_their_bytes(names):
     assert [texts[-1 - row] for row in range(len(names))] == names[::-1]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.none() | st.text(max_size=3)))
 def test_names_are_those_that_were_given(names):

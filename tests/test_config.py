@@ -152,7 +152,7 @@ def test_every_section_can_be_a_table_of_a_file(tmp_path):
         ('preset = "notebok"\n', r"--preset: .*found 'notebok' \(did you mean 'notebook'\?\)"),
         ("[sweep]\nk_range = 5\n", r"--k-range: .*A:B.*found 5"),
         ("sweep = 5\n", r"sweep: expected a table of options; found 5"),
-        ("[input]\nimages = 5\n", r"--images: expected several values, in a list; found 5"),
+        ("[input]\nimages = 5\n", r"IMAGES: expected several values, in a list; found 5"),
         ("[sweep]\nk = 0\n", r"--k: .*found 0"),
         ('[sweep]\nk = "many"\n', r"--k: .*found 'many'"),
         ('[sweep]\nk_range = "9:2"\n', r"--k-range: .*upwards.*found '9:2'"),

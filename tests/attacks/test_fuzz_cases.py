@@ -65,6 +65,7 @@ def test_a_run_of_zeros_is_a_right_zlib_stream(n):
     assert zlib.decompress(raw.zeros_deflated(n)) == bytes(n)
 
 
+@pytest.mark.slow
 def test_the_fuzzer_notices_a_process_that_dies_and_one_that_hangs(tmp_path, monkeypatch):
     files = [tmp_path / name for name in ("pictures/dies-a.png", "pictures/hangs-a.png", "pictures/ends well-a.png")]
     for file in files:

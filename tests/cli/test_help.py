@@ -94,6 +94,7 @@ completed gpu-cluster run --select ""
 """
 
 
+@pytest.mark.slow
 def test_bash_completes_commands_options_and_words(tmp_path):
     command = ["bash", "-c", COMPLETED, "bash", str(COMMAND.parent)]
     environment = {**os.environ, "HOME": str(tmp_path)}

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import COMMAND
 
 
@@ -18,6 +20,7 @@ def reported(run: Path, browser: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_the_report_is_opened_in_the_browser_of_the_user(sample_run, tmp_path):
     run = shutil.copytree(sample_run.folder, tmp_path / "a run")
     browser = tmp_path / "browser"

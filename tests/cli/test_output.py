@@ -53,6 +53,7 @@ def unsafe(text: str) -> list[str]:
     return re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
+@pytest.mark.slow
 def test_labels_and_names_reach_a_file_without_an_escape_sequence(hostile, sample_run, sample_store):
     done = gpu_cluster(*run_of(hostile, sample_store), "--verbose")
     assert done.code == 0, done.err
@@ -62,6 +63,7 @@ def test_labels_and_names_reach_a_file_without_an_escape_sequence(hostile, sampl
     assert rf"{hostile.parent}/out\x1b[2J" in done.out
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_only_the_commands_own_sequences(hostile, sample_run, sample_store):
     ours, theirs = pty.openpty()
     with subprocess.Popen(

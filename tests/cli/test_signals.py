@@ -86,6 +86,7 @@ def deaf(*numbers: int, between_s: float = 0.3) -> tuple[int, str, float]:
     return process.returncode, found, time.monotonic() - last
 
 
+@pytest.mark.slow
 def test_a_main_thread_that_hears_nothing_is_ended_and_the_signal_acknowledged():
     # Schedulers send SIGTERM several times; the second one is not a second Ctrl-C.
     code, found, seconds = deaf(signal.SIGTERM, signal.SIGTERM)
@@ -101,6 +102,7 @@ def test_a_second_ctrl_c_ends_a_main_thread_that_hears_nothing_at_once():
     assert seconds < 5
 
 
+@pytest.mark.slow
 def test_sighup_ends_a_job_as_sigterm_does(tmp_path):
     pictures = write_pictures(tmp_path / "in", 40)
     options = ["--features", "vgg16", "--image-size", "32", "--batch-size", "1", "--no-cache", "--out", "run"]

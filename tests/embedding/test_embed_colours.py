@@ -48,6 +48,7 @@ def by_tensorflow(files: Sequence[Path], root: Path, observer: Observer, decodin
     )
 
 
+@pytest.mark.slow
 def test_of_an_earlier_store_only_the_pictures_with_another_profile_than_srgb_are_computed(tmp_path):
     root, observer = tmp_path / "store", Noticing()
     shutil.copytree(EARLIER / "store", root)

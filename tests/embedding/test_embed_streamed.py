@@ -135,6 +135,7 @@ embedded(sorted(Path(sys.argv[1]).iterdir()), Path(sys.argv[2]), observer=Killed
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_streamed")
 def test_a_killed_stream_goes_on_where_it_was(files, held, root):
     arguments = [sys.executable, "-c", STREAMED + EMBED, files[0].parent, root]

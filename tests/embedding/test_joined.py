@@ -94,6 +94,7 @@ def unit(x: Any) -> Any:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_joined_features_are_those_of_the_parts_side_by_side_each_of_unit_length(files, engine_name):
     one, other = (embedded(files, None, name, engine=engine_of(name, engine=engine_name)) for name in (VGG16, LITE2))
     both = embedded(files, None, BOTH, engine=engine_of(BOTH, engine=engine_name))

@@ -118,6 +118,7 @@ def test_a_file_at_which_hdf5_crashes_is_damaged_weights():
         vgg16.read_weights(HOSTILE / "segmentation_fault.h5")
 
 
+@pytest.mark.slow
 def test_a_file_that_hdf5_never_finishes_is_damaged_weights(monkeypatch):
     monkeypatch.setattr(weights_file, "_MOST_SECONDS", 3)
     with pytest.raises(WeightsError, match=r"that are damaged"):

@@ -59,6 +59,7 @@ def test_quiet_prints_nothing(with_bad_files):
     assert (with_bad_files.out, with_bad_files.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_more_bad_files_than_allowed_end_with_code_3_and_everything_written(tmp_path):
     files = write_pictures(tmp_path / "pictures", 4)
     files[1].write_bytes(b"")

@@ -310,6 +310,7 @@ def test_each_task_has_a_card_of_its_own(tmp_path, slurm):
     ]
 
 
+@pytest.mark.slow
 def test_term_to_a_job_of_three_tasks_reaches_the_driver_and_then_ends_the_others(tmp_path, slurm):
     with subprocess.Popen(
         ["bash", DASK_SBATCH],

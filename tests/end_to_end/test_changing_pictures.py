@@ -20,6 +20,9 @@ from tests.helpers import (
     write_pictures,
 )
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bitmaps(tmp_path: Path) -> list[Path]:

@@ -12,6 +12,9 @@ import pytest
 import gpu_cluster
 from tests.helpers import write_pictures
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"image_size": 64, "k": 3, "k_range": "3:3", "n_init": 2, "layout_sample": 5}
 N_PICTURES = 12
 

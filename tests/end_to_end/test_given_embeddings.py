@@ -169,6 +169,7 @@ def test_predict_gives_the_clustered_pictures_their_clusters_and_others_theirs(r
     np.testing.assert_array_equal(of_array.labels, of_file.labels)
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_its_record_and_one_of_an_array_asks_for_it(run, run_of_array, place, tmp_path):
     again = api.run(config=run.folder / "run.json", out=tmp_path / "again")
     assert (again.folder / "assignments.csv").read_bytes() == (run.folder / "assignments.csv").read_bytes()

@@ -25,6 +25,9 @@ from gpu_cluster.jobs.prepare import find_labelled
 from gpu_cluster.options import build_config
 from gpu_cluster.results import encode_labels
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 SEED = 42
 
 
@@ -89,7 +92,7 @@ def preset_steps(features: np.ndarray) -> Clusters:
 
 @pytest.mark.parametrize(
     ("size", "features_of"),
-    [(64, keras_features), pytest.param(224, features_as_keras_gives_them, marks=pytest.mark.slow)],
+    [(64, keras_features), pytest.param(224, features_as_keras_gives_them)],
     ids=["64", "224"],
 )
 def test_notebook_preset_equals_the_notebooks_own_steps(sample_images, size, features_of):

@@ -24,7 +24,8 @@ from tests.helpers import TINY, called, gpu_cluster, memory_folder, picture, wri
 from tests.images.files import ODD_NAMES
 
 # What is printed on the way would be printed with --quiet as well.
-pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+# Whole jobs: together they take more than 10 s.
+pytestmark = [pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning"), pytest.mark.slow]
 
 
 def strict_json(file: Path) -> dict[str, Any]:
@@ -275,7 +276,6 @@ def test_a_carriage_return_in_a_name_does_not_break_the_tables(tmp_path):
 # The record of a run
 
 
-@pytest.mark.slow
 def test_the_record_of_a_run_repeats_it_from_another_folder_in_another_process(tmp_path, monkeypatch):
     write_pictures(tmp_path / "here" / "in", 8)
     rows = [f"in/{n:03d}.png,{n % 2}\n" for n in range(8)]

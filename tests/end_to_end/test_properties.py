@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ CSV_BYTES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(CSV_BYTES, st.sampled_from([b"", b"file,label\n", b"\xef\xbb\xbffile,label\n", b"label,file,file\n"]))
 @example(b"x" * 140_000 + b",y\n", b"file,label\n")

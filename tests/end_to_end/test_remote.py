@@ -36,6 +36,9 @@ from tests.helpers import (
 from tests.servers import SECRET, Fault, FaultyServer, S3Server, faulty_server, in_environment, s3_server
 from tests.tars import png, write_tar
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 N_PICTURES = 12
 # The names have what addresses write in another way.
 FOLDERS = ("roses", "tulips", "w+x y%20")
@@ -186,7 +189,6 @@ def many(s3: S3Server, prefix: str) -> None:
     s3.put({f"{prefix}/{number:03d}.png": png(number) for number in range(N_MANY)})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "workers"])
 def test_after_a_kill_the_scan_reads_nothing_and_only_what_was_not_finished_is_read_a_third_time(s3, tmp_path, workers):
     prefix = f"killed{len(workers)}"
@@ -220,7 +222,6 @@ def settled(reads: Callable[[], Counter[str]]) -> None:
         last = now
 
 
-@pytest.mark.slow
 def test_workers_give_the_assignments_of_a_job_without_them_and_read_each_picture_twice(s3, tmp_path):
     many(s3, "workers")
     alone = gpu_cluster(
@@ -251,7 +252,6 @@ def everything_in(*folders: Path) -> str:
     return "\n".join(found)
 
 
-@pytest.mark.slow
 def test_no_credentials_are_written_or_shown(s3, tmp_path):
     s3.put({f"secret/{number}.png": png(number) for number in range(6)})
     signed = [
@@ -336,7 +336,7 @@ FAULTS: dict[str, tuple[Fault, str | None]] = {
 N_GOOD = 4
 
 
-@pytest.fixture(params=["web", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["web", pytest.param("s3")])
 def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, str]]:
     """A server with the faults, and the address of its folder."""
     faults = {name: fault for name, (fault, _reason) in FAULTS.items() if request.param == "s3" or name != "14"}

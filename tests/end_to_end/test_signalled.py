@@ -71,13 +71,11 @@ def _stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Stopped(code, line, folder / "store", everything(folder / "out")), expected
 
 
-@pytest.mark.slow
 def test_the_exit_code_of_a_job_that_is_signalled_tells_the_signal(stopped):
     job, expected = stopped
     assert job.code == expected
 
 
-@pytest.mark.slow
 def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
     job, _ = stopped
     assert job.line.startswith(
@@ -98,6 +96,9 @@ def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
     assert job.beside == []
 
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 GOING_ON = (FLOWERS, *ONE_SHARD, "--k", "8", "--k-range", "8:8")
 
 
@@ -107,7 +108,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return called("run", *GOING_ON, "--no-cache", out=tmp_path_factory.mktemp("alone") / "run")
 
 
-@pytest.mark.slow
 def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, stopped, alone):
     job, _ = stopped
     store = Path(shutil.copytree(job.store, tmp_path / "store"))
@@ -118,7 +118,6 @@ def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(
     assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
     # One shard of everything, which takes many seconds.
     out = tmp_path / "run"
@@ -139,7 +138,6 @@ def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
     assert len(kept(tmp_path / "store")) % 2 == 0
 
 
-@pytest.mark.slow
 def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
     options = ("--features", "vgg16", "--image-size", "64", "--batch-size", "4", "--no-cache")
     code, line = stopped_while_embedding(tmp_path / "run", *options)
@@ -189,7 +187,6 @@ def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_pa
     assert everything(tmp_path) == ["in", "options.toml"]
 
 
-@pytest.mark.slow
 def test_sigterm_in_the_sweep_ends_with_143_and_keeps_the_embeddings(tmp_path, cache):
     write_pictures(tmp_path / "in", 40)
     out = tmp_path / "run"

@@ -47,6 +47,9 @@ from tests.helpers import (
 
 pytest.importorskip("distributed", reason="needs the extra dask")
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -108,8 +111,8 @@ def facts(store: Path) -> dict[str, tuple[object, ...]]:
     "options",
     [
         ("--workers", "2"),
-        pytest.param(("--workers", "1"), marks=pytest.mark.slow),
-        pytest.param(("--workers", "3"), marks=pytest.mark.slow),
+        ("--workers", "1"),
+        ("--workers", "3"),
     ],
     ids=" ".join,
 )
@@ -122,7 +125,6 @@ def test_with_workers_on_this_machine_the_answer_is_the_same_byte_for_byte(tmp_p
     )
 
 
-@pytest.mark.slow
 def test_with_a_cluster_that_is_there_the_answer_is_the_same_byte_for_byte(tmp_path, pictures, serial, two_workers):
     given = ("run", pictures, *SHARDED, *QUICK, *two_workers.options, "--cache", tmp_path / "store")
     done = gpu_cluster(*given, out=tmp_path / "run")
@@ -131,7 +133,6 @@ def test_with_a_cluster_that_is_there_the_answer_is_the_same_byte_for_byte(tmp_p
     assert everything(tmp_path / "store") == everything(serial.folder.parent / "store")
 
 
-@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_costs_its_shard_and_nothing_else(tmp_path, pictures, serial):
     store = tmp_path / "store"
     with driver("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", store, out=tmp_path / "run") as job:
@@ -150,7 +151,6 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_and_nothing_else(tmp_path
     assert any("died during a task of embed; others do it" in notice for notice in notices(done))
 
 
-@pytest.mark.slow
 def test_a_worker_that_hangs_loses_its_shard_to_another_and_is_ended(tmp_path, pictures, serial):
     given = ("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", tmp_path / "store")
     env = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s"}
@@ -174,7 +174,6 @@ def goes_on(pictures: Path, serial: Finished, store: Path, out: Path) -> None:
     assert everything(out.parent) == ["run", "store"]
 
 
-@pytest.mark.slow
 def test_without_its_scheduler_a_job_ends_with_a_message_and_goes_on_without_workers(tmp_path, pictures, serial):
     store = tmp_path / "out" / "store"
     with (
@@ -193,7 +192,6 @@ def test_without_its_scheduler_a_job_ends_with_a_message_and_goes_on_without_wor
     goes_on(pictures, serial, store, tmp_path / "out" / "run")
 
 
-@pytest.mark.slow
 def test_a_job_that_is_killed_leaves_no_worker_of_its_own_and_goes_on_without_any(tmp_path, pictures, serial):
     store = tmp_path / "store"
     with driver("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", store, out=tmp_path / "run") as job:
@@ -204,7 +202,6 @@ def test_a_job_that_is_killed_leaves_no_worker_of_its_own_and_goes_on_without_an
     goes_on(pictures, serial, store, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next(
     tmp_path, pictures, serial, two_workers
 ):
@@ -256,18 +253,15 @@ def stopped(tmp_path: Path, pictures: Path, number: int, *, whole_group: bool) -
     return done
 
 
-@pytest.mark.slow
 def test_sigterm_ends_a_job_with_workers_after_their_batches(tmp_path, pictures):
     assert stopped(tmp_path, pictures, signal.SIGTERM, whole_group=False).code == 143
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, pictures, number, code):
     assert stopped(tmp_path, pictures, number, whole_group=True).code == code
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_job_with_workers_at_once(tmp_path, pictures):
     store = tmp_path / "store"
     # A batch of everything, for which a first Ctrl-C would wait.
@@ -289,7 +283,6 @@ def events_of(folder: Path) -> str:
     return "".join(log.read_text() for log in folder.glob(".run.*/events.jsonl"))
 
 
-@pytest.mark.slow
 def test_two_jobs_at_once_on_one_cluster_with_one_store_are_both_right(tmp_path, pictures, serial, two_workers):
     given = ("run", pictures, *SHARDED, *QUICK, *two_workers.options, "--cache", tmp_path / "store")
     with driver(*given, out=tmp_path / "a") as one, driver(*given, out=tmp_path / "b") as other:
@@ -315,7 +308,6 @@ def other_numpy(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])}
 
 
-@pytest.mark.slow
 def test_a_worker_of_another_version_gets_no_tasks_and_the_others_do_them(tmp_path, pictures, serial, other_numpy):
     with cluster(tmp_path / "dask", 1) as made:
         made.add_worker(env=other_numpy)
@@ -328,7 +320,6 @@ def test_a_worker_of_another_version_gets_no_tasks_and_the_others_do_them(tmp_pa
     assert notice == f"The worker {unfit} gets no tasks: it has numpy 1.0 and not {np.__version__} as this job"
 
 
-@pytest.mark.slow
 def test_a_worker_that_joins_late_and_does_not_fit_gets_no_tasks(tmp_path, pictures, serial, other_numpy):
     with cluster(tmp_path / "dask", 1) as made:
         given = (
@@ -377,7 +368,6 @@ def apart(mount: str) -> tuple[str, ...]:
     return ("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh")
 
 
-@pytest.mark.slow
 def test_workers_with_other_weights_get_no_tasks_and_both_values_are_shown(tmp_path, pictures):
     names = ["ours.h5", "theirs.h5"]
     for name in names:
@@ -419,17 +409,14 @@ def hidden(tmp_path: Path, pictures: Path, place: Path, what: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_store_that_one_worker_does_not_see_ends_the_job_before_work(tmp_path, pictures):
     hidden(tmp_path, pictures, tmp_path / "store", "the store")
 
 
-@pytest.mark.slow
 def test_pictures_that_one_worker_does_not_see_end_the_job_before_work(tmp_path, pictures):
     hidden(tmp_path, pictures, pictures, "the pictures")
 
 
-@pytest.mark.slow
 def test_a_full_disk_on_one_worker_ends_the_job_as_it_ends_a_serial_one(tmp_path, pictures):
     # The store is shared, but this worker's files may not grow: so it has no room, and the others have.
     with cluster(tmp_path / "dask", 1) as made:
@@ -477,7 +464,6 @@ def script(folder: Path, text: str, *arguments: Path) -> subprocess.CompletedPro
     return subprocess.run(given, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
-@pytest.mark.slow
 def test_a_script_that_starts_a_job_when_it_is_imported_is_told_so(tmp_path, pictures):
     done = script(tmp_path, UNGUARDED, pictures / "000.png")
     assert done.returncode == 1
@@ -485,7 +471,6 @@ def test_a_script_that_starts_a_job_when_it_is_imported_is_told_so(tmp_path, pic
     assert "DeviceError: --workers 1: a cluster cannot be started here" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_a_script_may_have_workers(tmp_path, pictures):
     done = script(tmp_path, GUARDED, pictures / "000.png", pictures / "001.png")
     assert (done.stdout, done.stderr) == ("(2, 1024)\n", "")

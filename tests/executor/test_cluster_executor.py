@@ -28,6 +28,9 @@ from tests.helpers import Noticing, kept, scanned, write_pictures
 
 pytest.importorskip("distributed", reason="needs the extra dask")
 
+# Whole jobs: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 
 class Watching(Noticing):
     """Keeps the progress too, and asks to stop when it is told to."""
@@ -182,7 +185,6 @@ def test_when_all_workers_are_refused_the_job_ends_and_says_why():
         results(own, fits_nobody, [0], Watching())
 
 
-@pytest.mark.slow
 def test_a_picture_that_kills_its_worker_is_found_and_all_others_are_embedded(workers, tmp_path):
     files = write_pictures(tmp_path / "in", 12)
     store, observer = Store(tmp_path / "store", Watching()), Watching()
@@ -213,7 +215,6 @@ def test_a_picture_that_kills_its_worker_is_found_and_all_others_are_embedded(wo
     )
 
 
-@pytest.mark.slow
 def test_a_file_that_kills_its_worker_in_the_scan_is_found_and_all_others_are_scanned(workers, tmp_path):
     files = write_pictures(tmp_path / "in", 5)
     manifest = Manifest(tmp_path / "in", tuple(file.name for file in files))

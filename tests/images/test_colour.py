@@ -215,6 +215,7 @@ print(json.dumps([profiles, sorted(name for name in sys.modules if "imagingcms" 
 """
 
 
+@pytest.mark.slow
 def test_the_job_itself_never_gives_a_profile_to_little_cms(tmp_path):
     files = write_all(tmp_path)
     command = [sys.executable, "-c", IN_A_JOB, os.fspath(tmp_path)]

@@ -377,6 +377,7 @@ ANY_FILE = st.builds(
 
 
 # Ten files in one scan, because a scan starts processes, which takes longer than to read them.
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ANY_FILE, min_size=10, max_size=10))
 def test_whatever_bytes_a_file_holds_it_is_one_row_with_a_header_or_a_reason(tmp_path, contents):

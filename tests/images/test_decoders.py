@@ -107,6 +107,7 @@ def test_plain_is_what_takes_little_memory_and_time(facts, plain):
     assert is_plain(facts) is plain
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_too_slow_is_given_up_and_the_next_one_is_decoded(tmp_path):
     slow = hostile(tmp_path, "scans.jpg")
     with decoders.limited(DecodingConfig(max_decode_seconds=3)) as limits:
@@ -133,6 +134,7 @@ def test_pixels_that_take_more_memory_than_the_header_says_are_given_up(limits, 
     assert_goes_on(limits, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_decoder_that_dies_is_replaced_and_its_picture_has_that_reason(limits, tmp_path, number):
     assert_goes_on(limits, tmp_path)

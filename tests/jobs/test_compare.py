@@ -83,6 +83,7 @@ def test_features_are_computed_once(tmp_path):
     assert "The store holds the embeddings of all these pictures already" in [one.get("message") for one in events]
 
 
+@pytest.mark.slow
 def test_k_is_chosen_once_in_the_first_space(tmp_path):
     write_pictures(tmp_path / "in", 40)
     result = gpu_cluster.compare(
@@ -123,6 +124,7 @@ def test_more_bad_files_than_allowed_are_exit_code_3(tmp_path):
     assert len(done.table("compare.csv")) == 1
 
 
+@pytest.mark.slow
 def test_pictures_that_go_away_cost_the_features_after_them_and_no_others(tmp_path):
     files = write_pictures(tmp_path / "in", 12)
 

@@ -51,6 +51,7 @@ COMMAND = "from gpu_cluster.cli.main import main; main()"
 REMEDY = ("pip install '.[cpu]'", "'.[gpu]'", "gpu_cluster-0.1.0-py3-none-any.whl[cpu]'")
 
 
+@pytest.mark.slow
 def test_without_an_engine_a_job_says_what_to_install_before_it_looks_for_pictures(tmp_path, without_engines):
     write_pictures(tmp_path / "here" / "photos", 3)
     before = listing(tmp_path / "here")
@@ -99,6 +100,7 @@ print(found.labels.tolist() == run.findings.clustering.labels.tolist())
 """
 
 
+@pytest.mark.slow
 def test_without_an_engine_a_job_with_embeddings_that_are_given_works(tmp_path, without_engines):
     write_pictures(tmp_path / "photos", 8)
     done = python(without_engines, tmp_path, GIVEN)
@@ -114,6 +116,7 @@ sys.argv[1:] = ["doctor", "--device", "cpu"]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("packages", "loaded"), [(("ncnn",), ["tensorflow"]), (("tensorflow", "keras"), ["ncnn"])])
 def test_with_one_engine_alone_a_job_on_the_cpu_works(tmp_path, packages, loaded):
     environment = without(tmp_path, *packages)
@@ -123,6 +126,7 @@ def test_with_one_engine_alone_a_job_on_the_cpu_works(tmp_path, packages, loaded
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_without_ncnn_to_ask_for_it_is_an_error_that_says_what_to_install(tmp_path):
     environment = without(tmp_path, "ncnn")
     done = python(environment, tmp_path, COMMAND, "run", "--engine", "ncnn")

@@ -183,6 +183,7 @@ def test_without_labels_external_scores_are_absent(tmp_path, sample_images):
     assert not (result.folder / "plots" / "scatter_labels.png").exists()
 
 
+@pytest.mark.slow
 def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
     result = api.run(sample_images[:40], image_size=32, k=3, silhouette_sample=25, out=tmp_path / "run")
     found = json.loads((result.folder / "metrics.json").read_text())
@@ -192,6 +193,7 @@ def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
     assert np.isnan(result.findings.scores.silhouettes).sum() == 15
 
 
+@pytest.mark.slow
 def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_page(tmp_path, sample_images):
     folder = api.run(sample_images[:40], image_size=32, k_range="2:5", sweep_sample=24, out=tmp_path / "run").folder
     sweep = pd.read_csv(folder / "sweep.csv")
@@ -207,6 +209,7 @@ def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_pa
     assert "The silhouettes are those of" not in page
 
 
+@pytest.mark.slow
 def test_no_clear_knee_is_said(tmp_path, sample_images):
     # Two points have no knee.
     result = api.run(sample_images[:40], image_size=32, k_range="2:3", select="elbow", out=tmp_path / "run")
@@ -225,6 +228,7 @@ def test_k_is_where_restarts_agree_most_and_every_criterion_is_in_the_table(samp
     assert sweep[["inertia", "silhouette", "agreement"]].notna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_select_silhouette_takes_the_highest(tmp_path, sample_images):
     result = api.run(sample_images[:40], image_size=32, k_range="2:6", select="silhouette", out=tmp_path / "run")
     assert result.findings is not None
@@ -233,6 +237,7 @@ def test_select_silhouette_takes_the_highest(tmp_path, sample_images):
     assert result.findings.sweep.chosen_by == "silhouette"
 
 
+@pytest.mark.slow
 def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
@@ -244,6 +249,7 @@ def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
     assert "groups, k 3 to 7: at " in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_range_that_ends_too_soon_is_told_in_the_report(tmp_path, sample_run, sample_store):
     given: dict[str, Any] = {"features": "vgg16", "k_range": "2:8", "thumbnails": 20, "cache": sample_store}
     result = api.run(shipped_data() / "flowers", image_size=64, **given, out=tmp_path / "run")

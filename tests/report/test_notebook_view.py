@@ -160,6 +160,7 @@ def test_without_its_page_there_is_no_link_and_without_small_copies_there_are_gr
     assert len({image["src"] for image in found.named("img")}) == 1 + 2
 
 
+@pytest.mark.slow
 def test_more_groups_than_are_shown_are_counted(tmp_path):
     write_pictures(tmp_path / "in", 14)
     said = {}

@@ -369,6 +369,7 @@ def test_links_are_relative_where_page_and_pictures_have_a_folder_in_common(tmp_
     assert Links(tmp_path, tmp_path / "run").to(printable(raw.name)) == "../caf%E9.png"
 
 
+@pytest.mark.slow
 def test_every_label_of_a_group_is_counted(tmp_path):
     for number in range(12):
         (tmp_path / "in" / f"label {number}").mkdir(parents=True)
@@ -406,6 +407,7 @@ def test_near_duplicates_come_with_what_to_do(tmp_path):
     assert "move it out of the folder and run again" in content
 
 
+@pytest.mark.slow
 def test_copies_with_two_labels_and_the_nearest_other_groups_are_named(tmp_path):
     for folder in ("rose", "tulip"):
         write_pictures(tmp_path / "in" / folder, 4)

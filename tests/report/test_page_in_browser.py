@@ -376,6 +376,7 @@ def hostile(tmp_path: Path) -> Path:
     return gpu_cluster.run(folder, **SMALL, labels_from_folders=True, out=tmp_path / "run").folder
 
 
+@pytest.mark.slow
 def test_no_name_or_label_is_ever_executed(chromium, hostile):
     before = set(hostile.parent.iterdir())
     report(hostile)
@@ -412,6 +413,7 @@ def test_the_policy_of_the_page_stops_what_would_be_injected(chromium, sample_ru
     assert "Content Security Policy" in "".join(chromium.complaints())
 
 
+@pytest.mark.slow
 def test_above_a_number_the_page_shows_a_sample_and_says_so(tmp_path, monkeypatch, chromium):
     monkeypatch.setattr(pictures, "MOST_SHOWN", 8)
     monkeypatch.setattr(pictures, "MOST_THUMBNAILS", 5)

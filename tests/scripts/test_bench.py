@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from scripts.bench import rows_of
 from scripts.bench_table import Row, of_times, table
 
@@ -27,6 +29,7 @@ def test_a_bench_that_is_not_there_is_named_and_the_others_go_on():
     assert rows_of("table", quick=True) == ([], "it has no function measure(quick)")
 
 
+@pytest.mark.slow
 def test_the_table_for_machines_describes_the_machine():
     command = [sys.executable, "-m", "scripts.bench", "--quick", "--json", "manifest"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

@@ -54,6 +54,7 @@ def test_the_folder_stays_under_six_megabytes() -> None:
     assert sum(path.stat().st_size for path in FLOWERS.iterdir()) < 6_000_000
 
 
+@pytest.mark.slow
 def test_pictures_of_every_kind_are_byte_identical_when_redrawn(
     script: ModuleType, rows: list[dict[str, str]], tmp_path: Path
 ) -> None:

@@ -228,6 +228,7 @@ def test_prune_removes_recipes_unused_for_so_many_days_and_no_other(tmp_path):
     assert (old.folder.exists(), len(young.names())) == (False, 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_all_from_the_store_uses_it(tmp_path, cache):
     write_pictures(tmp_path / "in", 3)
     for _ in range(2):
@@ -238,6 +239,7 @@ def test_a_run_that_takes_all_from_the_store_uses_it(tmp_path, cache):
     assert last_used == pytest.approx(time.time(), abs=60)
 
 
+@pytest.mark.slow
 def test_a_run_after_prune_computes_nothing(tmp_path, cache):
     write_pictures(tmp_path / "in", 3)
     given: dict[str, Any] = {**TINY, "out": tmp_path / "run"}

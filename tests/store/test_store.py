@@ -121,6 +121,7 @@ def test_two_jobs_of_one_process_number_keep_the_same_shard_at_once(root):
     assert verify(root, Observer()) == (1, [])
 
 
+@pytest.mark.slow
 def test_a_process_that_reads_the_store_ends_well_every_time(root):
     shards = shards_in(root)
     for first in range(0, 500, 50):

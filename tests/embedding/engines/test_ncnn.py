@@ -179,6 +179,7 @@ print(sorted({"tensorflow", "keras", "ncnn"} & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_a_job_with_ncnn_loads_no_tensorflow_whatever_the_pictures_are(tmp_path):
     files = write_pictures(tmp_path, 3)
     picture(1).save(files[1].with_suffix(".jpg"))
