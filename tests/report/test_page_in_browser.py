@@ -48,6 +48,10 @@ class Browser:
     def open(self, file: Path) -> None:
         self.requested()
         self.driver.get(file.as_uri())
+        # On a busy machine, the driver does not always wait for the whole page.
+        WebDriverWait(self.driver, 60).until(
+            lambda driver: driver.execute_script("return document.readyState") == "complete"
+        )
 
     def find(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
