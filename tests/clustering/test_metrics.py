@@ -34,7 +34,6 @@ def test_davies_bouldin_equals_scikit_learns(clustered):
     assert float(score) == pytest.approx(sk.davies_bouldin_score(x, found.labels), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_davies_bouldin_of_many_clusters_is_that_of_scikit_learn_and_takes_bounded_memory():
     random = np.random.default_rng(0)
     k, d = 1_500, 64

@@ -147,7 +147,6 @@ def test_a_sample_of_as_many_images_as_there_are_is_not_refused():
     check_ks(SweepConfig(sweep_sample=14), 14)
 
 
-@pytest.mark.slow
 def test_the_criteria_of_the_bench_find_groups_far_apart():
     x = blobs(np.eye(6))
     found = criteria(x, range(2, 13), seed=0) | of_restarts(x, range(2, 13), seed=0)

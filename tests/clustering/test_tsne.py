@@ -67,7 +67,6 @@ def test_a_sample_of_copies_keeps_its_components():
     np.testing.assert_array_equal(laid_out(x, layout_sample=5), x[:, [0, -1]])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n_distinct", [1, 2, 3])
 def test_a_folder_of_copies_gets_through_with_its_page(tmp_path, n_distinct):
     first = write_pictures(tmp_path / "in", n_distinct)

@@ -36,7 +36,6 @@ def workers() -> Iterator[executors.Executor]:
         yield executor
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scaling", ["sqrt-l2", "minmax"])
 def test_reduce_gives_the_same_bytes_in_workers(backend: Backend, shards, workers, scaling):
     def rows(executor: executors.Executor | None) -> StoredRows:

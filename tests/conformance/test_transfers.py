@@ -115,7 +115,6 @@ def nothing(_backend: StrictBackend, _x: Array) -> None:
     pass
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "notebook"])
 def test_only_samples_and_results_leave_the_device(tmp_path, preset):
     backend = run_stages(preset, tmp_path, N, nothing)
@@ -127,7 +126,6 @@ def test_only_samples_and_results_leave_the_device(tmp_path, preset):
     assert (tmp_path / "assignments.parquet").is_file()
 
 
-@pytest.mark.slow
 def test_a_space_that_the_device_has_no_room_for_is_read_in_blocks_and_gives_the_same(tmp_path):
     n, tables = 300, []
     for name, most_rows in (("held", n), ("streamed", n - 1)):
@@ -143,7 +141,6 @@ def test_the_stages_run_on_arrays_that_numpy_cannot_read(tmp_path):
     assert backend.transfers
 
 
-@pytest.mark.slow
 def test_a_planted_transfer_of_the_embeddings_is_caught(tmp_path):
     backend = run_stages("default", tmp_path, N, lambda backend, x: backend.to_host(x))
     assert leaks(backend, N) == [(N, 512)]

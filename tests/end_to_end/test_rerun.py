@@ -32,7 +32,6 @@ from tests.helpers import (
 )
 
 
-@pytest.mark.slow
 def test_pictures_added_are_all_that_is_computed(tmp_path, sample_images):
     (tmp_path / "in").mkdir()
     for file in sample_images[:40:2]:
@@ -95,7 +94,6 @@ def test_a_first_run_imports_its_engine_and_no_other(tmp_path, engine, loaded):
     assert code_and_engines_loaded(*arguments[:-4], "--engine", other, "--out", tmp_path / "other")[1] != []
 
 
-@pytest.mark.slow
 def test_a_rerun_imports_no_engine_and_has_no_speed(tmp_path):
     write_pictures(tmp_path / "in", 3)
     first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
@@ -140,7 +138,6 @@ def test_nothing_but_damaged_files_is_reported_again_without_an_engine(tmp_path)
 # What else the store is asked
 
 
-@pytest.mark.slow
 def test_force_computes_everything_again_gives_the_same_and_keeps_every_picture_once(tmp_path, cache):
     write_pictures(tmp_path / "in", 6)
     first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
@@ -151,7 +148,6 @@ def test_force_computes_everything_again_gives_the_same_and_keeps_every_picture_
     assert len(kept(cache)) == len(set(kept(cache))) == 6
 
 
-@pytest.mark.slow
 def test_another_recipe_is_computed_for_itself_and_both_are_kept(tmp_path):
     write_pictures(tmp_path / "in", 4)
     results = [run(tmp_path / "in", **TINY, fit=fit, out=tmp_path / "run") for fit in ("crop", "stretch", "crop")]
@@ -168,7 +164,6 @@ def test_a_store_without_the_file_of_its_key_loses_no_shard_when_it_is_verified(
     assert len(kept(cache)) == 4
 
 
-@pytest.mark.slow
 def test_without_a_cache_nothing_is_kept_and_everything_is_computed_again(tmp_path, cache):
     write_pictures(tmp_path / "in", 6)
     run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
@@ -291,7 +286,6 @@ def two_folders(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-@pytest.mark.slow
 def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(tmp_path, two_folders):
     first = run(two_folders, **LABELLED, out=tmp_path / "first").folder
     code = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1])); print(sorted(sys.modules))"
@@ -307,7 +301,6 @@ def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(tmp_path, two_folders
     assert not {"matplotlib", "tensorflow", "keras", "ncnn", "skimage"} & loaded
 
 
-@pytest.mark.slow
 def test_nothing_is_taken_without_the_store_or_with_force(tmp_path, two_folders):
     run(two_folders, **LABELLED, out=tmp_path / "first")
     for option in ("no_cache", "force"):
@@ -342,7 +335,6 @@ def test_what_an_option_changes_is_made_again(tmp_path, cache, two_folders, chan
     assert outputs(changed) == outputs(fresh)
 
 
-@pytest.mark.slow
 def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache, two_folders):
     run(two_folders, **LABELLED, out=tmp_path / "first")
     picture(7777).save(two_folders / "rose" / "000.png")
@@ -353,7 +345,6 @@ def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache, two_folde
     assert outputs(changed) == outputs(fresh)
 
 
-@pytest.mark.slow
 def test_labels_that_change_are_drawn_as_they_are_now(tmp_path, two_folders):
     table = tmp_path / "labels.csv"
     names = sorted(path.relative_to(two_folders).as_posix() for path in two_folders.rglob("*.png"))
