@@ -189,11 +189,10 @@ def many(s3: S3Server, prefix: str) -> None:
     s3.put({f"{prefix}/{number:03d}.png": png(number) for number in range(N_MANY)})
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "workers"])
-def test_after_a_kill_the_scan_reads_nothing_and_only_what_was_not_finished_is_read_a_third_time(s3, tmp_path, workers):
-    prefix = f"killed{len(workers)}"
+def test_after_a_kill_the_scan_reads_nothing_and_only_what_was_not_finished_is_read_a_third_time(s3, tmp_path):
+    prefix = "killed"
     many(s3, prefix)
-    options = (*OPTIONS, *QUICK, *workers, "--cache", tmp_path / "store")
+    options = (*OPTIONS, *QUICK, "--cache", tmp_path / "store")
     place = tmp_path / "out"
     place.mkdir()
     with started("run", f"s3://bucket/{prefix}", *options, "--out", place / "run") as process:
