@@ -22,7 +22,6 @@ from gpu_cluster.export_list import (
     MARKER,
     OWN,
     Entry,
-    content_hash,
     first_other,
     is_complete,
     is_whole,
@@ -34,7 +33,7 @@ from gpu_cluster.export_list import (
     write_list,
     write_marker,
 )
-from gpu_cluster.files import open_regular, printable, write_whole
+from gpu_cluster.files import content_hash, open_regular, printable, write_whole
 from gpu_cluster.folders import is_same, lock, locked, opened, try_lock
 from gpu_cluster.output import numbered, place, shown
 

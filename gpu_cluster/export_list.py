@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
@@ -18,11 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from gpu_cluster.bounded import MIB, UnfitError, parse_json, read
 from gpu_cluster.errors import DataError, JobError
-from gpu_cluster.files import MOST_TABLE_BYTES, printable, unescaped, write_whole
+from gpu_cluster.files import MOST_TABLE_BYTES, content_hash, printable, unescaped, write_whole
 from gpu_cluster.folders import is_same, locked, open_folder, opened
 from gpu_cluster.output import shown
 
@@ -242,11 +241,6 @@ def paths_below(folder: Path) -> Iterator[Path]:
 
 
 # The two files of ours
-
-
-def content_hash(stream: IO[bytes]) -> str:
-    """Return the BLAKE2b-128 of a stream, hex, which is also that of pictures (see `images.source`)."""
-    return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
 
 
 def is_complete(marker: Mapping[str, Any]) -> bool:

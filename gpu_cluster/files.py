@@ -6,6 +6,7 @@ This module must not know what is in the files.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -14,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gpu_cluster.errors import JobError
 
@@ -146,6 +147,18 @@ class _Bounded(io.FileIO):
         if whence == os.SEEK_END:
             return super().seek(self._size + offset)
         return super().seek(offset, whence)
+
+
+def content_hash(stream: IO[bytes]) -> str:
+    """Return the BLAKE2b-128 of a stream's content, hex; it is read from where it is to its end.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read.
+    """
+    # Every binary stream has `readinto`, but the type IO[bytes] does not declare it.
+    return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
 
 
 def printable(path: str) -> str:

@@ -27,6 +27,7 @@ from gpu_cluster.config import DecodingConfig
 from gpu_cluster.images import decode, formats, icc
 from gpu_cluster.images.decode import Header, Pixels
 from gpu_cluster.images.decoding_process import DecodingProcess
+from gpu_cluster.images.room import Room
 from gpu_cluster.manifest import FileFacts
 
 # What the job itself decodes: it needs at most this many bytes, and the passes over all pixels of its scans add up to
@@ -107,7 +108,7 @@ class Decoders:
         self.limits = _limits(config)
         self._config = config
         free = free_host_bytes()
-        self._budget = _Budget(int(free * _SHARE))
+        self._room = Room(int(free * _SHARE))
         self._most_alone = int(free * _SHARE_ALONE)
         self.n_at_once = usable_cores()
         self._places = threading.Semaphore(self.n_at_once)
@@ -124,7 +125,7 @@ class Decoders:
         Pictures that are no files of this machine are more at once, because most of them wait for their server.
         """
         n_at_once = self.n_at_once * (1 if are_here else _WAITING)
-        return max(1, min(n_at_once, self._budget.total // max(1, most_bytes)))
+        return max(1, min(n_at_once, self._room.n_bytes // max(1, most_bytes)))
 
     def header(self, stream: IO[bytes], suffix: str = "", *, n_scans: int | None = None) -> Header:
         """Read the header of a picture, which is open at its first byte, without decoding it.
@@ -200,7 +201,7 @@ class Decoders:
         header = self.header(stream, suffix)
         stream.seek(0)
         if is_plain(header):
-            with self._budget.share(bytes_needed(header)):
+            with self._room.taken(bytes_needed(header)):
                 try:
                     return np.asarray(decode.shrunk(stream, suffix, side, plain=True))
                 # As above.
@@ -235,7 +236,7 @@ class Decoders:
             "most_seconds": config.max_decode_seconds,
             **more,
         }
-        with _as_file(stream) as (descriptor, n_bytes_file), self._places, self._budget.share(n_bytes + _ROOM_BYTES):
+        with _as_file(stream) as (descriptor, n_bytes_file), self._places, self._room.taken(n_bytes + _ROOM_BYTES):
             # Some decoders read the whole file first.
             asked["most_bytes"] = n_bytes + aside + _ROOM_BYTES + 2 * n_bytes_file
             process = self._take()
@@ -277,28 +278,6 @@ class Decoders:
         return f"its decoder crashed ({process.how_it_died()})"
 
 
-class _Budget:
-    """A number of bytes that threads share; one that needs more than all of it works alone."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._used = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def share(self, n_bytes: int) -> Iterator[None]:
-        """Wait until this many bytes are free, or all of them, and take them for the block."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._used or self._used + n_bytes <= self.total)
-            self._used += n_bytes
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= n_bytes
-                self._changed.notify_all()
-
-
 @contextmanager
 def _as_file(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
     """Give the block the descriptor of an open file with the content of a stream, and its size in bytes."""
@@ -306,12 +285,19 @@ def _as_file(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
         descriptor = stream.fileno()
     except OSError:
         # The picture is not a file of this machine; `fileno` of a stream without one raises an OSError.
-        with tempfile.TemporaryFile() as copy:
+        with _in_memory() as copy:
             shutil.copyfileobj(stream, copy)
             copy.flush()
             yield copy.fileno(), copy.tell()
     else:
         yield descriptor, os.fstat(descriptor).st_size
+
+
+def _in_memory() -> IO[bytes]:
+    """Return a file that lies on no disk, and has a descriptor; where the system has none, one without a name."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("picture"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 _current: Decoders | None = None

@@ -121,8 +121,7 @@ def _manifest(config: PicturesConfig, tars: TarScan) -> Manifest:
     if input_list is not None:
         try:
             for name in listed_names(input_list, "--input-list"):
-                address = is_address(name)
-                found.name(name if address else os.path.normpath(os.path.join(input_list.parent, name)))
+                found.name(name if is_address(name) else os.path.join(input_list.parent, name))
         except ValueError as error:
             raise DataError(f"--input-list {printable(str(input_list))!r}: {error}") from error
     found.local.locations |= found.local.bad.keys()

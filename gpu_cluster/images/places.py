@@ -47,10 +47,6 @@ class Places(Source):
     local: LocalFiles
     signed: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
 
-    def list(self) -> Listing:
-        """List the pictures of the folder that local locations are relative to."""
-        return self.local.list()
-
     def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
         return self._source_of(location).stat(location, facts)
 
@@ -197,14 +193,13 @@ class Objects(Source):
 
 @dataclass(frozen=True)
 class TarMembers(Source):
-    """Members of tar files; a location is that of the tar file, and the name in it: `shards/000.tar::rose/1.jpg`."""
+    """Members of tar files; a location is that of the tar file, and the name in it: `shards/000.tar::rose/1.jpg`.
+
+    What is in a tar file is found out while it is scanned (see `tar_scan`).
+    """
 
     root: Path
     signed: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
-
-    def list(self) -> Listing:
-        """Not used: what is in a tar file is found out while it is scanned (see `tar_scan`)."""
-        return Listing()
 
     def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
         known = _known(facts)

@@ -7,21 +7,24 @@ must not know what the objects are.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
 from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_cluster.addresses import WEB, public, scheme
 from gpu_cluster.errors import ConfigError
 from gpu_cluster.files import printable
 from gpu_cluster.images import retries
 from gpu_cluster.images.retries import RemoteError, check_status, tried
-from gpu_cluster.images.web_page import links_in
+
+if TYPE_CHECKING:
+    from asyncio import Timeout
+
+# Jobs on folders of this machine import this module too, so `asyncio` and `html.parser` wait until they are needed.
 
 # The extra that has what a scheme needs.
 _EXTRAS = {
@@ -105,8 +108,8 @@ def look(address: str) -> Object | None:
 def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
     """Yield every object below the address of a folder; `fail` is told of each folder below it that cannot be listed.
 
-    On the web, these are what the pages of folders link to. Memory: about 1 kB for each object while they are listed,
-    because fsspec lists all of them at once.
+    On the web, these are what the pages of folders link to. Elsewhere fsspec lists all of them at once, and holds what
+    it says of each.
 
     Raises
     ------
@@ -125,6 +128,8 @@ def objects(address: str, fail: Callable[[str, RemoteError], None]) -> Iterator[
 
 def _linked(system: Any, first: str, fail: Callable[[str, RemoteError], None]) -> Iterator[Object]:
     """Yield what the page of a folder of a web server links to, and those of the folders below it."""
+    from gpu_cluster.images.web_page import links_in
+
     waiting, seen, n_pages = [first], {first}, 0
     while waiting:
         page = waiting.pop()
@@ -247,6 +252,8 @@ async def _get(system: Any, url: str, first: int, last: int | None, *, whole: bo
 
     What is to be read whole is asked for without a range, and no more is taken than `last` says.
     """
+    import asyncio
+
     headers = {"Accept-Encoding": "identity"} | ({} if whole else {"Range": _range(first, last)})
     async with asyncio.timeout(retries.patience.attempt_s) as limit:
         session = await system.set_session()
@@ -259,6 +266,8 @@ async def _get(system: Any, url: str, first: int, last: int | None, *, whole: bo
 
 async def _get_of_s3(system: Any, path: str, first: int, last: int | None, *, whole: bool) -> bytes:
     """Return the same of an object of S3. s3fs itself would hold all that its server sends."""
+    import asyncio
+
     bucket, key, version = system.split_path(path)
     asked = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
     asked |= {} if whole else {"Range": _range(first, last)}
@@ -274,8 +283,10 @@ def _range(first: int, last: int | None) -> str:
     return f"bytes={first}-{'' if last is None else last - 1}"
 
 
-async def _taken(parts: AsyncIterable[bytes], first: int, last: int | None, limit: asyncio.Timeout) -> bytes:
+async def _taken(parts: AsyncIterable[bytes], first: int, last: int | None, limit: Timeout) -> bytes:
     """Return the first of the bytes that a server sends, as many as lie between `first` and `last`."""
+    import asyncio
+
     start = asyncio.get_running_loop().time()
     wanted = None if last is None else last - first
     # One array: a server that sends single bytes would fill the memory with objects.
@@ -309,8 +320,8 @@ def _system_of(address: str) -> tuple[Any, str]:
         more: dict[str, Any] = {"use_listings_cache": False}
         if place in _S3:
             # Failures are counted here, not by three libraries one in the other.
-            retries = {"mode": "standard", "total_max_attempts": 1}
-            more |= {"config_kwargs": {"retries": retries, "max_pool_connections": _CONNECTIONS}}
+            once = {"mode": "standard", "total_max_attempts": 1}
+            more |= {"config_kwargs": {"retries": once, "max_pool_connections": _CONNECTIONS}}
         # Not by `url_to_fs`, which takes what follows a `::` in a name for another address.
         kind = fsspec.get_filesystem_class(place)
         system, path = (

@@ -5,6 +5,7 @@ An error never has the words of a library, which can hold signed addresses. This
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ class RemoteError(OSError):
     """
 
     def __init__(self, reason: str, *, lasting: bool = False) -> None:
-        super().__init__(5, reason)
+        super().__init__(errno.EIO, reason)
         self.lasting = lasting
 
 

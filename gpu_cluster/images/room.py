@@ -1,4 +1,4 @@
-"""Limits how many bytes threads hold together, such as contents of pictures that they have read over a network.
+"""Limits how many bytes threads hold together: contents that they have read over a network, and pictures in decoding.
 
 This module must not know what the bytes are.
 """
@@ -11,16 +11,16 @@ from threading import Condition
 
 
 class Room:
-    """So many bytes, of which each thread takes some for a time."""
+    """So many bytes, `n_bytes`, of which each thread takes some for a time."""
 
     def __init__(self, n_bytes: int) -> None:
-        self._all = self._free_bytes = n_bytes
+        self.n_bytes = self._free_bytes = n_bytes
         self._changed = Condition()
 
     @contextmanager
     def taken(self, n_bytes: int) -> Iterator[None]:
         """Wait until so many bytes are free, and hold them for the block; more than there are at all are held alone."""
-        n_bytes = min(n_bytes, self._all)
+        n_bytes = min(n_bytes, self.n_bytes)
         with self._changed:
             self._changed.wait_for(lambda: self._free_bytes >= n_bytes)
             self._free_bytes -= n_bytes

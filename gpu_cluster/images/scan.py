@@ -24,10 +24,10 @@ from gpu_cluster.columns import Column
 from gpu_cluster.config import DecodingConfig
 from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.executor import Executor, Lost, Reporter, Serial, Stage
-from gpu_cluster.files import ChangedError
+from gpu_cluster.files import ChangedError, content_hash
 from gpu_cluster.images import decode, decoders, icc, thumbnails
 from gpu_cluster.images.room import Room
-from gpu_cluster.images.source import Source, Stat, UnreadableError, content_hash, reading_threads
+from gpu_cluster.images.source import Source, Stat, UnreadableError, reading_threads
 from gpu_cluster.manifest import FileFacts, FileTable, Manifest
 from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.store import ScanShards, Store

@@ -7,7 +7,6 @@ Input: a place. Output: the locations of its pictures, and each picture as a str
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import stat
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from gpu_cluster.errors import DataError
-from gpu_cluster.files import NotAFileError, open_regular, printable
+from gpu_cluster.files import NotAFileError, content_hash, open_regular, printable
 from gpu_cluster.images import decode, formats
 from gpu_cluster.inventory import is_folder_of_ours
 from gpu_cluster.manifest import FileFacts
@@ -93,16 +92,6 @@ class Listing:
 
 class Source(ABC):
     """A place with pictures in it. A location is the name of one picture there."""
-
-    @abstractmethod
-    def list(self) -> Listing:
-        """List the pictures of this place, in any order.
-
-        Raises
-        ------
-        DataError
-            When the place as a whole cannot be read.
-        """
 
     @abstractmethod
     def stat(self, location: str, facts: FileFacts | None = None) -> Stat:
@@ -256,18 +245,6 @@ class Picture:
                 return content_hash(stream) != facts.content_hash
         except (UnreadableError, OSError):
             return True
-
-
-def content_hash(stream: IO[bytes]) -> str:
-    """Return the BLAKE2b-128 of a stream's content, hex; it is read from where it is to its end.
-
-    Raises
-    ------
-    OSError
-        When it cannot be read.
-    """
-    # Every binary stream has `readinto`, but the type IO[bytes] does not declare it.
-    return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
 
 
 @contextmanager

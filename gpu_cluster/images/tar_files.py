@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import os
-import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -112,6 +111,8 @@ class TarFile:
         OSError
             When it cannot be read.
         """
+        import tarfile
+
         # A raw stream, because tarfile reads a header at a time: a buffer would read the contents between them.
         stream: Any = _Stream(self)
         try:
@@ -181,7 +182,9 @@ class _Stream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         # A hostile header can say that the next header has any size, and all of it would be read.
         if not 0 <= size <= _MOST_HEADER_BYTES:
-            raise tarfile.ReadError("a header of this size")
+            from tarfile import ReadError
+
+            raise ReadError("a header of this size")
         return super().read(size) or b""
 
     def readinto(self, buffer: Any) -> int:

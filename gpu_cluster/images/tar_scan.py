@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -71,6 +71,8 @@ class TarScan:
     def __init__(self, config: PicturesConfig, store: StoreConfig, observer: Observer) -> None:
         """Set the limits, what keeps what is found out, and who is told; the store is opened if it is needed."""
         self._config = config
+        # Only jobs that use labels name it.
+        self._label_col = config.label_col if isinstance(config, InputConfig) else InputConfig().label_col
         self._store_config = store
         self._observer = observer
         self._store: Store | None = None
@@ -237,17 +239,18 @@ class TarScan:
             listing.bad[tar.name] = tar.reason
         if tar.found is None:
             return
-        found, texts = tar.found, {}
+        found, texts, passed_over = tar.found, dict[str, bytes](), set[str]()
+        pictures: dict[str, FileFacts] = {}
         for member in found.members:
             location = in_tar(tar.name, member.name)
             if member.content is not None:
                 texts[member.name] = member.content
             if member.facts is None:
-                listing.passed_over.add(location)
+                passed_over.add(location)
                 continue
             # As when a tar file is unpacked, the last one of a name counts; so it has the place of the last one too.
-            listing.facts.pop(location, None)
-            listing.facts[location] = replace(
+            pictures.pop(member.name, None)
+            pictures[member.name] = replace(
                 member.facts,
                 size=member.size,
                 mtime_ns=found.mtime_ns,
@@ -255,12 +258,12 @@ class TarScan:
                 version=found.version,
                 offset=member.offset,
             )
-        listing.passed_over -= listing.facts.keys()
-        of_pictures = {name for member in found.members if member.facts is not None for name in [member.name]}
-        labels = _labels(of_pictures, texts, getattr(self._config, "label_col", InputConfig().label_col))
-        for name, (label, beside) in labels.items():
+        for name, (label, beside) in _labels(pictures, texts, self._label_col).items():
             listing.labels[in_tar(tar.name, name)] = label
-            listing.passed_over.discard(in_tar(tar.name, beside))
+            passed_over.discard(in_tar(tar.name, beside))
+        facts = {in_tar(tar.name, name): one for name, one in pictures.items()}
+        listing.facts |= facts
+        listing.passed_over |= passed_over - facts.keys()
 
 
 def _stored_name(place: Path | str) -> str:
@@ -268,7 +271,7 @@ def _stored_name(place: Path | str) -> str:
     return public(place) if isinstance(place, str) else str(place)
 
 
-def _labels(pictures: set[str], texts: dict[str, bytes], column: str) -> dict[str, tuple[str, str]]:
+def _labels(pictures: Iterable[str], texts: dict[str, bytes], column: str) -> dict[str, tuple[str, str]]:
     """Return the label of each picture that has one, and the name of the member that holds it."""
     found = {}
     for name in pictures:

@@ -14,10 +14,10 @@ from threading import Lock
 from typing import IO, TYPE_CHECKING
 
 from gpu_cluster.addresses import is_elsewhere
-from gpu_cluster.files import unescaped
+from gpu_cluster.files import content_hash, unescaped
 from gpu_cluster.images import decoders
 from gpu_cluster.images.decoders import UndecodableError
-from gpu_cluster.images.source import LocalFiles, Source, UnreadableError, content_hash, reading_threads
+from gpu_cluster.images.source import LocalFiles, Source, UnreadableError, reading_threads
 from gpu_cluster.manifest import FileFacts, Manifest
 from gpu_cluster.store.copies import CopyShards
 

@@ -23,7 +23,8 @@ from gpu_cluster.images.places import open_source
 from gpu_cluster.images.source import LocalFiles, Source
 from gpu_cluster.images.thumbnails import Thumbnails
 from gpu_cluster.jobs.group_names import group_names
-from gpu_cluster.jobs.loaded import LoadedRun, load_run
+from gpu_cluster.jobs.loaded import LoadedRun, check_has_clusters
+from gpu_cluster.jobs.loaded import loaded as loaded_of
 from gpu_cluster.records import Record
 from gpu_cluster.report.exports import folders, tables
 from gpu_cluster.report.exports.embeddings import write_embeddings
@@ -84,8 +85,9 @@ def export(run: Path, config: ExportConfig, out: Path, observer: Observer | None
     """
     events = Recorder(observer or Observer())
     options = config.export
-    loaded = load_run(run)
+    check_has_clusters(run)
     finished = FinishedRun(run)
+    loaded = loaded_of(finished)
     check_inside(finished)
     groups = group_names(loaded, options.names)
     with events.stage("export"):

@@ -135,7 +135,18 @@ def load_run(folder: Path) -> LoadedRun:
         picture that it could read.
     """
     check_has_clusters(folder)
-    run = FinishedRun(folder)
+    return loaded(FinishedRun(folder))
+
+
+def loaded(run: FinishedRun) -> LoadedRun:
+    """Return what `load_run` does, of a run that has clusters and whose tables may have been read already.
+
+    Raises
+    ------
+    DataError
+        When a file in its folder is damaged or missing.
+    """
+    folder = run.folder
     with explained(folder, _DOING):
         record, metrics, assignments, sweep = run.record, run.metrics, run.pictures, run.sweep
         dict(record["config"])

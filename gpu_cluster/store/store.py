@@ -19,7 +19,7 @@ from gpu_cluster.manifest import FileFacts
 from gpu_cluster.store.copies import CopyShards
 from gpu_cluster.store.embeddings import EmbeddingShards
 from gpu_cluster.store.shards import Shards, explained, folder_name, folders, read_key
-from gpu_cluster.store.tars import TarShards
+from gpu_cluster.store.tars import TarShards, fact_fields
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,15 +194,7 @@ def scan_schema(key: Mapping[str, Any]) -> pa.Schema:
             pa.field("size", pa.int64()),
             pa.field("mtime_ns", pa.int64()),
             pa.field("ctime_ns", pa.int64()),
-            pa.field("content_hash", pa.string()),
-            pa.field("format", pa.string()),
-            pa.field("mode", pa.string()),
-            pa.field("width", pa.int64()),
-            pa.field("height", pa.int64()),
-            pa.field("orientation", pa.int8()),
-            pa.field("n_scans", pa.int64()),
-            pa.field("profile", pa.string()),
-            pa.field("reason", pa.string()),
+            *fact_fields(),
             pa.field("version", pa.int64()),
         ]
     )

@@ -19,9 +19,6 @@ from gpu_cluster.store.shards import Shards
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# The facts of a picture that its content has, in the order of their columns.
-_FACTS = ("content_hash", "format", "mode", "width", "height", "orientation", "n_scans", "profile", "reason")
-
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
@@ -102,6 +99,7 @@ class TarShards(Shards):
         StoreError
             When it cannot be written.
         """
+        facts = _facts()
         members = [
             {
                 "name": os.fsencode(member.name),
@@ -109,7 +107,7 @@ class TarShards(Shards):
                 "size": member.size,
                 "is_picture": member.facts is not None,
                 "content": member.content,
-                **{fact: getattr(member.facts, fact, None) for fact in _FACTS},
+                **{fact: getattr(member.facts, fact, None) for fact in facts},
             }
             for member in tar.members
         ]
@@ -126,17 +124,39 @@ class TarShards(Shards):
 
 
 def _known(name: str, row: Mapping[str, Any]) -> KnownTar:
+    facts = _facts()
     members = [
         TarMember(
             os.fsdecode(one["name"]),
             one["offset"],
             one["size"],
-            FileFacts(**{fact: one[fact] for fact in _FACTS}) if one["is_picture"] else None,
+            FileFacts(**{fact: one[fact] for fact in facts}) if one["is_picture"] else None,
             one["content"],
         )
         for one in row["members"]
     ]
     return KnownTar(name, row["size"], row["mtime_ns"], row["ctime_ns"], row["version"], members)
+
+
+def fact_fields() -> list[pa.Field]:
+    """Return the columns of those facts of a picture that its content has, here and in the shards of scans."""
+    import pyarrow as pa
+
+    return [
+        pa.field("content_hash", pa.string()),
+        pa.field("format", pa.string()),
+        pa.field("mode", pa.string()),
+        pa.field("width", pa.int64()),
+        pa.field("height", pa.int64()),
+        pa.field("orientation", pa.int8()),
+        pa.field("n_scans", pa.int64()),
+        pa.field("profile", pa.string()),
+        pa.field("reason", pa.string()),
+    ]
+
+
+def _facts() -> list[str]:
+    return [one.name for one in fact_fields()]
 
 
 def tar_schema() -> pa.Schema:
@@ -150,15 +170,7 @@ def tar_schema() -> pa.Schema:
             pa.field("size", pa.int64()),
             pa.field("is_picture", pa.bool_()),
             pa.field("content", pa.binary()),
-            pa.field("content_hash", pa.string()),
-            pa.field("format", pa.string()),
-            pa.field("mode", pa.string()),
-            pa.field("width", pa.int64()),
-            pa.field("height", pa.int64()),
-            pa.field("orientation", pa.int8()),
-            pa.field("n_scans", pa.int64()),
-            pa.field("profile", pa.string()),
-            pa.field("reason", pa.string()),
+            *fact_fields(),
         ]
     )
     return pa.schema(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from gpu_cluster.config import DecodingConfig
 from gpu_cluster.images import decode, decoders
 from gpu_cluster.images.decode import Header
 from gpu_cluster.images.decoders import Decoders, UndecodableError, bytes_needed, is_plain
+from gpu_cluster.images.room import Room
 from tests.attacks import pictures as attacks
 from tests.helpers import picture
 
@@ -213,12 +215,12 @@ def test_closing_the_decoders_ends_those_that_decode(tmp_path):
 
 
 def test_pictures_that_need_all_of_the_memory_are_decoded_one_after_the_other():
-    budget, at_once, most = decoders._Budget(100), 0, 0
+    budget, at_once, most = Room(100), 0, 0
     lock = threading.Lock()
 
     def work(n_bytes: int) -> None:
         nonlocal at_once, most
-        with budget.share(n_bytes):
+        with budget.taken(n_bytes):
             with lock:
                 at_once += n_bytes
                 most = max(most, at_once)
@@ -233,8 +235,20 @@ def test_pictures_that_need_all_of_the_memory_are_decoded_one_after_the_other():
         thread.join(5)
     assert 60 < most <= 100
     # One that needs more than all of it is not refused.
-    with budget.share(1_000):
+    with budget.taken(1_000):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no files in memory")
+def test_a_picture_that_is_no_file_is_decoded_without_one_on_a_disk(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    stream = io.BytesIO()
+    picture(1).save(stream, "webp", lossless=True)
+    with decoders.limited(DecodingConfig()) as limits:
+        header = limits.header(stream, ".webp")
+        stream.seek(0)
+        found = limits.pixels(stream, ".webp", header)
+    np.testing.assert_array_equal(found, np.asarray(picture(1)))
 
 
 def test_as_many_plain_pictures_are_decoded_at_once_as_their_memory_allows(limits):

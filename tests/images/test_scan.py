@@ -17,10 +17,10 @@ from gpu_cluster.config import InputConfig
 from gpu_cluster.errors import InterruptedJobError
 from gpu_cluster.events import Observer
 from gpu_cluster.executor import Lost, Serial, Stage
+from gpu_cluster.files import content_hash
 from gpu_cluster.images import scan as scan_module
 from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
-from gpu_cluster.images.source import content_hash
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.maintenance import verify
 from gpu_cluster.store.shards import Shards, folder_name

@@ -31,6 +31,7 @@ from gpu_cluster.report.html import Links, breakable, visible
 from gpu_cluster.run_folder import FinishedRun
 from tests.helpers import Noticing, called, listing, picture, write_pictures
 from tests.helpers import gpu_cluster as command
+from tests.servers import faulty_server
 
 SMALL: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
 
@@ -206,6 +207,18 @@ def test_no_path_leads_out_of_the_folder_of_the_pictures(tmp_path, foreign, path
     done = called("predict", foreign, tmp_path / "in", "--report", "--out", tmp_path / "p.csv")
     assert (done.code, (tmp_path / "p.csv").exists()) == (2, False)
     assert listing(foreign) == before
+
+
+def test_the_page_of_a_run_folder_that_names_addresses_asks_no_server(foreign):
+    with faulty_server({"a.png": b"content"}) as server:
+        table = pd.read_parquet(foreign / "assignments.parquet")
+        addresses = [f"{server.address}a.png", f"{server.address}a.tar::a.png"]
+        table["path"] = [addresses[row] if row < len(addresses) else path for row, path in enumerate(table["path"])]
+        table.to_parquet(foreign / "assignments.parquet")
+        observer = Noticing()
+        report(foreign, observer)
+        assert server.requests == []
+    assert observer.notices[0].startswith("2 pictures of the report are not in")
 
 
 def test_an_escape_stands_for_no_dot_and_no_slash(foreign):

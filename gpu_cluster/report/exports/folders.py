@@ -23,8 +23,8 @@ from gpu_cluster.errors import ConfigError, JobError
 from gpu_cluster.events import Observer, interrupted
 from gpu_cluster.export_folder import Filling
 from gpu_cluster.export_list import LIST, MARKER, Entry
-from gpu_cluster.files import escaped, unescaped
-from gpu_cluster.images.source import Source, UnreadableError, content_hash, reading_threads
+from gpu_cluster.files import content_hash, escaped, unescaped
+from gpu_cluster.images.source import Source, UnreadableError, reading_threads
 from gpu_cluster.report.exports.names import Tree
 
 if TYPE_CHECKING:
