@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -41,6 +42,7 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Embeddings, Reduction
 from gpu_cluster.store.shards import is_shard
 from gpu_cluster.store.store import Store
+from tests.forks import Forked
 
 COMMAND = Path(sys.executable).with_name("gpu-cluster")
 
@@ -83,13 +85,17 @@ def gpu_cluster(
     given = [os.fspath(argument) for argument in arguments]
     if out is not None:
         given += ["--out", os.fspath(out)]
+    if before is None:
+        with Forked(*given, cwd=cwd) as process:
+            try:
+                printed, errors = process.communicate(timeout=600)
+            finally:
+                process.kill()
+            return Finished(process.wait(), printed, errors, out or Path())
+    # What is to be done before anything else, such as a limit on the memory, needs a new interpreter.
     done = subprocess.run([COMMAND, *given], capture_output=True, cwd=cwd, timeout=600, check=False, preexec_fn=before)
-    return Finished(
-        code=done.returncode,
-        out=done.stdout.decode("utf-8", "replace"),
-        err=done.stderr.decode("utf-8", "replace"),
-        folder=out or Path(),
-    )
+    printed, errors = (said.decode("utf-8", "replace") for said in (done.stdout, done.stderr))
+    return Finished(done.returncode, printed, errors, out or Path())
 
 
 def called(*arguments: str | Path, out: Path | None = None, cwd: Path | None = None) -> Finished:
@@ -103,37 +109,36 @@ def called(*arguments: str | Path, out: Path | None = None, cwd: Path | None = N
         given += ["--out", os.fspath(out)]
     printed = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed[0]), redirect_stderr(printed[1]):
-        patch.setattr(sys, "argv", [str(COMMAND), *given])
-        if cwd is not None:
-            patch.chdir(cwd)
-        with pytest.raises(SystemExit) as end:
-            main()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    log, printers = logging.getLogger("gpu_cluster"), logging.getLogger().handlers[:]
+    level = log.level
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed[0]), redirect_stderr(printed[1]):
+            patch.setattr(sys, "argv", [str(COMMAND), *given])
+            if cwd is not None:
+                patch.chdir(cwd)
+            with pytest.raises(SystemExit) as end:
+                main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        # Whatever this process does next would be as quiet as the command was told to be.
+        log.setLevel(level)
+        logging.getLogger().handlers[:] = printers
     said, complained = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in printed)
     return Finished(code=int(end.value.code or 0), out=said, err=complained, folder=out or Path())
 
 
 @contextmanager
-def started(*arguments: str | Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Forked]:
     """Start the real command, and leave none behind."""
-    with subprocess.Popen(
-        [COMMAND, *arguments],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in its background with SIGINT ignored, and these tests may run there.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
-    ) as process:
+    with open(os.devnull, "wb") as nothing, Forked(*arguments, cwd=cwd, stdout=nothing.fileno()) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], bool], process: Forked | subprocess.Popen[Any]) -> None:
     """Wait for what a started command does; it must not end before that."""
     deadline = time.monotonic() + 120
     while not happened():

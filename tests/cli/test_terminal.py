@@ -61,7 +61,7 @@ def test_a_stopped_job_that_can_tell_nobody_keeps_its_shard(tmp_path, cache, out
     # Python has a descriptor of its own in place of a closed one, if nobody sees to it.
     command = f"exec {COMMAND} run {shipped_data() / 'flowers'} --batch-size 4 --shard-size 16 --quiet {output}"
     with subprocess.Popen(["bash", "-c", command], cwd=tmp_path) as process:
-        wait_until(lambda: logged(tmp_path, EMBEDDED), process)  # type: ignore[arg-type]
+        wait_until(lambda: logged(tmp_path, EMBEDDED), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 143
     assert list(cache.glob("**/embeddings/*/*.parquet"))

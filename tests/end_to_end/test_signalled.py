@@ -125,10 +125,10 @@ def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
     options = (*whole, "--cache", tmp_path / "store", "--out", out)
     with started("run", FLOWERS, *options) as process:
         wait_until(lambda: logged(out.parent, EMBEDDED), process)
-        assert process.stderr is not None
         process.send_signal(signal.SIGINT)
-        lines = iter(process.stderr.readline, "")
-        told = "interrupted: the job ends after the batch of pictures in work; press Ctrl-C again"
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, b"")
+        told = b"interrupted: the job ends after the batch of pictures in work; press Ctrl-C again"
         assert any(line.startswith(told) for line in lines)
         process.send_signal(signal.SIGINT)
         _, found = process.communicate(timeout=60)
