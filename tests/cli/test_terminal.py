@@ -68,6 +68,7 @@ def pictures_with_a_bad_one(folder: Path) -> tuple[str, ...]:
     return "run", "pictures", *TINY_OPTIONS[1:], "--max-bad-fraction", "0", "--out", "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "streams",
     [("stdout reader gone",), ("stdout full", "stderr full")],
@@ -97,6 +98,7 @@ def stop_while_it_embeds(place: Path, process: Forked | subprocess.Popen[bytes])
     return process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_stopped_job_whose_log_is_full_keeps_its_shard(tmp_path, cache):
     with unheard("stderr full") as outputs, Forked(*STOPPED, cwd=tmp_path, **outputs) as process:
         assert stop_while_it_embeds(tmp_path, process) == 143
@@ -140,6 +142,7 @@ def on_a_terminal(tmp_path: Path) -> Iterator[tuple[Forked, int]]:
         yield process, ours
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path):
     with on_a_terminal(tmp_path) as (process, terminal):
         assert os.read(terminal, 1)
@@ -148,6 +151,7 @@ def test_a_terminal_that_goes_away_does_not_end_a_job_that_outlives_it(tmp_path)
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_gets_the_whole_link_to_the_report(tmp_path):
     with on_a_terminal(tmp_path) as (process, terminal):
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
@@ -162,6 +166,7 @@ def test_a_narrow_terminal_gets_the_whole_link_to_the_report(tmp_path):
     assert b"\x1b[1mclusters" in found
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_encode_are_shown_with_escapes(tmp_path):
     for folder in ("Blüte", "Rose"):
         write_pictures(tmp_path / "in" / folder, 3)

@@ -232,6 +232,7 @@ def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp
 ALIKE: dict[str, Any] = {"features": "vgg16", "image_size": 32}
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_share_a_store_and_both_are_right(tmp_path, cache):
     files = write_pictures(tmp_path / "in", 20)
     # Both make the first shards at the same time; of the others, each has some that are not the other's.
@@ -309,11 +310,11 @@ def two_folders(labelled, cache: Path) -> Path:
     return Path(labelled.folder.with_name("in"))
 
 
-def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(labelled, two_folders):
-    # Beside the first one, as the links on the page are relative.
-    first, second = labelled.folder, labelled.folder.with_name("second")
+def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(labelled):
+    # The page has relative links to the pictures, and the command with its store.
+    first, second, store, pictures = (labelled.folder.with_name(name) for name in ("run", "second", "store", "in"))
     code = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1])); print(sorted(sys.modules))"
-    options = {**LABELLED, "images": str(two_folders), "out": str(second)}
+    options = {**LABELLED, "images": str(pictures), "cache": str(store), "out": str(second)}
     done = subprocess.run([sys.executable, "-c", code, repr(options)], capture_output=True, text=True, check=True)
     assert (taken(first), taken(second)) == ([], EVERYTHING)
     assert outputs(first) == outputs(second)
