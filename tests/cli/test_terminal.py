@@ -39,13 +39,13 @@ from tests.helpers import (
     write_pictures,
 )
 
-# A program has a descriptor of its own in place of a closed one, if nobody sees to it, which only a new one shows.
-CLOSED = 'exec "$@" <&- >&- 2>&-', "bash", str(COMMAND)
-
 
 def closed(*arguments: str | Path, cwd: Path) -> subprocess.Popen[bytes]:
-    """Start the real command without standard input, output and error."""
-    return subprocess.Popen(["bash", "-c", *CLOSED, *arguments], cwd=cwd)
+    """Start the real command without standard input, output and error.
+
+    In place of a closed descriptor a new program has one of its own, if nobody sees to it.
+    """
+    return subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", COMMAND, *arguments], cwd=cwd)
 
 
 @contextmanager

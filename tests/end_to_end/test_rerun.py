@@ -228,10 +228,6 @@ def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp
     assert n_computed(run(tmp_path / "elsewhere", **TINY, out=tmp_path / "run")) == 0
 
 
-# The recipe of the jobs below.
-ALIKE: dict[str, Any] = {"features": "vgg16", "image_size": 32}
-
-
 @pytest.mark.slow
 def test_two_processes_at_once_share_a_store_and_both_are_right(tmp_path, cache):
     files = write_pictures(tmp_path / "in", 20)
@@ -247,9 +243,10 @@ def test_two_processes_at_once_share_a_store_and_both_are_right(tmp_path, cache)
     tables = [pd.read_parquet(tmp_path / f"run-{number}" / "assignments.parquet") for number in range(2)]
     assert [len(table) for table in tables] == [16, 16]
     assert verify(cache, Observer())[1] == []
-    right = dict(zip(files, embed(files, **ALIKE, no_cache=True), strict=True))
+    recipe: dict[str, Any] = {"features": "vgg16", "image_size": 32}
+    right = dict(zip(files, embed(files, **recipe, no_cache=True), strict=True))
     for named in lists:
-        kept = embed(named, **ALIKE)
+        kept = embed(named, **recipe)
         expected = np.stack([right[file] for file in named])
         # TensorFlow's result for an image changes by up to 4e-8 of its size with the batch it is in.
         np.testing.assert_allclose(kept, expected, atol=1e-6 * float(np.abs(expected).max()))
