@@ -43,7 +43,7 @@ def loaded(folder: Path, *commands: list[str]) -> list[dict[str, Any]]:
     has started.
     """
     into = folder / "loaded.json"
-    given = [sys.executable, "-c", PROGRAM, into, json.dumps(commands)]
+    given: list[str | Path] = [sys.executable, "-c", PROGRAM, into, json.dumps(commands)]
     subprocess.run(given, capture_output=True, check=True, cwd=folder)
     found: list[dict[str, Any]] = json.loads(into.read_text())
     return [one | {"heavy": HEAVY & {name.partition(".")[0] for name in one["modules"]}} for one in found]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def closed(*arguments: str | Path, cwd: Path) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def unheard(*names: str) -> Iterator[dict[str, int]]:
+def unheard(*names: str) -> Iterator[dict[str, Any]]:
     """Yield, for these streams of a process that is to be started, a descriptor that takes nothing."""
     full = os.open("/dev/full", os.O_WRONLY)
     reader, gone = os.pipe()

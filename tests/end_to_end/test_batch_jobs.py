@@ -54,7 +54,12 @@ def one_task(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A job of one task, in a place where names hold spaces, with its pictures beside the run folder."""
     place = tmp_path_factory.mktemp("one task")
     write_pictures(place / "my pictures", 6)
-    given = {"IMAGES": place / "my pictures", "DEVICE": "cpu", "CACHE": place / "cache", "OUT": place / "a run"}
+    given: dict[str, Any] = {
+        "IMAGES": place / "my pictures",
+        "DEVICE": "cpu",
+        "CACHE": place / "cache",
+        "OUT": place / "a run",
+    }
     return batch(*SMALL, cwd=place, **given)
 
 

@@ -40,7 +40,7 @@ def bitmaps(tmp_path: Path) -> list[Path]:
     return files
 
 
-def hashes(files: list[Path], root: Path) -> list[str]:
+def hashes(files: list[Path], root: Path) -> list[str | None]:
     """Return the content hashes of files as a scan finds them."""
     return [facts.content_hash for facts in scanned(files, Store(root, Observer())).files]
 
