@@ -13,6 +13,7 @@ import gpu_cluster as api
 from gpu_cluster.backend import CpuBackend, look_for_gpu, select
 from gpu_cluster.backend.memory import memory_error_explained
 from gpu_cluster.errors import ConfigError, DeviceError
+from tests.forks import run_program
 from tests.helpers import gpu_cluster, write_pictures
 
 HAS_GPU = all(finding.ok for finding in look_for_gpu())
@@ -56,10 +57,9 @@ def test_looking_for_a_gpu_imports_no_engine_where_there_is_no_driver():
 @pytest.mark.parametrize("value", ["", "-1"])
 def test_hidden_devices_are_named(value):
     code = "from gpu_cluster.backend import look_for_gpu; print(look_for_gpu()[1])"
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": value}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
-    assert "ok=False" in done.stdout.decode()
-    assert "unset CUDA_VISIBLE_DEVICES" in done.stdout.decode()
+    done = run_program(code, env={**os.environ, "CUDA_VISIBLE_DEVICES": value})
+    assert "ok=False" in done.stdout
+    assert "unset CUDA_VISIBLE_DEVICES" in done.stdout
 
 
 def test_a_precision_that_the_cpu_has_not_is_wrong_use():

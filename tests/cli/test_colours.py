@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from contextlib import suppress
 
 import pytest
+
+from tests.forks import Forked, run_program
 
 # A colour for the text or its ground; bold is no colour.
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
@@ -26,8 +26,7 @@ def printed_on_a_terminal(**environment: str) -> bytes:
     ours, theirs = os.openpty()
     mine = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
     mine |= {"TERM": "xterm-256color", **environment}
-    command = [sys.executable, "-c", PROGRESS]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=mine):
+    with Forked(program=PROGRESS, stdin=theirs, stdout=theirs, stderr=theirs, env=mine):
         os.close(theirs)
         found = b""
         # Reading from a terminal whose other side is closed is an error.
@@ -46,5 +45,4 @@ def test_progress_is_coloured_on_a_terminal_unless_no_color_is_set(environment, 
 
 
 def test_a_pipe_gets_no_escapes():
-    done = subprocess.run([sys.executable, "-c", PROGRESS], capture_output=True, check=True)
-    assert done.stderr == b"scan: 1.0 s\n"
+    assert run_program(PROGRESS).stderr == "scan: 1.0 s\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.forks import Forked
 from tests.helpers import TINY_OPTIONS, gpu_cluster, write_pictures
 
 # The whole command, with a job that does what a library may do: nothing real dies in the same way every time.
@@ -37,18 +38,11 @@ main()
 """
 
 
-def command(how: str, *options: str, redirected: str = "", mark: str = "") -> tuple[int, str]:
-    words = [sys.executable, "-c", PROGRAM, "run", *options]
-    done = subprocess.run(
-        ["bash", "-c", f'exec "$@" {redirected}', "bash", *words],
-        env=os.environ | {"HOW": how, "MARK": mark},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stderr
+def command(how: str, *options: str, stderr: int | None = None, mark: str = "") -> tuple[int, str]:
+    env = os.environ | {"HOW": how, "MARK": mark}
+    with Forked("run", *options, program=PROGRAM, env=env, stderr=stderr) as process:
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
 
 
 @pytest.mark.parametrize(
@@ -77,9 +71,19 @@ def test_libraries_are_heard_with_verbose_only_and_before_the_error():
     assert "words of the error" in error
 
 
-@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "2> >(true)"], ids=["closed", "full", "reader gone"])
-def test_a_standard_error_that_takes_nothing_changes_no_exit_code(redirected):
-    assert command("error", redirected=redirected)[0] == 1
+def test_a_standard_error_that_takes_nothing_changes_no_exit_code():
+    reader, gone = os.pipe()
+    os.close(reader)
+    for taken in (os.open("/dev/full", os.O_WRONLY), gone):
+        assert command("error", stderr=taken)[0] == 1
+        os.close(taken)
+
+
+def test_a_standard_error_that_is_closed_changes_no_exit_code():
+    # Only a new program has it closed from the start.
+    words = ["bash", "-c", 'exec "$@" 2>&-', "bash", sys.executable, "-c", PROGRAM, "run"]
+    done = subprocess.run(words, env=os.environ | {"HOW": "error"}, stdout=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 1
 
 
 def test_no_process_is_left_behind(tmp_path):

@@ -7,12 +7,12 @@ import os
 import pty
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import COMMAND, called, gpu_cluster
+from tests.forks import Forked
+from tests.helpers import called, gpu_cluster
 
 TITLE, CLEAR, COLOUR, REVERSED = "\x1b]0;OWNED\x07", "\x1b[2J", "\x1b[31m", "a\u202eb"
 
@@ -34,18 +34,8 @@ def hostile(tmp_path, sample_images) -> Path:
 
 
 def run_of(hostile: Path, store: Path) -> list[str | Path]:
-    tiny: list[str | Path] = [
-        "--features",
-        "vgg16",
-        "--image-size",
-        "64",
-        "-k",
-        "2",
-        "--k-range",
-        "2:3",
-        "--cache",
-        store,
-    ]
+    tiny: list[str | Path] = ["--features", "vgg16", "--image-size", "64", "--k", "2", "--k-range", "2:2"]
+    tiny += ["--n-init", "2", "--cache", store]
     return ["run", hostile, "--labels", hostile.parent / "labels.csv", *tiny, "--out", hostile.parent / f"out{CLEAR}"]
 
 
@@ -53,7 +43,6 @@ def unsafe(text: str) -> list[str]:
     return re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
-@pytest.mark.slow
 def test_labels_and_names_reach_a_file_without_an_escape_sequence(hostile, sample_run, sample_store):
     done = gpu_cluster(*run_of(hostile, sample_store), "--verbose")
     assert done.code == 0, done.err
@@ -63,16 +52,11 @@ def test_labels_and_names_reach_a_file_without_an_escape_sequence(hostile, sampl
     assert rf"{hostile.parent}/out\x1b[2J" in done.out
 
 
-@pytest.mark.slow
 def test_a_terminal_gets_only_the_commands_own_sequences(hostile, sample_run, sample_store):
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [COMMAND, *run_of(hostile, sample_store)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm"},
-    ) as process:
+    env = os.environ | {"TERM": "xterm"}
+    given = run_of(hostile, sample_store)
+    with Forked(*given, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
         os.close(theirs)
         seen = b""
         # The other end of a terminal is closed by an error.

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,10 +88,17 @@ def deaf(*numbers: int, between_s: float = 0.3) -> tuple[int, str, float]:
     return process.returncode, found, time.monotonic() - last
 
 
+@pytest.fixture(scope="module", autouse=True)
+def terminated() -> Iterator[Future[tuple[int, str, float]]]:
+    """What `deaf` returns of SIGTERM: it takes seconds of doing nothing, in which the tests of this module go on."""
+    with ThreadPoolExecutor(1) as pool:
+        # Schedulers send SIGTERM several times; the second one is not a second Ctrl-C.
+        yield pool.submit(deaf, signal.SIGTERM, signal.SIGTERM)
+
+
 @pytest.mark.slow
-def test_a_main_thread_that_hears_nothing_is_ended_and_the_signal_acknowledged():
-    # Schedulers send SIGTERM several times; the second one is not a second Ctrl-C.
-    code, found, seconds = deaf(signal.SIGTERM, signal.SIGTERM)
+def test_a_main_thread_that_hears_nothing_is_ended_and_the_signal_acknowledged(terminated):
+    code, found, seconds = terminated.result()
     assert code == 143
     assert found.startswith("interrupted: the job ends as soon as")
     assert 5 < seconds < 20

@@ -15,89 +15,130 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpu_cluster import api
 from gpu_cluster.cli import summary, terminal
-from gpu_cluster.config import CompareConfig, shipped_data
+from gpu_cluster.config import CompareConfig
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.results import Compared, Comparison
+from tests.forks import Forked
 from tests.helpers import (
     COMMAND,
     EMBEDDED,
+    FLOWERS,
     TINY,
+    TINY_OPTIONS,
     called,
     logged,
     picture,
+    shards_of,
     wait_until,
     write_pictures,
 )
 
-UNHEARD = {
-    "reader gone": "| true",
-    "log full": "> /dev/full",
-    "both full": "> /dev/full 2> /dev/full",
-    "closed": ">&- 2>&-",
-}
+
+def closed(*arguments: str | Path, cwd: Path) -> subprocess.Popen[bytes]:
+    """Start the real command without standard input, output and error.
+
+    In place of a closed descriptor a new program has one of its own, if nobody sees to it.
+    """
+    return subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", COMMAND, *arguments], cwd=cwd)
+
+
+@contextmanager
+def unheard(*names: str) -> Iterator[dict[str, Any]]:
+    """Yield, for these streams of a process that is to be started, a descriptor that takes nothing."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    reader, gone = os.pipe()
+    os.close(reader)
+    try:
+        yield {name.split()[0]: gone if name.endswith("reader gone") else full for name in names}
+    finally:
+        os.close(full)
+        os.close(gone)
+
+
+def pictures_with_a_bad_one(folder: Path) -> tuple[str, ...]:
+    """Write them, and return the arguments of a job that ends with code 3 after all of its work."""
+    write_pictures(folder, 6)
+    (folder / "bad.png").touch()
+    return "run", "pictures", *TINY_OPTIONS[1:], "--max-bad-fraction", "0", "--out", "run"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("output", UNHEARD.values(), ids=UNHEARD)
-def test_a_job_that_can_tell_nobody_is_done_and_ends_with_its_code(tmp_path, output):
-    write_pictures(tmp_path / "pictures", 12)
-    (tmp_path / "pictures" / "bad.png").touch()
-    options = "--k-range 2:3 --image-size 32 --max-bad-fraction 0 --out run"
-    command = f"{COMMAND} run pictures {options} {output}; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == 3, done.stderr
+@pytest.mark.parametrize(
+    "streams",
+    [("stdout reader gone",), ("stdout full", "stderr full")],
+    ids=["reader gone", "both full"],
+)
+def test_a_job_that_can_tell_nobody_is_done_and_ends_with_its_code(tmp_path, streams):
+    arguments = pictures_with_a_bad_one(tmp_path / "pictures")
+    with unheard(*streams) as outputs, Forked(*arguments, cwd=tmp_path, **outputs) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
     assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("output", ["2> /dev/full", "<&- >&- 2>&-"], ids=["full", "closed"])
-def test_a_stopped_job_that_can_tell_nobody_keeps_its_shard(tmp_path, cache, output):
-    # Python has a descriptor of its own in place of a closed one, if nobody sees to it.
-    command = f"exec {COMMAND} run {shipped_data() / 'flowers'} --batch-size 4 --shard-size 16 --quiet {output}"
-    with subprocess.Popen(["bash", "-c", command], cwd=tmp_path) as process:
-        wait_until(lambda: logged(tmp_path, EMBEDDED), process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 143
-    assert list(cache.glob("**/embeddings/*/*.parquet"))
+def test_a_job_whose_descriptors_are_closed_is_done_and_ends_with_its_code(tmp_path):
+    with closed(*pictures_with_a_bad_one(tmp_path / "pictures"), cwd=tmp_path) as process:
+        assert process.wait(timeout=120) == 3
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+STOPPED = ("run", FLOWERS, "--features", "vgg16", "--batch-size", "4", "--shard-size", "16", "--quiet")
+
+
+def stop_while_it_embeds(place: Path, process: Forked | subprocess.Popen[bytes]) -> int:
+    wait_until(lambda: logged(place, EMBEDDED), process)
+    process.send_signal(signal.SIGTERM)
+    return process.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_a_stopped_job_whose_log_is_full_keeps_its_shard(tmp_path, cache):
+    with unheard("stderr full") as outputs, Forked(*STOPPED, cwd=tmp_path, **outputs) as process:
+        assert stop_while_it_embeds(tmp_path, process) == 143
+    assert shards_of(cache)
+
+
+@pytest.mark.slow
+def test_a_stopped_job_whose_descriptors_are_closed_keeps_its_shard(tmp_path, cache):
+    with closed(*STOPPED, cwd=tmp_path) as process:
+        assert stop_while_it_embeds(tmp_path, process) == 143
+    assert shards_of(cache)
 
 
 # What is printed is all that comes of the first two; the others have done their work.
-PRINTED = {
-    "doctor": ("doctor > /dev/full", 1),
-    "info": ("cache info --cache store > /dev/full", 1),
-    "verify": ("cache verify --cache store > /dev/full", 0),
-    "prune": ("cache prune --cache store > /dev/full", 0),
-    "wrong use": ("run absent --debug 2> /dev/full", 2),
+PRINTED: dict[str, tuple[str, str, int]] = {
+    "doctor": ("doctor", "stdout full", 1),
+    "info": ("cache info --cache store", "stdout full", 1),
+    "verify": ("cache verify --cache store", "stdout full", 0),
+    "prune": ("cache prune --cache store", "stdout full", 0),
+    "wrong use": ("run absent --debug", "stderr full", 2),
 }
 
 
-@pytest.mark.parametrize(("arguments", "code"), PRINTED.values(), ids=PRINTED)
-def test_output_that_cannot_be_written_changes_the_code_where_it_is_all_there_is(tmp_path, arguments, code):
+@pytest.mark.parametrize(("arguments", "stream", "code"), PRINTED.values(), ids=PRINTED)
+def test_output_that_cannot_be_written_changes_the_code_where_it_is_all_there_is(tmp_path, arguments, stream, code):
     (tmp_path / "store").mkdir()
-    done = subprocess.run(["bash", "-c", f"{COMMAND} {arguments}"], cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == code, done.stderr
+    with unheard(stream) as outputs, Forked(*arguments.split(), cwd=tmp_path, **outputs) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
 
 
 @contextmanager
-def on_a_terminal(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a run on a terminal of its own, whose end is no end of the run, and yield the other side of it."""
-    write_pictures(tmp_path / "pictures", 12)
+def on_a_terminal(tmp_path: Path) -> Iterator[tuple[Forked, int]]:
+    """Start a run on a terminal, whose end is no end of the run, and yield the other side of it."""
+    write_pictures(tmp_path / "pictures", 6)
     ours, theirs = os.openpty()
-    command = [str(COMMAND), "run", "pictures", "--k-range", "2:3", "--image-size", "32", "--out", "run"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509 - one system call
-    ) as process:
+    # Nobody is sent SIGHUP when it goes away, as no process has it as its controlling terminal.
+    given = ("run", "pictures", *TINY_OPTIONS[1:], "--out", "run")
+    with Forked(*given, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         yield process, ours
 
@@ -130,22 +171,11 @@ def test_a_narrow_terminal_gets_the_whole_link_to_the_report(tmp_path):
 def test_names_that_the_terminal_cannot_encode_are_shown_with_escapes(tmp_path):
     for folder in ("Blüte", "Rose"):
         write_pictures(tmp_path / "in" / folder, 3)
-    command: list[str | Path] = [
-        COMMAND,
-        "run",
-        "in",
-        "--labels-from-folders",
-        "--image-size",
-        "32",
-        "--k",
-        "2",
-        "--out",
-        "run",
-    ]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert rb"Bl\xfcte" in done.stdout
+    given = ("run", "in", "--labels-from-folders", *TINY_OPTIONS[1:], "--out", "run")
+    with Forked(*given, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"}) as process:
+        out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert r"Bl\xfcte" in out
 
 
 # What a run prints of its result, in a log
@@ -168,20 +198,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         (place / "in" / name).write_text("no picture")
     labels = ["file,label", *(f"rose/00{n}.png,rose" for n in range(4)), "tulip/000.png,tulip", "cut.png,rose"]
     (place / "in" / "labels.csv").write_text("\n".join(labels))
-    options = (
-        "--features",
-        "vgg16",
-        "--image-size",
-        "32",
-        "--k",
-        "2",
-        "--k-range",
-        "2:4",
-        "--n-init",
-        "2",
-        "--no-cache",
-    )
-    done = called("run", place / "in", *options, "--out", place / "run")
+    done = called("run", place / "in", *TINY_OPTIONS[1:], "--k-range", "2:4", "--no-cache", out=place / "run")
     assert done.code == 0, done.err
     return done.out.splitlines()
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpu_cluster import run
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import EmbedConfig, StoreConfig
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import choose_engine
 from gpu_cluster.events import Observer
+from gpu_cluster.images.places import open_source
+from gpu_cluster.results import Embeddings
+from gpu_cluster.store.store import Store
 from tests.helpers import (
+    SMALL_SIDE,
     TINY,
     age,
     assignments,
+    embedded,
     kept,
-    n_computed,
+    network,
     picture,
+    scanned,
     write_pictures,
 )
-
-# Whole jobs: together they take more than 10 s.
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -32,30 +40,36 @@ def bitmaps(tmp_path: Path) -> list[Path]:
     return files
 
 
-def test_a_picture_edited_in_place_is_all_that_is_computed(tmp_path, bitmaps):
-    first = assignments(run(tmp_path / "in", **TINY, out=tmp_path / "run"))
+def hashes(files: list[Path], root: Path) -> list[str | None]:
+    """Return the content hashes of files as a scan finds them."""
+    return [facts.content_hash for facts in scanned(files, Store(root, Observer())).files]
+
+
+def test_a_picture_edited_in_place_is_all_that_is_computed(root, bitmaps):
+    embedded(bitmaps, root)
+    first = hashes(bitmaps, root)
     picture(100).save(bitmaps[3])
-    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    assert n_computed(result) == 1
-    changed = assignments(result)["content_hash"] != first["content_hash"]
-    assert changed.tolist() == [False, False, False, True, False, False]
+    assert embedded(bitmaps, root).n_computed == 1
+    changed = [one != other for one, other in zip(hashes(bitmaps, root), first, strict=True)]
+    assert changed == [False, False, False, True, False, False]
 
 
-def test_an_edit_that_sets_the_time_of_change_back_is_all_that_is_computed_and_counts_from_then_on(tmp_path, bitmaps):
-    results = [run(tmp_path / "in", **TINY, out=tmp_path / "run")]
+def test_an_edit_that_sets_the_time_of_change_back_is_all_that_is_computed_and_counts_from_then_on(root, bitmaps):
+    assert embedded(bitmaps, root).n_computed == 6
+    first = hashes(bitmaps, root)
     picture(100).save(bitmaps[3])
     bitmaps[4].chmod(0o600)
     age(bitmaps)
-    results += [run(tmp_path / "in", **TINY, out=tmp_path / "run") for _ in range(2)]
-    assert [n_computed(result) for result in results] == [6, 1, 0]
-    hashes = [[facts.content_hash for facts in result.manifest.files] for result in results]
-    assert hashes[2] == hashes[1] != hashes[0]
+    assert embedded(bitmaps, root).n_computed == 1
+    second = hashes(bitmaps, root)
+    assert embedded(bitmaps, root).n_computed == 0
+    assert hashes(bitmaps, root) == second != first
 
 
-def test_a_picture_that_was_moved_is_not_computed_again(tmp_path, bitmaps):
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    bitmaps[3].rename(tmp_path / "in" / "moved.bmp")
-    assert n_computed(run(tmp_path / "in", **TINY, out=tmp_path / "run")) == 0
+def test_a_picture_that_was_moved_is_not_computed_again(root, bitmaps):
+    embedded(bitmaps, root)
+    moved = bitmaps[3].rename(bitmaps[3].with_name("moved.bmp"))
+    assert embedded([*bitmaps[:3], *bitmaps[4:], moved], root).n_computed == 0
 
 
 class Edits(Observer):
@@ -83,30 +97,48 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def embedded_after(
+    edit: Callable[[], object], files: list[Path], root: Path, observer: Observer | None = None, **options: Any
+) -> Embeddings:
+    """Scan files, do something to them, and embed them."""
+    store = Store(root, Observer())
+    manifest = scanned(files, store)
+    edit()
+    config = EmbedConfig(image_size=SMALL_SIDE.image_size, **options)
+    engine = choose_engine(CpuBackend(), network(), config)
+    source = open_source(files[0].parent)
+    return embed(manifest, source, engine, store=store, store_config=StoreConfig(), observer=observer or Observer())
+
+
+CHANGED = "it changed while the job ran"
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_file_that_changes_between_scan_and_embedding_is_bad_and_says_so(tmp_path, bitmaps, change):
-    observer = Edits(lambda: change(bitmaps[3]))
+def test_a_file_that_changes_between_scan_and_embedding_is_bad_and_says_so(root, bitmaps, change):
+    assert embedded_after(lambda: change(bitmaps[3]), bitmaps, root).bad == {3: CHANGED}
+
+
+def test_a_file_that_changes_between_scan_and_embedding_has_no_row_in_the_tables(tmp_path, bitmaps):
+    observer = Edits(lambda: picture(100).save(bitmaps[3]))
     result = run(tmp_path / "in", **TINY, out=tmp_path / "run", observer=observer)
-    assert result.manifest.bad == {3: "it changed while the job ran"}
+    assert result.manifest.bad == {3: CHANGED}
     assert assignments(result)["path"].tolist() == ["000.bmp", "001.bmp", "002.bmp", "004.bmp", "005.bmp"]
 
 
-def test_a_file_of_which_only_the_status_changes_between_scan_and_embedding_is_good(tmp_path, bitmaps):
-    result = run(
-        tmp_path / "in", **TINY, out=tmp_path / "run", observer=Edits(lambda: [file.chmod(0o600) for file in bitmaps])
-    )
-    assert result.manifest.bad == {}
+def test_a_file_of_which_only_the_status_changes_between_scan_and_embedding_is_good(root, bitmaps):
+    found = embedded_after(lambda: [file.chmod(0o600) for file in bitmaps], bitmaps, root)
+    assert found.bad == {}
 
 
-def test_an_embedding_of_a_file_that_changed_is_not_kept_under_the_old_hash(tmp_path, cache, bitmaps):
+def test_an_embedding_of_a_file_that_changed_is_not_kept_under_the_old_hash(root, bitmaps):
     before = bitmaps[3].read_bytes()
-    run(tmp_path / "in", **TINY, out=tmp_path / "run", observer=Edits(lambda: picture(100).save(bitmaps[3])))
-    assert len(kept(cache)) == 5
+    embedded_after(lambda: picture(100).save(bitmaps[3]), bitmaps, root)
+    assert len(kept(root)) == 5
     bitmaps[3].write_bytes(before)
-    assert n_computed(run(tmp_path / "in", **TINY, out=tmp_path / "run")) == 1
+    assert embedded(bitmaps, root).n_computed == 1
 
 
-def test_a_file_that_changes_while_its_shard_is_computed_is_bad_too(tmp_path, cache):
+def test_a_file_that_changes_while_its_shard_is_computed_is_bad_too(root, tmp_path):
     files = write_pictures(tmp_path / "in", 6)
 
     class EditsLate(Observer):
@@ -116,6 +148,6 @@ def test_a_file_that_changes_while_its_shard_is_computed_is_bad_too(tmp_path, ca
             if (stage, done) == ("embed", 4):
                 picture(100).save(files[0])
 
-    result = run(tmp_path / "in", **TINY, batch_size=2, out=tmp_path / "run", observer=EditsLate())
-    assert result.manifest.bad == {0: "it changed while the job ran"}
-    assert len(kept(cache)) == 5
+    found = embedded_after(lambda: None, files, root, EditsLate(), batch_size=2)
+    assert found.bad == {0: CHANGED}
+    assert len(kept(root)) == 5

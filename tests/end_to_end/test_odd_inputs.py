@@ -43,7 +43,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def small_run(images: Path, **options: Any) -> RunResult:
-    return run(images, image_size=32, n_init=2, out=images.with_name("run"), **options)
+    return run(images, features="vgg16", image_size=32, n_init=2, out=images.with_name("run"), **options)
 
 
 def assert_complete(result: RunResult, n: int, bad: int = 0, duplicates: int = 0) -> None:
@@ -141,27 +141,19 @@ def test_fewer_distinct_images_than_clusters_leave_no_cluster_empty(tmp_path):
 # Names
 
 
-def test_odd_file_names_go_through_to_every_table(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for seed, name in enumerate(ODD_NAMES):
-        picture(seed).save(folder / "plain.png")
-        (folder / "plain.png").rename(folder / name)
-    result = small_run(folder, k=3)
-    assert_complete(result, len(ODD_NAMES))
-    expected = [escaped(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
-    assert pd.read_csv(result.folder / "assignments.csv")["path"].tolist() == expected
-
-
-def test_odd_names_of_bad_files_go_through_to_their_list(tmp_path):
-    folder = tmp_path / "in"
-    write_pictures(folder, 2)
-    for name in ODD_NAMES:
-        (folder / name).touch()
-    result = small_run(folder)
-    assert_complete(result, len(ODD_NAMES) + 2, bad=len(ODD_NAMES))
-    expected = [escaped(name) for name in sorted(ODD_NAMES, key=os.fsencode)]
-    assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == expected
+def test_odd_names_of_good_and_of_bad_files_go_through_to_every_table(tmp_path):
+    names = [*ODD_NAMES, "a\rb.png"]
+    for folder in ("bad", "good"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    for seed, name in enumerate(names):
+        picture(seed).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").rename(tmp_path / "in" / "good" / name)
+        (tmp_path / "in" / "bad" / name).touch()
+    result = small_run(tmp_path / "in", k=3)
+    assert_complete(result, 2 * len(names), bad=len(names))
+    expected = [escaped(name) for name in sorted(names, key=os.fsencode)]
+    for table, folder in (("assignments.csv", "good"), ("bad_files.csv", "bad")):
+        assert pd.read_csv(result.folder / table)["path"].tolist() == [f"{folder}/{name}" for name in expected]
 
 
 def test_a_raw_byte_and_the_text_of_its_escape_have_cells_of_their_own_that_lead_to_their_files(tmp_path):
@@ -207,9 +199,8 @@ def test_a_time_of_change_that_no_column_holds_is_missing_in_the_manifest():
 # `$` and `_` mean something to matplotlib, and its fonts lack the letters of most scripts.
 ODD_LABELS = {
     "punctuation": ["rose, red", 'the "queen"', "two\nlines", "100%", "{0}", "[bold]", "NA", "röd", r"C:\new", "a$"],
-    "no formula": [r"$\frac$", "US$ and A$"],
+    "no formula, no glyph": [r"$\frac$", "US$ and A$", "写真", "🌼"],
     "underscore": ["_hidden", "shown"],
-    "no glyph": ["写真", "🌼"],
 }
 
 
@@ -240,13 +231,6 @@ def test_labels_that_few_images_have_are_scored_on_these(tmp_path):
     assert labels.isna().tolist() == [False, True, False, True, True]
 
 
-def test_suffixes_in_upper_case_go_through(tmp_path):
-    (tmp_path / "in").mkdir()
-    for seed, name in enumerate(["A.PNG", "B.JPG", "C.JPEG", "D.TIFF", "E.Bmp", "F.WebP", "G.GIF"]):
-        picture(seed).save(tmp_path / "in" / name)
-    assert_complete(small_run(tmp_path / "in", k=2), 7)
-
-
 def test_a_folder_whose_name_is_not_utf8_goes_through_and_its_record_repeats_the_run(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     write_pictures(folder, 4)
@@ -262,15 +246,6 @@ def test_a_run_folder_whose_name_is_not_utf8_is_written_and_shown(tmp_path, caps
     assert_complete(result, 3)
     print_summary(result)
     assert rf"results: {tmp_path}/r\xe9sultats" in capsys.readouterr().out.splitlines()
-
-
-def test_a_carriage_return_in_a_name_does_not_break_the_tables(tmp_path):
-    write_pictures(tmp_path / "in", 2)
-    picture(5).save(tmp_path / "in" / "a\rgood.png")
-    (tmp_path / "in" / "a\rbad.png").touch()
-    result = small_run(tmp_path / "in")
-    assert pd.read_csv(result.folder / "assignments.csv")["path"].tolist() == ["000.png", "001.png", r"a\x0dgood.png"]
-    assert pd.read_csv(result.folder / "bad_files.csv")["path"].tolist() == [r"a\x0dbad.png"]
 
 
 # The record of a run
@@ -289,7 +264,7 @@ def test_the_record_of_a_run_repeats_it_from_another_folder_in_another_process(t
         "seed": 3,
         "k_range": "2:4",
     }
-    first = run("in", image_size=32, out="run", **options)
+    first = run("in", features="vgg16", image_size=32, out="run", **options)
     second = gpu_cluster(
         "run", "--config", "../here/run/run.json", "--quiet", cwd=tmp_path / "there", out=tmp_path / "there" / "run"
     )
@@ -360,7 +335,7 @@ def embeddings_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, n
     for mode in modes:
         brought_to(mode).convert("RGB").save(folder / f"{mode} plain.png")
     files = [*(folder / name for name in KINDS), *(folder / f"{mode} plain.png" for mode in modes)]
-    return dict(zip([*KINDS, *modes], embed(files, image_size=32, no_cache=True), strict=True))
+    return dict(zip([*KINDS, *modes], embed(files, features="vgg16", image_size=32, no_cache=True), strict=True))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -383,19 +358,19 @@ def test_a_lossy_jpeg_is_embedded_much_as_the_picture_it_was_made_of(tmp_path, m
     assert relative_error(other, plain) > 0.5
 
 
-def test_pictures_of_every_kind_go_through_a_run_together(tmp_path):
-    (tmp_path / "in").mkdir()
+def test_pictures_of_every_kind_with_suffixes_in_upper_case_and_of_few_pixels_go_through_a_run_together(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
     for name, (mode, save) in KINDS.items():
-        save(brought_to(mode), tmp_path / "in" / name)
+        save(brought_to(mode), folder / name)
+    upper = ["A.PNG", "B.JPG", "C.JPEG", "D.TIFF", "E.Bmp", "F.WebP", "G.GIF"]
+    for seed, name in enumerate(upper, start=10):
+        picture(seed).save(folder / name)
+    sizes = [(1, 1), (1, 300), (300, 1), (2, 3)]
+    for seed, size in enumerate(sizes, start=20):
+        picture(seed, size).save(folder / f"{size}.png")
     # "a png called.jpg" and "a bmp called.png" hold the bytes of others.
-    assert_complete(small_run(tmp_path / "in", k=3), len(KINDS), duplicates=2)
-
-
-def test_pictures_of_few_pixels_go_through(tmp_path):
-    (tmp_path / "in").mkdir()
-    for seed, size in enumerate([(1, 1), (1, 300), (300, 1), (2, 3)]):
-        picture(seed, size).save(tmp_path / "in" / f"{size}.png")
-    assert_complete(small_run(tmp_path / "in", k=2), 4)
+    assert_complete(small_run(folder, k=3), len(KINDS) + len(upper) + len(sizes), duplicates=2)
 
 
 # Bad files
@@ -406,8 +381,8 @@ def test_bad_files_shift_no_other_file(tmp_path):
     files = write_pictures(tmp_path / "mixed", 6)
     for name in ("00!.png", "002!.png", "003!.png", "9.png"):
         (tmp_path / "mixed" / name).write_bytes(files[0].read_bytes()[:60])
-    good = run(tmp_path / "good", image_size=32, k=3, batch_size=4, out=tmp_path / "good run")
-    mixed = run(tmp_path / "mixed", image_size=32, k=3, batch_size=4, out=tmp_path / "mixed run")
+    options = {**TINY, "k": 3, "batch_size": 4}
+    good, mixed = (run(tmp_path / name, **options, out=tmp_path / f"{name} run") for name in ("good", "mixed"))
     assert_complete(mixed, 10, bad=4)
     assert good.findings is not None
     assert mixed.findings is not None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +20,37 @@ import pytest
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.events import Observer
 from gpu_cluster.store.maintenance import verify
+from tests.forks import Forked
 from tests.helpers import (
-    COMMAND,
     TINY,
     TINY_OPTIONS,
     age,
     assignments,
     called,
     kept,
+    listing,
     n_computed,
     picture,
     write_pictures,
 )
 
 
-def test_pictures_added_are_all_that_is_computed(tmp_path, sample_images):
+def test_pictures_added_are_all_that_is_computed_and_removed_again_they_leave_the_result_as_it_was(
+    tmp_path, sample_images
+):
     (tmp_path / "in").mkdir()
     for file in sample_images[:40:2]:
         shutil.copy(file, tmp_path / "in")
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
+    options = {**TINY, "k": 4}
+    first = assignments(run(tmp_path / "in", **options, out=tmp_path / "first"))
     # Between the others by name: every later row moves.
-    for file in sample_images[1:21:2]:
-        shutil.copy(file, tmp_path / "in")
-    result = run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    assert n_computed(result) == 10
-    assert len(assignments(result)) == 30
-
-
-@pytest.mark.slow
-def test_pictures_added_and_removed_again_leave_the_result_as_it_was(tmp_path, sample_images):
-    (tmp_path / "in").mkdir()
-    for file in sample_images[:40:2]:
-        shutil.copy(file, tmp_path / "in")
-    first = assignments(run(tmp_path / "in", image_size=32, k=4, out=tmp_path / "first"))
     added = [Path(shutil.copy(file, tmp_path / "in")) for file in sample_images[1:21:2]]
-    run(tmp_path / "in", image_size=32, k=4, out=tmp_path / "second")
+    second = run(tmp_path / "in", **options, out=tmp_path / "second")
+    assert n_computed(second) == 10
+    assert len(assignments(second)) == 30
     for file in added:
         file.unlink()
-    result = run(tmp_path / "in", image_size=32, k=4, out=tmp_path / "third")
+    result = run(tmp_path / "in", **options, out=tmp_path / "third")
     third = assignments(result)
     assert n_computed(result) == 0
     assert third["cluster"].tolist() == first["cluster"].tolist()
@@ -66,119 +61,133 @@ def test_pictures_added_and_removed_again_leave_the_result_as_it_was(tmp_path, s
 ENGINES_LOADED = """
 import json, sys
 from gpu_cluster.cli.main import main
-sys.argv = ["gpu-cluster", "run", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as end:
-    print(json.dumps([end.code, sorted({"tensorflow", "keras", "ncnn", "fsspec", "aiohttp"} & set(sys.modules))]))
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["gpu-cluster", "run", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        found.append([end.code, sorted({"tensorflow", "keras", "ncnn", "fsspec", "aiohttp"} & set(sys.modules))])
+print(json.dumps(found))
 """
 
 
-def code_and_engines_loaded(*arguments: str | Path) -> list[Any]:
-    """Run the command line in a process of its own; return its code, and which engines and network libraries it has."""
-    command = [sys.executable, "-c", ENGINES_LOADED, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def codes_and_engines_loaded(*runs: Sequence[str | Path]) -> list[Any]:
+    """Run jobs, one after the other, in a new process.
+
+    Return for each its code, and which engines and network libraries the process has loaded so far.
+    """
+    given = json.dumps([[os.fspath(argument) for argument in arguments] for arguments in runs])
+    done = subprocess.run([sys.executable, "-c", ENGINES_LOADED, given], capture_output=True, text=True, check=True)
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("engine", "loaded"), [("tensorflow", ["keras", "tensorflow"]), ("ncnn", ["ncnn"])])
-def test_a_first_run_imports_its_engine_and_no_other(tmp_path, engine, loaded):
-    write_pictures(tmp_path / "in", 3)
-    arguments = (tmp_path / "in", *TINY_OPTIONS, "--engine", engine, "--out", tmp_path / "run")
-    assert code_and_engines_loaded(*arguments) == [0, loaded]
-    # The other one's embeddings are not taken, and those of this one need no engine.
-    assert code_and_engines_loaded(*arguments) == [0, []]
-    other = "ncnn" if engine == "tensorflow" else "tensorflow"
-    assert code_and_engines_loaded(*arguments[:-4], "--engine", other, "--out", tmp_path / "other")[1] != []
-
-
-def test_a_rerun_imports_no_engine_and_has_no_speed(tmp_path):
-    write_pictures(tmp_path / "in", 3)
-    first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
-    assert n_computed(first) == json.loads((first.folder / "run.json").read_text())["n_computed"] == 3
-    arguments = (tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "run")
-    assert code_and_engines_loaded(*arguments) == [0, []]
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (record["n_computed"], record["images_per_s"]) == (0, None)
-
-
-@pytest.mark.slow
-def test_a_rerun_that_sweeps_and_scores_labels_imports_no_engine(tmp_path):
+def sweeping_and_scoring_labels(place: Path) -> tuple[str | Path, ...]:
     for folder in ("daisy", "rose"):
-        write_pictures(tmp_path / "in" / folder, 6)
-    run(tmp_path / "in", image_size=32, labels_from_folders=True, out=tmp_path / "first")
-    arguments = (tmp_path / "in", "--image-size", "32", "--labels-from-folders", "--out", tmp_path / "run")
-    assert code_and_engines_loaded(*arguments) == [0, []]
+        write_pictures(place / "in" / folder, 6)
+    return place / "in", "--image-size", "32", "--n-init", "2", "--labels-from-folders"
 
 
-@pytest.mark.slow
-def test_the_verdict_on_a_damaged_file_is_kept_and_reported_again_without_an_engine(tmp_path):
-    files = write_pictures(tmp_path / "in", 4)
+def a_damaged_file(place: Path) -> tuple[str | Path, ...]:
+    files = write_pictures(place / "in", 4)
     # The header is whole, so only decoding tells.
     files[2].write_bytes(files[2].read_bytes()[:-100])
-    first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
-    arguments = (tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "run")
-    assert code_and_engines_loaded(*arguments) == [0, []]
-    reported = "path,reason\n002.png,PNG that is damaged or cut short: Truncated File Read\n"
-    assert (first.folder / "bad_files.csv").read_text() == reported
-    assert (tmp_path / "run" / "bad_files.csv").read_text() == reported
+    return place / "in", *TINY_OPTIONS
+
+
+def nothing_but_damaged_files(place: Path) -> tuple[str | Path, ...]:
+    for file in write_pictures(place / "in", 2):
+        file.write_bytes(file.read_bytes()[:-100])
+    return place / "in", *TINY_OPTIONS
 
 
 @pytest.mark.slow
-def test_nothing_but_damaged_files_is_reported_again_without_an_engine(tmp_path):
-    for file in write_pictures(tmp_path / "in", 2):
-        file.write_bytes(file.read_bytes()[:-100])
-    arguments = (tmp_path / "in", "--image-size", "32", "--quiet", "--out", tmp_path / "run")
-    assert code_and_engines_loaded(*arguments)[0] == 3
-    assert code_and_engines_loaded(*arguments) == [3, []]
+def test_a_first_run_imports_its_engine_and_no_other_and_a_rerun_none_whatever_it_reports(tmp_path):
+    write_pictures(tmp_path / "in", 3)
+    ncnn, tensorflow = (
+        (tmp_path / "in", *TINY_OPTIONS, "--engine", engine, "--out", tmp_path / "run")
+        for engine in ("ncnn", "tensorflow")
+    )
+    assert codes_and_engines_loaded(ncnn) == [[0, ["ncnn"]]]
+    # The other one's embeddings are not taken, and those of this one need no engine.
+    assert codes_and_engines_loaded(ncnn, tensorflow) == [[0, []], [0, ["keras", "tensorflow"]]]
+    labels, damaged, nothing = (tmp_path / name for name in ("labels", "damaged", "nothing"))
+    jobs = {
+        labels: (sweeping_and_scoring_labels(labels), 0),
+        damaged: (a_damaged_file(damaged), 0),
+        nothing: (nothing_but_damaged_files(nothing), 3),
+    }
+    for place, (arguments, code) in jobs.items():
+        assert called("run", *arguments, out=place / "first").code == code
+    again = [(*arguments, "--out", place / "run") for place, (arguments, _) in jobs.items()]
+    codes = [0, 0, *(code for _, code in jobs.values())]
+    assert codes_and_engines_loaded(ncnn, tensorflow, *again) == [[code, []] for code in codes]
+    record = json.loads((labels / "run" / "run.json").read_text())
+    assert (record["n_computed"], record["images_per_s"]) == (0, None)
+    reported = "path,reason\n002.png,PNG that is damaged or cut short: Truncated File Read\n"
+    for name in ("first", "run"):
+        assert (damaged / name / "bad_files.csv").read_text() == reported
 
 
 # What else the store is asked
 
 
-def test_force_computes_everything_again_gives_the_same_and_keeps_every_picture_once(tmp_path, cache):
-    write_pictures(tmp_path / "in", 6)
-    first = run(tmp_path / "in", **TINY, out=tmp_path / "first")
-    second = run(tmp_path / "in", **TINY, force=True, out=tmp_path / "second")
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run on six pictures, with the store that it made beside it."""
+    place = tmp_path_factory.mktemp("six")
+    write_pictures(place / "in", 6)
+    result = run(place / "in", **TINY, cache=place / "store", out=place / "run")
+    assert n_computed(result) == 6
+    return result
+
+
+@pytest.fixture
+def pictures(six, cache: Path) -> Path:
+    """The pictures of this run; a copy of its store is the one of the test."""
+    shutil.copytree(six.folder.with_name("store"), cache)
+    return Path(six.folder.with_name("in"))
+
+
+def test_force_computes_everything_again_gives_the_same_and_keeps_every_picture_once(tmp_path, cache, six, pictures):
+    second = run(pictures, **TINY, force=True, out=tmp_path / "second")
     assert n_computed(second) == 6
-    assert (second.folder / "assignments.csv").read_bytes() == (first.folder / "assignments.csv").read_bytes()
+    assert taken(second.folder) == []
+    assert (second.folder / "assignments.csv").read_bytes() == (six.folder / "assignments.csv").read_bytes()
     # The same shard has the same bytes, and so the same name.
     assert len(kept(cache)) == len(set(kept(cache))) == 6
 
 
-def test_another_recipe_is_computed_for_itself_and_both_are_kept(tmp_path):
-    write_pictures(tmp_path / "in", 4)
-    results = [run(tmp_path / "in", **TINY, fit=fit, out=tmp_path / "run") for fit in ("crop", "stretch", "crop")]
-    assert [n_computed(result) for result in results] == [4, 4, 0]
+def test_another_recipe_is_computed_for_itself_and_both_are_kept(tmp_path, six, pictures):
+    assert six.config.embed.fit == "crop"
+    results = [run(pictures, **TINY, fit=fit, out=tmp_path / "run") for fit in ("stretch", "crop")]
+    assert [n_computed(result) for result in results] == [6, 0]
 
 
-def test_a_store_without_the_file_of_its_key_loses_no_shard_when_it_is_verified(tmp_path, cache):
-    write_pictures(tmp_path / "in", 4)
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
+def test_a_store_without_the_file_of_its_key_loses_no_shard_when_it_is_verified(cache, pictures):
     # What `cache info` shows; each shard holds its key too.
     for file in cache.glob("embeddings/*/_key.json"):
         file.unlink()
     called("cache", "verify")
-    assert len(kept(cache)) == 4
+    assert len(kept(cache)) == 6
 
 
-def test_without_a_cache_nothing_is_kept_and_everything_is_computed_again(tmp_path, cache):
-    write_pictures(tmp_path / "in", 6)
-    run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
-    assert n_computed(run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")) == 6
+def test_without_a_cache_nothing_is_taken_and_nothing_is_kept(tmp_path, cache, pictures):
+    before = listing(cache)
+    result = run(pictures, **TINY, no_cache=True, out=tmp_path / "run")
+    assert n_computed(result) == 6
+    assert taken(result.folder) == []
+    assert listing(cache) == before
+
+
+def test_a_store_named_is_used_and_no_other_also_where_it_was_moved_to(tmp_path, cache, six):
+    named = six.folder.with_name("store")
+    assert len(kept(named)) == 6
+    shutil.copytree(named, tmp_path / "elsewhere")
+    again = run(six.folder.with_name("in"), **TINY, cache=tmp_path / "elsewhere", out=tmp_path / "run")
+    assert n_computed(again) == 0
     assert not cache.exists()
-
-
-def test_a_store_named_is_used_and_no_other_also_where_it_was_moved_to(tmp_path, cache):
-    write_pictures(tmp_path / "in", 6)
-    run(tmp_path / "in", **TINY, cache=tmp_path / "store", out=tmp_path / "run")
-    assert len(kept(tmp_path / "store")) == 6
-    (tmp_path / "store").rename(tmp_path / "elsewhere")
-    assert n_computed(run(tmp_path / "in", **TINY, cache=tmp_path / "elsewhere", out=tmp_path / "run")) == 0
-    assert not cache.exists()
-    assert not (tmp_path / "store").exists()
 
 
 @pytest.fixture(scope="module")
@@ -214,31 +223,30 @@ def test_the_record_of_a_run_counts_what_was_found_good_bad_and_twice(with_a_cop
     assert record["files"] == {"found": 6, "ok": 4, "bad": 1, "duplicate": 1, "passed_over": 0}
 
 
-def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp_path):
-    write_pictures(tmp_path / "in", 4)
-    run(tmp_path / "in", **TINY, out=tmp_path / "run")
-    shutil.copytree(tmp_path / "in", tmp_path / "elsewhere")
+def test_copies_of_a_picture_that_is_kept_are_not_computed_in_another_folder(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "elsewhere")
     assert n_computed(run(tmp_path / "elsewhere", **TINY, out=tmp_path / "run")) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first_of_second", [0, 8], ids=["the same pictures", "overlapping pictures"])
-def test_two_processes_at_once_share_a_store_and_both_are_right(tmp_path, cache, first_of_second):
-    files = write_pictures(tmp_path / "in", 24)
-    lists = (files[:16], files[first_of_second : first_of_second + 16])
+def test_two_processes_at_once_share_a_store_and_both_are_right(tmp_path, cache):
+    files = write_pictures(tmp_path / "in", 20)
+    # Both make the first shards at the same time; of the others, each has some that are not the other's.
+    lists = (files[:16], [*files[:8], *files[12:]])
     processes = []
     for number, named in enumerate(lists):
         (tmp_path / f"{number}.txt").write_text("\n".join(map(str, named)))
         given = ["run", "--input-list", f"{number}.txt", "--shard-size", "4", *TINY_OPTIONS, "--out", f"run-{number}"]
-        processes.append(subprocess.Popen([COMMAND, *given], cwd=tmp_path, stderr=subprocess.PIPE, text=True))
+        processes.append(Forked(*given, cwd=tmp_path))
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     tables = [pd.read_parquet(tmp_path / f"run-{number}" / "assignments.parquet") for number in range(2)]
     assert [len(table) for table in tables] == [16, 16]
     assert verify(cache, Observer())[1] == []
-    right = dict(zip(files, embed(files, image_size=32, no_cache=True), strict=True))
+    recipe: dict[str, Any] = {"features": "vgg16", "image_size": 32}
+    right = dict(zip(files, embed(files, **recipe, no_cache=True), strict=True))
     for named in lists:
-        kept = embed(named, image_size=32)
+        kept = embed(named, **recipe)
         expected = np.stack([right[file] for file in named])
         # TensorFlow's result for an image changes by up to 4e-8 of its size with the batch it is in.
         np.testing.assert_allclose(kept, expected, atol=1e-6 * float(np.abs(expected).max()))
@@ -275,23 +283,36 @@ EVERYTHING = ["sweep", "t-SNE", "plots", "contact sheets"]
 LABELLED: dict[str, Any] = {**TINY, "labels_from_folders": True}
 
 
-@pytest.fixture
-def two_folders(tmp_path: Path) -> Path:
-    """Pictures in two folders, which are old enough for the scan to trust their times."""
+def write_two_folders(place: Path) -> Path:
+    """Write pictures in two folders, which are old enough for the scan to trust their times."""
     for folder in ("daisy", "rose"):
-        age(write_pictures(tmp_path / "in" / folder, 6))
-    for number, file in enumerate(sorted((tmp_path / "in" / "rose").iterdir())):
+        write_pictures(place / folder, 6)
+    for number, file in enumerate(sorted((place / "rose").iterdir())):
         picture(100 + number).save(file)
-    age(sorted((tmp_path / "in" / "rose").iterdir()))
-    return tmp_path / "in"
+    age(sorted(place.glob("*/*")))
+    return place
 
 
-def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(tmp_path, two_folders):
-    first = run(two_folders, **LABELLED, out=tmp_path / "first").folder
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run on two folders of pictures, with its store beside it."""
+    place = tmp_path_factory.mktemp("labelled")
+    return run(write_two_folders(place / "in"), **LABELLED, cache=place / "store", out=place / "run")
+
+
+@pytest.fixture
+def two_folders(labelled, cache: Path) -> Path:
+    """The pictures of this run; a copy of its store is the one of the test."""
+    shutil.copytree(labelled.folder.with_name("store"), cache)
+    return Path(labelled.folder.with_name("in"))
+
+
+def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(labelled):
+    # The page has relative links to the pictures, and the command with its store.
+    first, second, store, pictures = (labelled.folder.with_name(name) for name in ("run", "second", "store", "in"))
     code = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1])); print(sorted(sys.modules))"
-    options = {**LABELLED, "images": str(two_folders), "out": str(tmp_path / "second")}
+    options = {**LABELLED, "images": str(pictures), "cache": str(store), "out": str(second)}
     done = subprocess.run([sys.executable, "-c", code, repr(options)], capture_output=True, text=True, check=True)
-    second = tmp_path / "second"
     assert (taken(first), taken(second)) == ([], EVERYTHING)
     assert outputs(first) == outputs(second)
     # The seconds of each k too are those of the first run.
@@ -299,13 +320,6 @@ def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(tmp_path, two_folders
     assert page_without_times(first) == page_without_times(second)
     loaded = {name.partition(".")[0] for name in ast.literal_eval(done.stdout)}
     assert not {"matplotlib", "tensorflow", "keras", "ncnn", "skimage"} & loaded
-
-
-def test_nothing_is_taken_without_the_store_or_with_force(tmp_path, two_folders):
-    run(two_folders, **LABELLED, out=tmp_path / "first")
-    for option in ("no_cache", "force"):
-        options: dict[str, Any] = {**LABELLED, option: True}
-        assert taken(run(two_folders, **options, out=tmp_path / option).folder) == []
 
 
 @pytest.mark.slow
@@ -324,24 +338,24 @@ def test_nothing_is_taken_without_the_store_or_with_force(tmp_path, two_folders)
     ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
 )
 def test_what_an_option_changes_is_made_again(tmp_path, cache, two_folders, change, same):
-    run(two_folders, **LABELLED, out=tmp_path / "first")
     options = {**LABELLED, **change}
-    changed = run(two_folders, **options, out=tmp_path / "second").folder
+    changed = run(two_folders, **options, out=tmp_path / "changed").folder
     assert set(taken(changed)) & {"sweep", "t-SNE"} == same
     # The same embeddings, and nothing else that is kept.
     shutil.copytree(cache / "embeddings", tmp_path / "other" / "embeddings")
-    fresh = run(two_folders, **{**options, "cache": tmp_path / "other"}, out=tmp_path / "third").folder
+    fresh = run(two_folders, **{**options, "cache": tmp_path / "other"}, out=tmp_path / "fresh").folder
     assert taken(fresh) == []
     assert outputs(changed) == outputs(fresh)
 
 
-def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache, two_folders):
-    run(two_folders, **LABELLED, out=tmp_path / "first")
-    picture(7777).save(two_folders / "rose" / "000.png")
-    changed = run(two_folders, **LABELLED, out=tmp_path / "second").folder
+def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache):
+    place = write_two_folders(tmp_path / "in")
+    run(place, **LABELLED, out=tmp_path / "first")
+    picture(7777).save(place / "rose" / "000.png")
+    changed = run(place, **LABELLED, out=tmp_path / "second").folder
     assert taken(changed) == []
     shutil.copytree(cache / "embeddings", tmp_path / "other" / "embeddings")
-    fresh = run(two_folders, **LABELLED, cache=tmp_path / "other", out=tmp_path / "third").folder
+    fresh = run(place, **LABELLED, cache=tmp_path / "other", out=tmp_path / "third").folder
     assert outputs(changed) == outputs(fresh)
 
 

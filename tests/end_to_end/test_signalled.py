@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import pytest
 
 from gpu_cluster import run
 from gpu_cluster.events import Observer
+from tests.forks import run_program
 from tests.helpers import (
     EMBEDDED,
     FLOWERS,
@@ -23,7 +22,6 @@ from tests.helpers import (
     SHARDED,
     TINY,
     TINY_OPTIONS,
-    Finished,
     called,
     everything,
     kept,
@@ -35,14 +33,25 @@ from tests.helpers import (
     write_pictures,
 )
 
-# One shard of everything, which would take seconds after the first batch.
+# Every second picture of the sample set, in one shard, which would take seconds after the first batch.
+N_PICTURES = N_FLOWERS // 2
 BATCH = 4
 ONE_SHARD = ("--features", "vgg16", "--image-size", "64", "--batch-size", str(BATCH), "--shard-size", "256")
 
 
-def stopped_while_embedding(out: Path, *arguments: str | Path, number: int = signal.SIGTERM) -> tuple[int, str]:
-    """Run the sample set, signal it after its first batch, and return its code and the last line of its errors."""
-    with started("run", FLOWERS, *arguments, "--k", "8", "--out", out) as process:
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for file in sorted(FLOWERS.glob("*.png"))[::2]:
+        (folder / file.name).symlink_to(file)
+    return folder
+
+
+def stopped_while_embedding(
+    pictures: Path, out: Path, *arguments: str | Path, number: int = signal.SIGTERM
+) -> tuple[int, str]:
+    """Run a job, signal it after its first batch, and return its code and the last line of its errors."""
+    with started("run", pictures, *arguments, "--k", "8", "--out", out) as process:
         wait_until(lambda: logged(out.parent, EMBEDDED), process)
         process.send_signal(number)
         _, found = process.communicate(timeout=120)
@@ -51,7 +60,7 @@ def stopped_while_embedding(out: Path, *arguments: str | Path, number: int = sig
 
 @dataclass(frozen=True)
 class Stopped:
-    """What a job that was signalled while it embedded the sample set has said and left."""
+    """What a job that was signalled while it embedded has said and left."""
 
     code: int
     line: str
@@ -62,12 +71,15 @@ class Stopped:
 @pytest.fixture(
     scope="module", params=[(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"], name="stopped"
 )
-def _stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stopped, int]:
+def _stopped(
+    request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Stopped, int]:
     """A job that was signalled, and the exit code that it should have."""
     folder = tmp_path_factory.mktemp("stopped")
     (folder / "out").mkdir()
     number, expected = request.param
-    code, line = stopped_while_embedding(folder / "out" / "run", *ONE_SHARD, "--cache", folder / "store", number=number)
+    given = (*ONE_SHARD, "--cache", folder / "store")
+    code, line = stopped_while_embedding(pictures, folder / "out" / "run", *given, number=number)
     return Stopped(code, line, folder / "store", everything(folder / "out")), expected
 
 
@@ -79,7 +91,7 @@ def test_the_exit_code_of_a_job_that_is_signalled_tells_the_signal(stopped):
 def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
     job, _ = stopped
     assert job.line.startswith(
-        f"error: interrupted with {len(kept(job.store))} of {N_FLOWERS} pictures embedded; they are kept in "
+        f"error: interrupted with {len(kept(job.store))} of {N_PICTURES} pictures embedded; they are kept in "
     )
     assert job.line.endswith(": run the same command again to go on")
 
@@ -87,7 +99,7 @@ def test_a_job_that_is_signalled_says_how_far_it_came_and_how_to_go_on(stopped):
 def test_a_job_that_is_signalled_keeps_its_whole_batches_and_does_not_finish_its_shard(stopped):
     job, _ = stopped
     n_kept = len(kept(job.store))
-    assert 0 < n_kept < N_FLOWERS
+    assert 0 < n_kept < N_PICTURES
     assert n_kept % BATCH == 0
 
 
@@ -99,22 +111,19 @@ def test_a_job_that_is_signalled_leaves_no_run_folder(stopped):
 # Whole jobs: together they take more than 10 s.
 pytestmark = pytest.mark.slow
 
-GOING_ON = (FLOWERS, *ONE_SHARD, "--k", "8", "--k-range", "8:8")
+GOING_ON = (*ONE_SHARD, "--k", "8", "--k-range", "8:8", "--n-init", "2", "--thumbnails", "1")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The job that nobody signals."""
-    return called("run", *GOING_ON, "--no-cache", out=tmp_path_factory.mktemp("alone") / "run")
-
-
-def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, stopped, alone):
+# What is kept does not depend on the signal.
+@pytest.mark.parametrize("stopped", [(signal.SIGTERM, 143)], ids=["SIGTERM"], indirect=True)
+def test_a_job_that_was_signalled_goes_on_from_there_and_ends_as_one_left_alone(tmp_path, pictures, stopped):
     job, _ = stopped
     store = Path(shutil.copytree(job.store, tmp_path / "store"))
     before, n_kept = stamps(store), len(kept(store))
-    rerun = called("run", *GOING_ON, "--cache", store, out=tmp_path / "run")
-    assert n_computed(rerun) == N_FLOWERS - n_kept
+    rerun = called("run", pictures, *GOING_ON, "--cache", store, out=tmp_path / "run")
+    assert n_computed(rerun) == N_PICTURES - n_kept
     assert before.items() <= stamps(store).items()
+    alone = called("run", pictures, *GOING_ON, "--no-cache", out=tmp_path / "alone")
     assert (rerun.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
 
 
@@ -140,7 +149,7 @@ def test_a_second_ctrl_c_keeps_the_whole_batches_too(tmp_path):
 
 def test_without_a_store_a_signalled_job_ends_at_the_next_batch(tmp_path):
     options = ("--features", "vgg16", "--image-size", "64", "--batch-size", "4", "--no-cache")
-    code, line = stopped_while_embedding(tmp_path / "run", *options)
+    code, line = stopped_while_embedding(FLOWERS, tmp_path / "run", *options)
     n_done = int(line.split()[3])
     assert code == 143
     assert line.endswith("pictures embedded: with --no-cache nothing is kept, and the same command begins again")
@@ -248,7 +257,7 @@ def meet_an_import(*given, **options):
 gpu_cluster.cli.main.main()
 """
     write_pictures(tmp_path / "in", 6)
-    # What is kept of this makes the processes short ones: they need not load TensorFlow.
+    # What is kept of this makes the processes short ones.
     result = run(tmp_path / "in", **TINY, out=tmp_path / "runs" / "whole")
     assert_ends_as_signalled(code, ["run", tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "runs" / "run"])
     assert everything(tmp_path / "runs") == ["whole"]
@@ -257,6 +266,6 @@ gpu_cluster.cli.main.main()
 
 
 def assert_ends_as_signalled(code: str, given: list[str | Path]) -> None:
-    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=60, check=False)
+    done = run_program(code, *given)
     assert done.returncode == 143, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: interrupted; no results were written: run the same")
