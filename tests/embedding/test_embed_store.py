@@ -125,7 +125,7 @@ def test_a_picture_that_could_not_be_read_once_is_read_again_by_the_next_job(tmp
         preexec_fn=without_override,
         cwd=Path(__file__).parents[2],
     )
-    assert done.stdout == "{1: 'cannot be opened (Permission denied)'}\n", done.stderr
+    assert done.stdout == "{1: 'it changed while the job ran'}\n", done.stderr
     assert len(kept(root)) == 3
     again = embedded(files, root)
     assert (again.bad, again.n_computed) == ({}, 1)

@@ -138,6 +138,7 @@ from gpu_cluster.manifest import Manifest
 from pathlib import Path
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+CpuBackend().share_device_with("tensorflow")
 
 class Second(CpuBackend):
     tensorflow_device, pads_batches = "/CPU:1", True
