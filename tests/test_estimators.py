@@ -388,7 +388,6 @@ def test_a_grid_search_over_whitening_finds_the_one_that_fits_labels_best(flower
     assert len(set(scores)) == 3
 
 
-@pytest.mark.slow
 def test_a_grid_search_reaches_into_a_pipeline(pictures):
     model = make_pipeline(VGG16Embedder(**SMALL), ImageClusterer(2, n_init=2, device="cpu"))
     grid = {"imageclusterer__whitening": [0], "vgg16embedder__pooling": ["gem-4-5", "max"]}
@@ -397,7 +396,6 @@ def test_a_grid_search_reaches_into_a_pipeline(pictures):
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-@pytest.mark.slow
 def test_the_output_can_be_a_frame_of_pandas(pictures):
     model = make_pipeline(VGG16Embedder(**SMALL), ImageClusterer(2, n_init=2, device="cpu"))
     model.set_output(transform="pandas")
