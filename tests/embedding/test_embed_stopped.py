@@ -273,7 +273,6 @@ class EndsNow(Reporter):
         return True
 
 
-@pytest.mark.slow
 def test_what_a_task_did_not_embed_is_given_out_again_in_the_same_batches(files, alone, root):
     found = embedded(files, root, elsewhere=Elsewhere(Hasty(), Recipe(), InputConfig()))
     assert_same(found, alone)
