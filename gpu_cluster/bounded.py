@@ -87,6 +87,15 @@ def read(path: Path, most_bytes: int, *, follow: bool = True, wait: bool = False
     raise UnfitError(f"{path.name} is too large: expected at most {most_bytes:,} bytes, found {size:,} or more")
 
 
+def identity(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced or written to; None if its facts cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def parse_json(content: bytes | str) -> Any:
     """Return the value of a JSON text.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_cluster.bounded import MIB, UnfitError, read, read_npz
+from gpu_cluster.bounded import MIB, UnfitError, identity, read, read_npz
 from gpu_cluster.config import Precision, shipped_data
 from gpu_cluster.embedding.vgg16 import generalised_mean
 from gpu_cluster.embedding.weights_file import FloatArray
@@ -134,7 +134,8 @@ class Network:
 def find_weights(named: Path | None = None) -> Weights:
     """Read and check the weights: the named file, else the shipped one.
 
-    The file is read once, and the sha256 is that of the bytes from which the values come. Nothing in it is run.
+    The file is read once, and the sha256 is that of the bytes from which the values come. Nothing in it is run. A
+    process reads the shipped file once, as long as it is not changed.
 
     Memory: the size of the file, three times.
 
@@ -144,12 +145,24 @@ def find_weights(named: Path | None = None) -> Weights:
         When there is no file, it cannot be read, or it does not hold exactly the arrays of this network, float32, not
         compressed and finite; or when it should be the shipped file and is not.
     """
-    path = named or shipped_data() / "weights" / _NAME
+    if named is not None:
+        return _read(named, is_shipped=False)
+    path = shipped_data() / "weights" / _NAME
+    return _shipped(path, identity(path))
+
+
+# As of VGG16 (see there).
+@functools.lru_cache(maxsize=1)
+def _shipped(path: Path, _identity: tuple[int, ...] | None) -> Weights:
+    return _read(path, is_shipped=True)
+
+
+def _read(path: Path, *, is_shipped: bool) -> Weights:
     where = f"the weights {printable(str(path))!r}"
     if not os.path.exists(path):
         raise WeightsError(
             f"no EfficientNet-Lite2 weights found; looked for {printable(str(path))!r}; "
-            + ("install gpu-cluster again" if named is None else f"name {_EXPECTED}, or none for the shipped ones")
+            + ("install gpu-cluster again" if is_shipped else f"name {_EXPECTED}, or none for the shipped ones")
         )
     try:
         content = read(path, _MOST_BYTES)
@@ -158,7 +171,7 @@ def find_weights(named: Path | None = None) -> Weights:
             f"cannot read {where}: expected {_EXPECTED} (24.7 MB), found {getattr(error, 'strerror', None) or error}"
         ) from error
     sha256 = hashlib.sha256(content).hexdigest()
-    if named is None and sha256 != SHA256:
+    if is_shipped and sha256 != SHA256:
         raise WeightsError(
             f"{where} that come with gpu-cluster are damaged: expected sha256 {SHA256}, found {sha256}; "
             "install it again"

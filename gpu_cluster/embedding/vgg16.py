@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu_cluster.bounded import MIB, UnfitError, read
+from gpu_cluster.bounded import MIB, UnfitError, identity, read
 from gpu_cluster.config import Pooling, Precision, shipped_data
 from gpu_cluster.embedding.weights_file import (
     DamagedError,
@@ -81,6 +81,8 @@ class Network:
 def find_weights(named: Path | None = None) -> Weights:
     """Read and check the weights: the named file, else the shipped one, else the one that Keras downloaded.
 
+    A process reads the shipped file once, as long as it is not changed.
+
     Raises
     ------
     WeightsError
@@ -96,7 +98,14 @@ def find_weights(named: Path | None = None) -> Weights:
             f"no VGG16 weights found; looked for {looked}; give a file with --weights (Keras 3 .weights.h5, or the "
             f"legacy {_LEGACY_NAME})"
         )
-    return read_weights(path, is_shipped=path == shipped)
+    return _shipped(path, identity(path)) if path == shipped else read_weights(path)
+
+
+# Without this cache, a process that embeds several times would read and check the same 59 MB every time. It takes no
+# memory of its own: the networks that are built from the weights keep them too.
+@functools.lru_cache(maxsize=1)
+def _shipped(path: Path, _identity: tuple[int, ...] | None) -> Weights:
+    return read_weights(path, is_shipped=True)
 
 
 def downloaded(name: str) -> Path:

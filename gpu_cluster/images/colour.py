@@ -12,12 +12,14 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gpu_cluster.backend import IntArray
 from gpu_cluster.facts import FileFacts, FileTable
 from gpu_cluster.images import formats, icc
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    # The processes that decode pictures load this module, and need no backend and no options.
+    from gpu_cluster.backend import IntArray
 
     Convert = Callable[[Image], Image]
 

@@ -148,9 +148,9 @@ def test_a_sample_of_as_many_images_as_there_are_is_not_refused():
 
 
 def test_the_criteria_of_the_bench_find_groups_far_apart():
-    x = blobs(np.eye(6))
-    found = criteria(x, range(2, 13), seed=0) | of_restarts(x, range(2, 13), seed=0)
-    chosen = {name: chooser(range(2, 13)) for name, chooser in found.items()}
+    x, ks = blobs(np.eye(6))[::2], range(2, 10)
+    found = criteria(x, ks, seed=0) | of_restarts(x, ks, seed=0)
+    chosen = {name: chooser(ks) for name, chooser in found.items()}
     assert chosen == dict.fromkeys(chosen, 6), chosen
     assert {chooser(range(2, 6)) for chooser in found.values()} <= set(range(2, 6))
 

@@ -19,9 +19,7 @@ from gpu_cluster.clustering.near_duplicates import find_near_duplicates
 from gpu_cluster.clustering.tsne import checksums, lay_out
 from gpu_cluster.config import ReportConfig
 from gpu_cluster.events import Observer
-from tests.helpers import picture, write_pictures
-
-TINY: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 2}
+from tests.helpers import TINY, picture, write_pictures
 
 
 def laid_out(x: np.ndarray, **options: Any) -> np.ndarray:
@@ -72,7 +70,7 @@ def test_a_folder_of_copies_gets_through_with_its_page(tmp_path, n_distinct):
     first = write_pictures(tmp_path / "in", n_distinct)
     for number in range(12):
         shutil.copy(first[number % n_distinct], tmp_path / "in" / f"copy{number}.png")
-    result = gpu_cluster.run(tmp_path / "in", image_size=32, out=tmp_path / "run")
+    result = gpu_cluster.run(tmp_path / "in", features="vgg16", image_size=32, n_init=2, out=tmp_path / "run")
     assert (result.folder / "report.html").is_file()
     assert pd.read_csv(result.folder / "assignments.csv")[["tsne1", "tsne2"]].notna().all(axis=None)
 
@@ -88,14 +86,14 @@ def similar_in(folder: Path) -> set[tuple[str, str]]:
 @pytest.mark.slow
 def test_a_picture_saved_again_is_found_and_others_are_not(tmp_path, sample_images):
     (tmp_path / "in").mkdir()
-    for file in sample_images[:30]:
+    for file in sample_images[:12]:
         shutil.copy(file, tmp_path / "in")
     with Image.open(sample_images[0]) as image:
         image.convert("RGB").save(tmp_path / "in" / "saved again.jpg", quality=92)
     with Image.open(sample_images[1]) as image:
         ImageEnhance.Brightness(image.convert("RGB")).enhance(1.1).save(tmp_path / "in" / "brighter.png")
     shutil.copy(sample_images[2], tmp_path / "in" / "same bytes.png")
-    run = gpu_cluster.run(tmp_path / "in", k=5, out=tmp_path / "run").folder
+    run = gpu_cluster.run(tmp_path / "in", k=5, k_range="5:5", n_init=2, out=tmp_path / "run").folder
     assert similar_in(run) == {
         (sample_images[0].name, "saved again.jpg"),
         (sample_images[1].name, "brighter.png"),

@@ -93,32 +93,42 @@ def test_a_reason_that_comes_of_the_options_is_not_kept(tmp_path):
         gpu_cluster.embed(tmp_path / "icon.icns", image_size=32)
 
 
-# Files become unreadable when the scan is done and readable again when all is embedded, as a network drive might.
+# A folder becomes unreadable when the scan is done and readable again when all is embedded, as a network drive might.
 AWAY_WHILE_EMBEDDING = """
 import sys
 from pathlib import Path
-import gpu_cluster
 from gpu_cluster.events import Observer
+from tests.helpers import embedded
 
 class Away(Observer):
-    def stage_finished(self, stage, elapsed_s):
-        mode = {"scan": 0o000, "embed": 0o644}.get(stage)
-        if mode is not None:
-            (Path(sys.argv[1]) / "001.png").chmod(mode)
+    def progress(self, stage, done, total):
+        if stage == "scan" and done == total:
+            files[1].parent.chmod(0o000)
 
-result = gpu_cluster.run(sys.argv[1], image_size=32, k=2, out=sys.argv[2], observer=Away())
-print(len(result.manifest.bad))
+root, *files = map(Path, sys.argv[1:])
+print(embedded(files, root, Away()).bad)
+files[1].parent.chmod(0o755)
 """
 
 
 @pytest.mark.slow
-def test_a_picture_that_could_not_be_read_once_is_read_again_by_the_next_job(tmp_path):
-    write_pictures(tmp_path / "in", 4)
-    arguments = [sys.executable, "-c", AWAY_WHILE_EMBEDDING, tmp_path / "in", tmp_path / "first"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, preexec_fn=without_override)
-    assert done.stdout == "1\n", done.stderr
-    result = gpu_cluster.run(tmp_path / "in", image_size=32, k=2, out=tmp_path / "second")
-    assert result.manifest.counts()["ok"] == 4
+def test_a_picture_that_could_not_be_read_once_is_read_again_by_the_next_job(tmp_path, root):
+    files = write_pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "away").mkdir()
+    files[1] = files[1].rename(tmp_path / "in" / "away" / "001.png")
+    arguments = [sys.executable, "-c", AWAY_WHILE_EMBEDDING, root, *files]
+    done = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=without_override,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout == "{1: 'it changed while the job ran'}\n", done.stderr
+    assert len(kept(root)) == 3
+    again = embedded(files, root)
+    assert (again.bad, again.n_computed) == ({}, 1)
 
 
 class Changing(Observer):

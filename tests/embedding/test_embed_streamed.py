@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from gpu_cluster.results import Embeddings
 from gpu_cluster.store.store import Store
 from gpu_cluster.store.stored import StoredRows
 from tests.embedding.test_embed_stopped import ShowsTheBatch
-from tests.helpers import COMMAND, kept, listing, scanned, shards_of, write_pictures
+from tests.forks import run_program
+from tests.helpers import TINY_OPTIONS, called, kept, listing, scanned, shards_of, write_pictures
 
 N = 40
 EXTRACTOR = Extractor({"features": "mean colours and those of the batch"}, 4, lambda _precision: lambda x: x)
@@ -116,15 +116,13 @@ def test_a_stop_without_a_store_names_no_folder_that_would_be_gone(files, tmp_pa
     assert str(stopped.value).endswith("embedded: with --no-cache nothing is kept, and the same command begins again")
 
 
-# The real command, for which even the smallest matrix is too large to be held.
+# Even the smallest matrix is too large to be held.
 STREAMED = """
 import os, signal, sys
-from gpu_cluster.backend import CpuBackend
-CpuBackend.holds = lambda *_: False
-"""
-EMBED = """
 from pathlib import Path
+from gpu_cluster.backend import CpuBackend
 from tests.embedding.test_embed_streamed import Observer, embedded
+CpuBackend.holds = lambda *_: False
 
 class Killed(Observer):
     def progress(self, stage, done, total):
@@ -135,11 +133,9 @@ embedded(sorted(Path(sys.argv[1]).iterdir()), Path(sys.argv[2]), observer=Killed
 """
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_streamed")
 def test_a_killed_stream_goes_on_where_it_was(files, held, root):
-    arguments = [sys.executable, "-c", STREAMED + EMBED, files[0].parent, root]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = run_program(STREAMED, files[0].parent, root, cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(kept(root)) == 16
     found = embedded(files, root)
@@ -186,52 +182,21 @@ def test_a_store_on_a_full_disk_keeps_what_it_has(files, full):
     assert len(kept(full / "store")) == n_kept == 8
 
 
-RUN = """
-from gpu_cluster.cli.main import main
-sys.argv[0] = "gpu-cluster"
-main()
-"""
-
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    given = [
-        "run",
-        *arguments,
-        "--no-cache",
-        "--features",
-        "vgg16",
-        "--image-size",
-        "32",
-        "--k",
-        "2",
-        "--k-range",
-        "2:3",
-        "--device",
-        "cpu",
-    ]
-    assert COMMAND.exists()
-    return subprocess.run(
-        [sys.executable, "-c", STREAMED + RUN, *(str(one) for one in given)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("_streamed")
 def test_a_run_without_a_store_streams_and_leaves_only_its_results(tmp_path, files):
-    done = run(files[0].parent, "--out", tmp_path / "runs" / "one")
-    assert done.returncode == 0, done.stderr
-    assert "of memory, besides the network's" in done.stdout
+    # All of them but --quiet.
+    done = called("run", files[0].parent, "--no-cache", *TINY_OPTIONS[1:], out=tmp_path / "runs" / "one")
+    assert done.code == 0, done.err
+    assert "of memory, besides the network's" in done.out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
     assert "embeddings" not in os.listdir(tmp_path / "runs" / "one")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("_streamed")
 def test_a_run_without_a_store_on_a_full_disk_ends_with_an_error_and_leaves_nothing(full, files):
     (full / "filling").write_bytes(bytes(40_000))
-    done = run(files[0].parent, "--out", full / "one")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: cannot write embeddings to ")
-    assert "Traceback" not in done.stderr
+    done = called("run", files[0].parent, "--no-cache", *TINY_OPTIONS, out=full / "one")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("error: cannot write embeddings to ")
+    assert "Traceback" not in done.err
     assert list(listing(full)) == ["filling"]

@@ -42,6 +42,6 @@ def test_embeddings_of_another_version_of_decoding_are_named_with_both_versions_
 
 def test_embeddings_of_other_pixels_are_not_spoken_of(tmp_path):
     files = age(write_pictures(tmp_path, 1))
-    embed(files, features="vgg16", image_size=48, engine="tensorflow")
+    embed(files, features="vgg16", image_size=48, decoding=2)
     embed(files, features="vgg16", image_size=32, engine="tensorflow", pooling="max")
     assert told(files) == []

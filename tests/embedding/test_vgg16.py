@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -112,37 +111,17 @@ def test_another_network_that_holds_vgg16s_layers_is_refused(tmp_path):
         vgg16.read_weights(tmp_path / "vgg19.h5")
 
 
-def test_shipped_weights_that_were_altered_are_refused(tmp_path):
-    # A copy of the package with altered data in it, as a wheel lays them out.
-    package = Path(vgg16.__file__).parents[1]
-    shutil.copytree(package, tmp_path / "gpu_cluster", ignore=shutil.ignore_patterns("__pycache__"))
-    data = tmp_path / "gpu_cluster" / "data" / "weights"
-    data.mkdir(parents=True)
-    shutil.copy(SHIPPED, data)
-    with h5py.File(data / SHIPPED.name, "r+") as file:
-        file["layers/conv2d_8/vars/0"][0] = 0
-    code = "from gpu_cluster.embedding.vgg16 import find_weights; find_weights()"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=False)
-    assert b"are damaged: expected sha256 fb89143d" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"floatx": "float16"}, {"image_data_format": "channels_first"}])
-def test_the_users_keras_settings_change_nothing(tmp_path, settings):
-    (tmp_path / "keras.json").write_text(json.dumps(settings))
-    code = (
-        "import sys, gpu_cluster\n"
-        f"x = gpu_cluster.embed({str(shipped_data() / 'flowers' / '0001.png')!r}, image_size=32)\n"
-        "sys.stdout.buffer.write(x.tobytes())"
-    )
-    found = []
-    for home in (tmp_path, tmp_path / "none"):
-        environment = {**os.environ, "KERAS_HOME": str(home), "KERAS_BACKEND": "jax"}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
-        found.append(np.frombuffer(done.stdout, np.float32))
-    assert len(found[0]) == 2304
-    np.testing.assert_array_equal(found[0], found[1])
+def test_the_shipped_weights_are_read_once_and_refused_as_soon_as_they_are_altered(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    file = Path(shutil.copy(SHIPPED, tmp_path / "weights"))
+    monkeypatch.setattr(vgg16, "shipped_data", lambda: tmp_path)
+    first = vgg16.find_weights()
+    assert first.path == file
+    assert vgg16.find_weights() is first
+    with h5py.File(file, "r+") as content:
+        content["layers/conv2d_8/vars/0"][0] = 0
+    with pytest.raises(WeightsError, match="are damaged: expected sha256 fb89143d"):
+        vgg16.find_weights()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that the system does not know")

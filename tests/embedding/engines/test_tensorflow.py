@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -127,7 +129,12 @@ from gpu_cluster.config import EmbedConfig
 from gpu_cluster.embedding import extractors, vgg16
 from gpu_cluster.embedding.engines import TensorFlowEngine
 from gpu_cluster.embedding.shards import embed_shard
-from tests.helpers import scanned_pictures
+from gpu_cluster.config import InputConfig
+from gpu_cluster.events import Observer
+from gpu_cluster.images.places import open_source
+from gpu_cluster.images.scan import scan
+from gpu_cluster.images.source import Picture
+from gpu_cluster.manifest import Manifest
 from pathlib import Path
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -135,7 +142,9 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 class Second(CpuBackend):
     tensorflow_device, pads_batches = "/CPU:1", True
 
-pictures = scanned_pictures([Path(name) for name in sys.argv[2:]])
+source = open_source(Path("/"))
+manifest = scan(Manifest(Path("/"), tuple(sys.argv[2:])), source, InputConfig(), Observer())
+pictures = [Picture(source, path, facts) for path, facts in zip(manifest.paths, manifest.files)]
 config = EmbedConfig(image_size=32, batch_size=4)
 found = {}
 for backend, tempfile.tempdir in ((CpuBackend(), sys.argv[1]), (Second(), None)):
@@ -171,6 +180,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     return Killed(done, place / "tmp")
 
 
+@pytest.mark.slow
 def test_batches_network_and_results_are_on_the_device_of_the_backend(killed):
     assert [line.split() for line in killed.done.stdout.splitlines()] == [
         ["placed:", "CPU:0", "CPU:0"],
@@ -179,6 +189,35 @@ def test_batches_network_and_results_are_on_the_device_of_the_backend(killed):
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_nothing_in_the_temporary_folder(killed):
     # TensorFlow's autograph writes the functions that it converts into files, and removes them when Python ends.
     assert list(killed.temporary.iterdir()) == []
+
+
+_WITH_SETTINGS = """
+import sys
+import numpy as np
+from gpu_cluster.backend import CpuBackend
+from gpu_cluster.config import EmbedConfig
+from gpu_cluster.embedding import extractors, vgg16
+from gpu_cluster.embedding.engines import TensorFlowEngine
+config = EmbedConfig(image_size=32)
+engine = TensorFlowEngine(CpuBackend(), extractors.of_vgg16(vgg16.find_weights(), config), config)
+engine.build()
+np.save(sys.argv[1], engine.features(np.full((1, 32, 32, 3), 100, np.float32)))
+import keras
+print(keras.config.floatx(), keras.config.image_data_format())
+"""
+
+
+@pytest.mark.slow
+def test_the_users_keras_settings_change_nothing(tmp_path):
+    settings = {"floatx": "float16", "image_data_format": "channels_first", "backend": "jax"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax"}
+    command: list[str | Path] = [sys.executable, "-c", _WITH_SETTINGS, tmp_path / "x.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["float16", "channels_first"], done.stderr
+    expected = engine_of(CpuBackend()).features(np.full((1, 32, 32, 3), 100, np.float32))
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, atol=1e-6)

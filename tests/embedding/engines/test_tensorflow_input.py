@@ -266,8 +266,10 @@ def test_the_photos_of_every_orientation_are_the_same_by_both_decoders(name):
     for file, one in zip(files[1:], found[1:], strict=True):
         np.testing.assert_array_equal(by_tensorflow(file), one)
         # Their maker turned and compressed each again: 0.4 to 3.7 grey levels apart. Mirrored they are 43 to 88 apart.
-        assert mean_difference(one, found[1]) < 6
-        assert min(mean_difference(np.flip(one, axes), found[1]) for axes in (0, 1, (0, 1))) > 30
+        # Every fourth pixel of a row and of a column tells it in a sixteenth of the time.
+        some, others = one[::4, ::4], found[1][::4, ::4]
+        assert mean_difference(some, others) < 6
+        assert min(mean_difference(np.flip(some, axes), others) for axes in (0, 1, (0, 1))) > 30
 
 
 MEANINGLESS = {
