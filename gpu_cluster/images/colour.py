@@ -12,12 +12,13 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gpu_cluster.backend import IntArray
 from gpu_cluster.facts import FileFacts, FileTable
 from gpu_cluster.images import formats, icc
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from gpu_cluster.backend import IntArray
 
     Convert = Callable[[Image], Image]
 
