@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import stat
 import tracemalloc
@@ -25,8 +24,8 @@ from gpu_cluster.clustering.reduce import apply
 from gpu_cluster.config import shipped_data
 from gpu_cluster.embedding import vgg16
 from gpu_cluster.errors import ConfigError, DataError, WeightsError
+from tests.forks import run_program
 from tests.helpers import called, write_pictures
-from tests.helpers import gpu_cluster as command
 
 FLOWERS = shipped_data() / "flowers"
 SMALL: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
@@ -245,13 +244,16 @@ def test_a_table_for_which_there_is_no_room_leaves_the_earlier_one(tmp_path, tra
     assert called("predict", trained, FLOWERS / "0001.png", "--out", out).code == 0
     before = out.read_bytes()
 
-    def no_file_above_8_kib() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, 8 << 10))
-
-    given = ("predict", trained, FLOWERS, "--out", out)
-    done = command(*given, "--no-cache", before=no_file_above_8_kib)
-    assert done.code == 1
-    assert done.err.splitlines()[-1] == f"error: cannot write '{out}': File too large; an earlier one stays as it is"
+    program = """
+import resource
+from gpu_cluster.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, 8 << 10))
+main()
+"""
+    done = run_program(program, "predict", trained, FLOWERS, "--out", out, "--no-cache")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said == f"error: cannot write '{out}': File too large; an earlier one stays as it is"
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv"]
 
