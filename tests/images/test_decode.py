@@ -96,6 +96,7 @@ def largest_difference(one: Pixels, other: Pixels) -> float:
 # All of PngSuite, and the Exif examples
 
 
+@pytest.mark.slow
 def test_every_file_of_pngsuite_is_ok_or_bad_and_the_broken_ones_are_bad():
     manifest = through_the_job(photos("pngsuite"))
     counts, found = manifest.counts(), reasons(manifest)

@@ -160,6 +160,7 @@ def test_two_runs_with_the_same_seed_give_byte_identical_assignments_and_another
     assert list(first.table("sweep.csv")["inertia"]) != list(other.table("sweep.csv")["inertia"])
 
 
+@pytest.mark.slow
 def test_a_run_folder_given_again_is_replaced_whole_by_overwrite(tmp_path):
     out = tmp_path / "run"
     write_pictures(tmp_path / "in", 6)
