@@ -29,7 +29,7 @@ def other(folder: Path) -> str | None:
 
 def test_the_inventories_of_a_run_and_a_comparison_name_all_that_they_leave(sample_run, tmp_path):
     write_pictures(tmp_path / "in", 6)
-    given: dict[str, Any] = {"features": ["colours"], "algorithms": ["kmeans"], "k": 2, "image_size": 32}
+    given: dict[str, Any] = {"features": ["vgg16"], "algorithms": ["kmeans"], "k": 2, "image_size": 32}
     compared = gpu_cluster.compare(tmp_path / "in", **given, out=tmp_path / "out").folder
     assert [other(folder) for folder in (sample_run.folder, compared)] == [None, None]
     assert {path.name for folder in (sample_run.folder, compared) for path in folder.iterdir()} == (

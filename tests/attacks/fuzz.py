@@ -23,6 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from tests.attacks import cases
+from tests.forks import run_program
 
 MAX_SECONDS = 20
 # TensorFlow is loaded in this time.
@@ -108,7 +109,7 @@ class _Worker:
 
 
 class Fuzzer:
-    """Tries cases in several processes."""
+    """Tries cases in several processes, which go on from one group of cases to the next until the end."""
 
     def __init__(
         self,
@@ -120,15 +121,22 @@ class Fuzzer:
     ) -> None:
         self._folder = folder
         self._tell = tell
-        self._n_workers = n_workers
         self.template = template or folder / "template"
+        # To start one takes far longer than to try a case: TensorFlow is loaded there.
+        self._workers = [_Worker(self.template, folder / f"worker-{number}") for number in range(n_workers)]
+
+    def __enter__(self) -> Fuzzer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
 
     def prepare(self) -> None:
         """Make the run that cases are mutated from, in a process of its own, so that this one stays small."""
         if not (self.template / "run").is_dir():
             code = "import sys, pathlib; from tests.attacks import seeds; seeds.write_run(pathlib.Path(sys.argv[1]))"
-            command = [sys.executable, "-c", code, str(self.template)]
-            subprocess.run(command, cwd=Path(__file__).parents[2], check=True, stderr=subprocess.DEVNULL)
+            run_program(code, self.template, cwd=Path(__file__).parents[2]).check_returncode()
 
     def campaign(self, numbers: Sequence[int], seed: int) -> list[Failure]:
         """Try cases by their numbers."""
@@ -160,21 +168,19 @@ class Fuzzer:
         for group in groups:
             waiting.put(group)
 
-        def work(number: int) -> list[Failure]:
-            worker = _Worker(self.template, self._folder / f"worker-{number}")
+        def work(worker: _Worker) -> list[Failure]:
             found: list[Failure] = []
             while True:
                 try:
                     group = waiting.get_nowait()
                 except Empty:
-                    worker.end()
                     return found
                 for failure in _try(worker, group):
                     self._tell(failure)
                     found.append(failure)
 
-        with ThreadPoolExecutor(self._n_workers) as pool:
-            failures = [one for found in pool.map(work, range(self._n_workers)) for one in found]
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            failures = [one for found in pool.map(work, self._workers) for one in found]
         return sorted(failures, key=lambda one: str(one.case).rjust(12))
 
 
@@ -237,8 +243,10 @@ def main() -> None:
         assert isinstance(failure.case, int)
         print(f"case {failure.case} ({cases.target_of(failure.case)}): {failure.wrong}", flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
-        fuzzer = Fuzzer(Path(folder), given.workers, template=given.template, tell=tell)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Fuzzer(Path(folder), given.workers, template=given.template, tell=tell) as fuzzer,
+    ):
         fuzzer.prepare()
         start = time.monotonic()
         failures = fuzzer.campaign(chosen, given.seed)

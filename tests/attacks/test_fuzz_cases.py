@@ -7,6 +7,7 @@ told. Every case runs in a process of its own: a crash of a decoder in C is then
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,14 +15,14 @@ from tests.attacks import cases, raw
 from tests.attacks.fuzz import Fuzzer
 
 N_CASES = 300
-N_WORKERS = 2
 
 
 @pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Fuzzer:
-    found = Fuzzer(tmp_path_factory.mktemp("fuzz"), N_WORKERS)
-    found.prepare()
-    return found
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
+    # One process: to load TensorFlow takes longer than to try all of these.
+    with Fuzzer(tmp_path_factory.mktemp("fuzz"), 1) as found:
+        found.prepare()
+        yield found
 
 
 @pytest.mark.slow
@@ -84,5 +85,6 @@ for line in sys.stdin:
 """)
     monkeypatch.setattr("tests.attacks.fuzz.WORKER", [str(worker)])
     monkeypatch.setattr("tests.attacks.fuzz.MAX_SECONDS", 2)
-    found = Fuzzer(tmp_path, 1, template=tmp_path).kept(files)
+    with Fuzzer(tmp_path, 1, template=tmp_path) as fuzzer:
+        found = fuzzer.kept(files)
     assert [(one.case, one.wrong) for one in found] == [(files[0], "signal 6"), (files[1], "hang: more than 2 s")]

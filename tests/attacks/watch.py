@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-INTERVAL_S = 0.05
+# To look through all processes and their memory takes some ms, and no picture is decoded so soon.
+INTERVAL_S = 0.1
 
 
 @dataclass

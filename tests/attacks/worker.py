@@ -10,7 +10,10 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import IO
 
+from gpu_cluster.config import InputConfig
+from gpu_cluster.images import decoders
 from tests.attacks import cases, targets
 
 # What a group of small cases may add to the memory of its process: a decoder takes up to 34 bytes a pixel, on as many
@@ -23,6 +26,12 @@ def main() -> None:
     # Libraries write to standard output too.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # As a job does, whose decoders last until its end.
+    with decoders.limited(InputConfig(max_pixels=targets.MAX_PIXELS)):
+        _answer_all(template, folder, answers)
+
+
+def _answer_all(template: Path, folder: Path, answers: IO[str]) -> None:
     for number, line in enumerate(sys.stdin):
         asked = json.loads(line)
         if "prepare" in asked:

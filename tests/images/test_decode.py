@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 import os
+import re
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,29 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gpu_cluster.backend import CpuBackend
-from gpu_cluster.config import EmbedConfig, InputConfig
-from gpu_cluster.embedding.engines import TensorFlowEngine, tensorflow_input
+from gpu_cluster.config import EmbedConfig, InputConfig, StoreConfig
+from gpu_cluster.embedding.embed import embed
+from gpu_cluster.embedding.engines import TensorFlowEngine, choose_engine, tensorflow_input
 from gpu_cluster.embedding.extractors import Extractor
 from gpu_cluster.embedding.shards import embed_shard
 from gpu_cluster.events import Observer
 from gpu_cluster.images import decode as pictures
+from gpu_cluster.images import decoders
 from gpu_cluster.images.discover import discover
 from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
 from gpu_cluster.manifest import Manifest
-from tests.helpers import decoded, gpu_cluster, photos, picture, scanned_pictures, write_pictures
+from tests.helpers import SMALL_SIDE, decoded, network, photos, picture, scanned_pictures, write_pictures
 
 Pixels = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_set_of_decoders() -> Iterator[None]:
+    """Have the scans of all tests share the processes that decode, as those of one job do: each takes time to start."""
+    with decoders.limited(InputConfig()):
+        yield
+
 
 LOSSLESS: dict[str, dict[str, Any]] = {"a.webp": {"lossless": True}}
 
@@ -46,18 +57,36 @@ def reasons(manifest: Manifest) -> dict[str, str]:
     return {manifest.paths[row]: why for row, why in manifest.bad.items()}
 
 
-def as_the_network_sees(*files: Path, side: int) -> list[Pixels]:
-    """Return the pixels (side, side, 3) of square pictures of that side, as the job decodes them."""
-    config = EmbedConfig(image_size=side if side >= 32 else 32, resize="nearest")
-    shape = (config.side, config.side, 3)
-    values = Extractor({}, math.prod(shape), lambda _precision: lambda pixels: tf.reshape(pixels, (len(pixels), -1)))
+# The side of the square pictures that the network is shown as they are.
+SIDE = 48
+
+
+@cache
+def _engine_of_pixels() -> TensorFlowEngine:
+    """Return TensorFlow's engine, whose numbers here are the pixels themselves."""
+    config = EmbedConfig(image_size=SIDE, resize="nearest")
+    n = 3 * SIDE * SIDE
+    values = Extractor({}, n, lambda _precision: lambda pixels: tf.reshape(pixels, (len(pixels), -1)))
     engine = TensorFlowEngine(CpuBackend(), values, config)
     engine.build()
+    return engine
+
+
+def as_the_network_sees(*files: Path) -> list[Pixels]:
+    """Return the pixels of pictures of 48 x 48, as the job decodes them."""
     found: dict[int, Pixels] = {}
-    for batch in embed_shard(scanned_pictures(files), engine):
+    for batch in embed_shard(scanned_pictures(files), _engine_of_pixels()):
         assert batch.reasons == [None] * len(batch.positions)
-        found |= zip(batch.positions.tolist(), batch.x.reshape(-1, *shape), strict=True)
+        found |= zip(batch.positions.tolist(), batch.x.reshape(-1, SIDE, SIDE, 3), strict=True)
     return [found[position] for position in range(len(files))]
+
+
+def through_the_job(folder: Path) -> Manifest:
+    """Return the pictures of a folder as a job has them after scan and network: usable, or bad with a reason."""
+    manifest = scanned(folder)
+    engine = choose_engine(CpuBackend(), network(), SMALL_SIDE)
+    given: dict[str, Any] = {"store": None, "store_config": StoreConfig(), "observer": Observer()}
+    return manifest.with_bad(embed(manifest, open_source(manifest.root), engine, **given).bad)
 
 
 def largest_difference(one: Pixels, other: Pixels) -> float:
@@ -68,15 +97,13 @@ def largest_difference(one: Pixels, other: Pixels) -> float:
 
 
 @pytest.mark.slow
-def test_every_file_of_pngsuite_is_ok_or_bad_and_the_broken_ones_are_bad(tmp_path):
-    done = gpu_cluster("run", photos("pngsuite"), "--image-size", "32", "--k", "3", "--quiet", out=tmp_path / "run")
-    counts = done.json("run.json")["files"]
-    bad = set(done.table("bad_files.csv")["path"])
+def test_every_file_of_pngsuite_is_ok_or_bad_and_the_broken_ones_are_bad():
+    manifest = through_the_job(photos("pngsuite"))
+    counts, found = manifest.counts(), reasons(manifest)
     names = {file.name for file in photos("pngsuite").glob("*.png")}
-    assert done.code == 0
-    assert bad == {name for name in names if name.startswith("x")}
+    assert set(found) == {name for name in names if name.startswith("x")}
     assert len(names) == counts["ok"] + counts["bad"] + counts["duplicate"] == counts["found"] - counts["passed_over"]
-    assert done.table("bad_files.csv")["reason"].str.len().min() > 10
+    assert min(map(len, found.values())) > 10
 
 
 @pytest.mark.parametrize("name", ["Landscape", "Portrait"])
@@ -133,7 +160,7 @@ def test_the_orientation_tag_of_any_format_is_applied_by_both_decoders(tmp_path,
         stored = np.asarray(image.convert("RGB"))
     expected = UPRIGHT[orientation](stored)
     np.testing.assert_array_equal(decoded(file), expected)
-    np.testing.assert_array_equal(as_the_network_sees(file, side=48)[0], expected)
+    np.testing.assert_array_equal(as_the_network_sees(file)[0], expected)
 
 
 @pytest.mark.parametrize("value", [0, 9, 77, (1, 2)])
@@ -166,7 +193,7 @@ def test_what_is_transparent_is_put_on_white_by_both_decoders(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(pixels).save(file)
     # A fifth of red (200, 0, 0) and four fifths of white; a level for the rounding of each decoder.
-    for found in (decoded(file), as_the_network_sees(file, side=48)[0]):
+    for found in (decoded(file), as_the_network_sees(file)[0]):
         assert largest_difference(found[0, 0], np.array([200, 0, 0])) == 0
         assert largest_difference(found[20, 0], np.array([244, 204, 204])) <= 1
         assert largest_difference(found[40, 0], np.array([255, 255, 255])) == 0
@@ -197,7 +224,7 @@ def test_every_kind_of_transparency_is_put_on_white(tmp_path, name):
         image = image.convert("RGBA") if name == "a.webp" else image
         image.save(file, **LOSSLESS.get(name, {}))
         expected = (80, 80, 80)
-    for found in (decoded(file), as_the_network_sees(file, side=48)[0]):
+    for found in (decoded(file), as_the_network_sees(file)[0]):
         np.testing.assert_array_equal(found[0, 0], expected)
         np.testing.assert_array_equal(found[47, 47], (255, 255, 255))
 
@@ -219,7 +246,7 @@ def test_cmyk_jpegs_with_and_without_adobes_marker_have_their_colours_by_both_de
     (tmp_path / "plain.jpg").write_bytes(without_adobe_marker(stream.getvalue()))
     files = [tmp_path / "adobe.jpg", tmp_path / "plain.jpg"]
     expected = np.asarray(cmyk.convert("RGB"))
-    for file, found in zip(files, as_the_network_sees(*files, side=48), strict=True):
+    for file, found in zip(files, as_the_network_sees(*files), strict=True):
         # The JPEG of best quality rounds; and the two decoders round ink to light each in its own way.
         assert largest_difference(decoded(file), expected) <= 8
         assert largest_difference(found, decoded(file)) <= 2
@@ -246,7 +273,7 @@ def test_palettes_and_grey_of_few_bits_keep_their_colours(tmp_path, bits):
     palette = np.random.default_rng(0).integers(0, 256, (levels, 3), dtype=np.uint8)
     image.putpalette(palette.ravel().tolist())
     image.save(tmp_path / "a.png", bits=bits)
-    for found in (decoded(tmp_path / "a.png"), as_the_network_sees(tmp_path / "a.png", side=48)[0]):
+    for found in (decoded(tmp_path / "a.png"), as_the_network_sees(tmp_path / "a.png")[0]):
         np.testing.assert_array_equal(found, palette[indices])
 
 
@@ -254,14 +281,13 @@ def test_palettes_and_grey_of_few_bits_keep_their_colours(tmp_path, bits):
 def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
     red, blue = (Image.new("RGB", (48, 48), colour) for colour in ("red", "blue"))
     red.save(tmp_path / name, save_all=True, append_images=[blue], **LOSSLESS.get(name, {}))
-    for found in (decoded(tmp_path / name), as_the_network_sees(tmp_path / name, side=48)[0]):
+    for found in (decoded(tmp_path / name), as_the_network_sees(tmp_path / name)[0]):
         np.testing.assert_array_equal(found[20, 20], (255, 0, 0))
 
 
 # Bad, and why
 
 
-@pytest.mark.slow
 def test_files_cut_short_are_bad_and_said_to_be(tmp_path):
     folder = tmp_path / "in"
     write_pictures(folder, 2)
@@ -271,12 +297,11 @@ def test_files_cut_short_are_bad_and_said_to_be(tmp_path):
         content = (tmp_path / f"whole{suffix}").read_bytes()
         for percent in (1, 50, 99):
             (folder / f"{percent} percent{suffix}").write_bytes(content[: max(8, len(content) * percent // 100)])
-    done = gpu_cluster("run", folder, "--image-size", "32", "--k", "2", "--quiet", out=tmp_path / "run")
-    bad = done.table("bad_files.csv")
-    assert done.json("run.json")["files"] == {"found": 17, "ok": 2, "bad": 15, "duplicate": 0, "passed_over": 0}
-    # Of a WebP of eight bytes the word WEBP is missing: nothing tells it from any other RIFF file.
-    said = bad["reason"].str.contains("damaged or cut short|not an image")
-    assert said.all(), bad[~said]
+    manifest = through_the_job(folder)
+    assert manifest.counts() == {"found": 17, "ok": 2, "bad": 15, "duplicate": 0, "passed_over": 0}
+    for path, why in reasons(manifest).items():
+        # Of a WebP of eight bytes the word WEBP is missing: nothing tells it from any other RIFF file.
+        assert re.search("damaged or cut short|not an image", why), (path, why)
 
 
 def test_the_content_tells_the_format_and_not_the_name(tmp_path):
@@ -376,8 +401,6 @@ ANY_FILE = st.builds(
 )
 
 
-# Ten files in one scan, because a scan starts processes, which takes longer than to read them.
-@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ANY_FILE, min_size=10, max_size=10))
 def test_whatever_bytes_a_file_holds_it_is_one_row_with_a_header_or_a_reason(tmp_path, contents):

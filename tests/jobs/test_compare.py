@@ -31,18 +31,18 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.report import plots
 from gpu_cluster.report.tables import comparison_lines, conclusion
 from gpu_cluster.results import Compared, Comparison, Projection
-from tests.helpers import called, picture, write_pictures
+from tests.helpers import Finished, called, picture, write_pictures
 
 FEW: dict[str, Any] = {"image_size": 32, "k": 3}
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory):
-    """The sample set by three features and all algorithms, small enough to take seconds."""
+def compared(sample_run: Finished, sample_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The sample set by three features, of which the store of the sample run has one, and all algorithms."""
+    assert sample_run.code == 0
     out = tmp_path_factory.mktemp("compare") / "run"
-    return called(
-        *("compare", "--features", "vgg16-average,colours,notebook", "--image-size", "64", "--k", "10"), out=out
-    )
+    given = ("compare", "--features", "vgg16,colours,notebook", "--image-size", "64", "--k", "10")
+    return called(*given, "--cache", sample_store, out=out)
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_every_pair_is_a_row_with_its_scores(compared):
     assert compared.code == 0, compared.err
     table = compared.table("compare.csv")
     pairs = list(zip(table["features"], table["algorithm"], strict=True))
-    names = ("vgg16-average", "colours", "notebook")
+    names = ("vgg16", "colours", "notebook")
     assert pairs == [(one, other) for one in names for other in ("kmeans", "ward", "spectral", "hdbscan")]
     scores = ["silhouette", "stability", "homogeneity", "adjusted_rand", "normalized_mutual_info", "cluster_s"]
     assert table[scores].notna().all(axis=None)
@@ -60,15 +60,15 @@ def test_every_pair_is_a_row_with_its_scores(compared):
 @pytest.mark.slow
 def test_the_network_beats_colours_and_the_published_recipe(compared):
     table = compared.table("compare.csv").query("algorithm == 'kmeans'").set_index("features")
-    assert table.loc["vgg16-average", "adjusted_rand"] > 2 * table.loc["notebook", "adjusted_rand"]
-    assert table.loc["vgg16-average", "adjusted_rand"] > 2 * table.loc["colours", "adjusted_rand"]
+    assert table.loc["vgg16", "adjusted_rand"] > 2 * table.loc["notebook", "adjusted_rand"]
+    assert table.loc["vgg16", "adjusted_rand"] > 2 * table.loc["colours", "adjusted_rand"]
 
 
 @pytest.mark.slow
 def test_what_is_printed_is_the_table_that_is_left(compared):
     lines = [line for line in (compared.folder / "compare.md").read_text().splitlines() if line]
     assert len(lines) == 2 + 12 + 1
-    assert lines[-1].startswith("Best by the labels: vgg16-average with ")
+    assert lines[-1].startswith("Best by the labels: vgg16 with ")
     assert set(lines) <= set(compared.out.splitlines())
     assert (compared.folder / "plots" / "compare.png").stat().st_size > 10_000
     assert compared.json("run.json")["config"]["sweep"]["k"] == 10
@@ -299,9 +299,10 @@ def test_features_below_0_have_no_square_root(tmp_path):
 
 @pytest.mark.slow
 def test_features_of_many_numbers_are_left_out_of_many_images_unless_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_cluster.jobs.compare, "MOST_IMAGES", 5)
-    write_pictures(tmp_path / "in", 6)
-    given: dict[str, Any] = {"algorithms": ["kmeans"], "k": 2, "out": tmp_path / "run"}
+    monkeypatch.setattr(gpu_cluster.jobs.compare, "MOST_IMAGES", 3)
+    write_pictures(tmp_path / "in", 4)
+    # About the smallest side at which a picture has more than 10,000 numbers.
+    given: dict[str, Any] = {"algorithms": ["kmeans"], "image_size": 160, "k": 2, "out": tmp_path / "run"}
     result = gpu_cluster.compare(tmp_path / "in", **given)
     assert "vgg16-flatten" not in {row.features for row in result.rows}
     assert "hog" in {row.features for row in result.rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn import metrics as sk
 
 import gpu_cluster as api
 from gpu_cluster.config import shipped_data
-from tests.helpers import gpu_cluster, write_pictures
+from tests.helpers import TINY, Finished, gpu_cluster, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -139,44 +140,55 @@ def test_what_is_no_terminal_gets_plain_lines(sample_run):
 
 
 @pytest.mark.slow
-def test_two_runs_with_the_same_seed_give_byte_identical_assignments(sample_run, tmp_path):
-    # With a store of its own: the embeddings are computed anew too.
-    again = gpu_cluster("run", "--k-range", "2:15", "--features", "vgg16", "--image-size", "64", out=tmp_path / "again")
-    first, second = [(run.folder / "assignments.csv").read_bytes() for run in (sample_run, again)]
-    assert first == second
+def test_two_runs_with_the_same_seed_give_byte_identical_assignments_and_another_seed_gives_other_starts(
+    tmp_path, sample_images
+):
+    (tmp_path / "in").mkdir()
+    for file in sample_images[::5]:
+        shutil.copy(file, tmp_path / "in")
 
+    def of_seed(seed: int, name: str, store: str) -> Finished:
+        # With few restarts, their starts matter.
+        given = ("--features", "vgg16", "--image-size", "32", "--k-range", "5:7", "--n-init", "2", "--seed", str(seed))
+        return gpu_cluster("run", tmp_path / "in", *given, "--cache", tmp_path / store, out=tmp_path / name)
 
-@pytest.mark.slow
-def test_another_seed_gives_other_starts(sample_run, sample_store, tmp_path):
-    other = api.run(
-        features="vgg16", image_size=64, k_range="2:15", seed=1, cache=sample_store, out=tmp_path / "run", n_init=1
-    )
-    assert other.findings is not None
-    inertias = [point.inertia for point in other.findings.sweep.points]
-    assert inertias != list(sample_run.table("sweep.csv")["inertia"])
+    # The second computes the embeddings anew too.
+    first, again, other = of_seed(0, "first", "one"), of_seed(0, "again", "two"), of_seed(1, "other", "one")
+    assert (first.code, again.code, other.code) == (0, 0, 0)
+    name = "assignments.csv"
+    assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
+    assert list(first.table("sweep.csv")["inertia"]) != list(other.table("sweep.csv")["inertia"])
 
 
 @pytest.mark.slow
 def test_a_run_folder_given_again_is_replaced_whole_by_overwrite(tmp_path):
     out = tmp_path / "run"
-    api.run(image_size=32, k=3, out=out)
+    write_pictures(tmp_path / "in", 6)
+    api.run(tmp_path / "in", **{**TINY, "k": 3, "k_range": "3:3"}, out=out)
     assert (out / "plots" / "cluster_02.png").exists()
-    api.run(image_size=32, k=2, out=out, overwrite=True)
+    api.run(tmp_path / "in", **TINY, out=out, overwrite=True)
     assert json.loads((out / "metrics.json").read_text())["k"] == 2
     assert not (out / "plots" / "cluster_02.png").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "run"]
 
 
 def test_what_gave_k_is_told_and_what_overwrite_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "in", 9)
-    result = api.run("in", preset="notebook", image_size=32, k_range="7:8", n_init=2, no_cache=True, overwrite=True)
+    given: dict[str, Any] = {"preset": "notebook", "image_size": 32, "k_range": "7:8", "n_init": 2, "no_cache": True}
+    result = api.run("in", **given, engine="ncnn", overwrite=True)
     assert "k is 8, as --preset notebook says; the range 7:8 is tried and shown too" in result.notices
     assert "--overwrite replaces nothing without --out: this run gets a new folder" in result.notices
 
 
-def test_without_labels_external_scores_are_absent(tmp_path, sample_images):
-    result = api.run(sample_images[:12], image_size=32, k=3, k_range="2:4", out=tmp_path / "run")
+@pytest.fixture(scope="module")
+def some(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What makes a short job of forty pictures: one network, and a store that holds them after the first."""
+    return {"features": "vgg16", "image_size": 32, "n_init": 2, "cache": tmp_path_factory.mktemp("forty") / "store"}
+
+
+def test_without_labels_external_scores_are_absent(tmp_path, sample_images, some):
+    result = api.run(sample_images[:12], **some, k=3, k_range="3:3", out=tmp_path / "run")
     found = json.loads((result.folder / "metrics.json").read_text())
     assert found["external"] is None
     assert found["class_by_cluster"] is None
@@ -184,8 +196,9 @@ def test_without_labels_external_scores_are_absent(tmp_path, sample_images):
 
 
 @pytest.mark.slow
-def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
-    result = api.run(sample_images[:40], image_size=32, k=3, silhouette_sample=25, out=tmp_path / "run")
+def test_silhouette_on_a_sample_says_so(tmp_path, sample_images, some):
+    given: dict[str, Any] = {"k": 3, "k_range": "3:3", "silhouette_sample": 25}
+    result = api.run(sample_images[:40], **some, **given, out=tmp_path / "run")
     found = json.loads((result.folder / "metrics.json").read_text())
     assert found["n_silhouette"] == 25
     assert "Silhouette on a fixed random sample of 25 of 40 images" in result.notices
@@ -194,8 +207,8 @@ def test_silhouette_on_a_sample_says_so(tmp_path, sample_images):
 
 
 @pytest.mark.slow
-def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_page(tmp_path, sample_images):
-    folder = api.run(sample_images[:40], image_size=32, k_range="2:5", sweep_sample=24, out=tmp_path / "run").folder
+def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_page(tmp_path, sample_images, some):
+    folder = api.run(sample_images[:40], **some, k_range="2:4", sweep_sample=24, out=tmp_path / "run").folder
     sweep = pd.read_csv(folder / "sweep.csv")
     assert set(sweep["n_restarted"]) == {24}
     assert set(sweep["n_silhouette"]) == {40}
@@ -210,9 +223,9 @@ def test_restarts_on_a_sample_are_said_in_the_tables_in_the_record_and_on_the_pa
 
 
 @pytest.mark.slow
-def test_no_clear_knee_is_said(tmp_path, sample_images):
+def test_no_clear_knee_is_said(tmp_path, sample_images, some):
     # Two points have no knee.
-    result = api.run(sample_images[:40], image_size=32, k_range="2:3", select="elbow", out=tmp_path / "run")
+    result = api.run(sample_images[:40], **some, k_range="2:3", select="elbow", out=tmp_path / "run")
     assert result.findings is not None
     assert result.findings.sweep.chosen_by == "farthest from the chord"
     assert any(notice.startswith("No clear knee") for notice in result.notices)
@@ -229,8 +242,8 @@ def test_k_is_where_restarts_agree_most_and_every_criterion_is_in_the_table(samp
 
 
 @pytest.mark.slow
-def test_select_silhouette_takes_the_highest(tmp_path, sample_images):
-    result = api.run(sample_images[:40], image_size=32, k_range="2:6", select="silhouette", out=tmp_path / "run")
+def test_select_silhouette_takes_the_highest(tmp_path, sample_images, some):
+    result = api.run(sample_images[:40], **some, k_range="2:5", select="silhouette", out=tmp_path / "run")
     assert result.findings is not None
     points = result.findings.sweep.points
     assert result.findings.sweep.best_k == max(points, key=lambda point: point.silhouette or -1).k
@@ -244,7 +257,8 @@ def test_where_restarts_do_not_agree_the_user_is_told(tmp_path):
     for number in range(60):
         noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "in" / f"{number}.png")
-    result = api.run(tmp_path / "in", image_size=32, k_range="3:7", out=tmp_path / "run")
+    given: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k_range": "3:7", "thumbnails": 1}
+    result = api.run(tmp_path / "in", **given, out=tmp_path / "run")
     assert any("groups, k 3 to 7: at " in notice for notice in result.notices)
     assert "groups, k 3 to 7: at " in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +28,8 @@ from gpu_cluster.report import page
 from gpu_cluster.report.groups import labels
 from gpu_cluster.report.html import Links, breakable, visible
 from gpu_cluster.run_folder import FinishedRun
+from tests.forks import run_program
 from tests.helpers import Noticing, called, listing, picture, write_pictures
-from tests.helpers import gpu_cluster as command
 from tests.servers import faulty_server
 
 SMALL: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
@@ -456,17 +455,21 @@ def test_the_command_is_the_one_that_repeats_the_run(tmp_path):
 
 @pytest.mark.slow
 def test_a_page_that_cannot_be_written_costs_nothing_but_the_page(tmp_path):
-    def no_file_above_180_kib() -> None:
-        # Every table and plot of so few pictures fits; the page, which holds the plot of the sweep and more, does not.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (180 << 10, 180 << 10))
-
+    # Every table and plot of so few pictures fits; the page, which holds the plot of the sweep and more, does not.
+    program = """
+import resource
+from gpu_cluster.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (180 << 10, 180 << 10))
+main()
+"""
     write_pictures(tmp_path / "in", 60)
-    given = ("run", tmp_path / "in", "--image-size", "32", "--k", "3", "--no-cache")
-    done = command(*given, out=tmp_path / "run", before=no_file_above_180_kib)
-    assert done.code == 0, done.err
-    assert "report.html could not be written, which `gpu-cluster report` can do later: File too large" in done.out
-    assert "report: " not in done.out
-    assert len(done.table("assignments.csv")) == 60
-    assert not any("report" in path.name for path in done.folder.iterdir())
-    assert called("report", done.folder).code == 0
-    assert (done.folder / "report.html").stat().st_size > 180 << 10
+    run = tmp_path / "run"
+    given = ("--features", "vgg16", "--image-size", "32", "--k", "3", "--k-range", "2:4", "--n-init", "2", "--no-cache")
+    done = run_program(program, "run", tmp_path / "in", *given, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "report.html could not be written, which `gpu-cluster report` can do later: File too large" in done.stdout
+    assert "report: " not in done.stdout
+    assert len(pd.read_csv(run / "assignments.csv")) == 60
+    assert not any("report" in path.name for path in run.iterdir())
+    assert called("report", run).code == 0
+    assert (run / "report.html").stat().st_size > 180 << 10
