@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -180,13 +178,6 @@ def test_a_whole_batch_is_not_sliced(tmp_path):
     engine.features = features  # type: ignore[method-assign]
     assert len(list(embed_shard(scanned_pictures(write_pictures(tmp_path, 20)), engine))) == 2
     assert seen == [True, True]
-
-
-def test_the_processes_that_decode_for_the_job_load_neither_a_backend_nor_the_options():
-    # There is one for each core; what these need takes longer to load than all that decodes.
-    program = "import sys, gpu_cluster.images.decoding_process; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert {"gpu_cluster.backend", "gpu_cluster.config", "pydantic"}.isdisjoint(done.stdout.split())
 
 
 class InMemory(Source):
