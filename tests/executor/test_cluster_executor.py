@@ -1,4 +1,7 @@
-"""Tasks in the workers of a cluster: order, retries, and what happens to tasks that end their workers."""
+"""Tasks in the workers of a cluster: order, retries, and what happens to tasks that end their workers.
+
+The workers are forked, as many of them are started; `end_to_end/test_workers.py` has some that are spawned.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,13 @@ from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store
+from tests.clusters import forked_workers
 from tests.executor.killers import KillerRecipe, KillingFiles
 from tests.helpers import Noticing, kept, scanned, write_pictures
 
 pytest.importorskip("distributed", reason="needs the extra dask")
 
-# Whole jobs: together they take more than 10 s.
+# Clusters that are started, and workers that die: together they take more than 10 s.
 pytestmark = pytest.mark.slow
 
 
@@ -47,8 +51,14 @@ class Watching(Noticing):
         return self.stops
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forked() -> Iterator[None]:
+    with forked_workers():
+        yield
+
+
 @pytest.fixture(scope="module")
-def _opened() -> Iterator[tuple[Executor, Watching]]:
+def _opened(_forked: None) -> Iterator[tuple[Executor, Watching]]:
     observer = Watching()
     with opened(ExecutorConfig(workers=2), "cpu", observer) as executor:
         yield executor, observer
