@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ def wait_for(happened: Callable[[], bool], what: str) -> None:
 class Driver:
     """A job that was started, with all processes that it was seen to have."""
 
-    process: Forked | subprocess.Popen[str]
+    process: Forked
     folder: Path
     printed: IO[str]
     family: set[psutil.Process] = field(default_factory=set)
@@ -92,23 +92,11 @@ class Driver:
 
 
 @contextmanager
-def driver(*arguments: str | Path, out: Path, env: Mapping[str, str] | None = None) -> Iterator[Driver]:
-    """Start a job in a group of processes of its own, and leave none of them behind.
-
-    With variables in `env` it is a new interpreter, as Dask reads its own when it is imported.
-    """
+def driver(*arguments: str | Path, out: Path) -> Iterator[Driver]:
+    """Start a job in a group of processes of its own, and leave none of them behind."""
     with (
         tempfile.TemporaryFile("w+") as printed,
-        Forked(*arguments, "--out", out, stdout=printed.fileno(), start_new_session=True)
-        if env is None
-        else subprocess.Popen(
-            [COMMAND, *arguments, "--out", out],
-            stdout=printed,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-            start_new_session=True,
-        ) as process,
+        Forked(*arguments, "--out", out, stdout=printed.fileno(), start_new_session=True) as process,
     ):
         try:
             yield Driver(process, out, printed)

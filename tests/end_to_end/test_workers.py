@@ -31,8 +31,8 @@ from tests.clusters import (
     n_shards,
     wait_for,
 )
-from tests.forks import Forked
 from tests.helpers import (
+    COMMAND,
     EMBEDDED,
     Finished,
     age,
@@ -109,9 +109,10 @@ def facts(store: Path) -> dict[str, tuple[object, ...]]:
 
 
 def test_with_workers_on_this_machine_the_answer_is_the_same_byte_for_byte(tmp_path, pictures, serial):
-    # More workers than a machine of two cores has cores.
-    given = ("run", pictures, *SHARDED, *QUICK, "--workers", "3", "--cache", tmp_path / "store")
-    done = gpu_cluster(*given, out=tmp_path / "run")
+    # The command itself in a new interpreter, as each worker imports what the job was started from.
+    given = ("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", tmp_path / "store", "--out")
+    ran = subprocess.run([COMMAND, *given, tmp_path / "run"], capture_output=True, text=True, check=False)
+    done = Finished(ran.returncode, ran.stdout, ran.stderr, tmp_path / "run")
     assert_same(done, serial)
     assert facts(tmp_path / "store") == facts(serial.folder.parent / "store")
     assert sorted(path.name for path in shards_of(tmp_path / "store")) == sorted(
@@ -145,19 +146,7 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_and_nothing_else(tmp_path
     assert any("died during a task of embed; others do it" in notice for notice in notices(done))
 
 
-def test_a_worker_that_hangs_loses_its_shard_to_another_and_is_ended(tmp_path, pictures, serial):
-    given = ("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", tmp_path / "store")
-    env = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s"}
-    with driver(*given, out=tmp_path / "run", env=env) as job:
-        job.wait_until(lambda: n_shards(tmp_path / "store") >= 2)
-        job.workers()[0].suspend()
-        done = job.end()
-        assert job.left() == []
-    assert_same(done, serial)
-    assert len(kept(tmp_path / "store")) == len(set(kept(tmp_path / "store")))
-
-
-def test_without_its_scheduler_a_job_ends_with_a_message_and_keeps_what_is_finished(tmp_path, pictures, serial):
+def test_without_its_scheduler_a_job_ends_with_a_message_and_keeps_what_is_finished(tmp_path, pictures):
     store = tmp_path / "out" / "store"
     with (
         cluster(tmp_path / "dask", 1) as made,
@@ -174,7 +163,7 @@ def test_without_its_scheduler_a_job_ends_with_a_message_and_keeps_what_is_finis
     )
     assert 0 < len(kept(store)) < N_PICTURES
     assert everything(tmp_path / "out") == ["store"]
-    assert everything(store) == everything(serial.folder.parent / "store")
+    assert everything(store) == ["embeddings", "scans"]
 
 
 def test_a_job_that_is_killed_leaves_no_worker_of_its_own_and_goes_on_without_any(tmp_path, pictures, serial):
@@ -212,18 +201,17 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "n_workers"),
-    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)],
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
     ids=["SIGTERM", "SIGINT"],
 )
-def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, pictures, number, code, n_workers):
+def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, pictures, number, code):
     store = tmp_path / "store"
-    # A shard of a worker's whole share: without the batches that are complete, nothing would be kept.
+    # One shard of everything: without the batches that are complete, nothing would be kept.
     options = ("--features", "vgg16", "--image-size", "192", "--batch-size", "2")
-    shards = ("--shard-size", str(N_PICTURES // n_workers), "--workers", str(n_workers))
-    with driver("run", pictures, *options, *shards, *QUICK, "--cache", store, out=tmp_path / "run") as job:
+    with driver("run", pictures, *options, *QUICK, "--workers", "1", "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
-        assert len(job.workers()) == n_workers
+        assert len(job.workers()) == 1
         job.signal_all(number)
         done = job.end()
         assert job.left() == []
@@ -242,7 +230,6 @@ def test_a_second_ctrl_c_ends_a_job_with_workers_at_once(tmp_path, pictures):
     with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: bool(job.workers()) and '"stage_started", "stage": "embed"' in events_of(tmp_path))
         job.signal_all(signal.SIGINT)
-        assert isinstance(job.process, Forked)
         assert job.process.stderr is not None
         assert any(line.startswith(b"interrupted: ") for line in iter(job.process.stderr.readline, b""))
         job.signal_all(signal.SIGINT)
