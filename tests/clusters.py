@@ -1,4 +1,8 @@
-"""What the tests of workers share: jobs with workers, and Dask clusters that are started apart, as real processes."""
+"""What the tests of workers share: jobs with workers, and Dask clusters that are started apart, as real processes.
+
+Most of them are forked: a worker of a cluster that is started apart is then one process that has all imported, without
+Dask's nanny, which would start another one in the place of a worker that ends.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +20,13 @@ from typing import IO
 
 import psutil
 
+from tests.forks import Forked, start_server
 from tests.helpers import COMMAND, Finished, shards_of
 
 DASK = COMMAND.with_name("dask")
 
 # Many shards, and some seconds of embedding, in a job of small pictures.
-N_PICTURES, SHARD = 64, 4
+N_PICTURES, SHARD = 40, 4
 N_SHARDS = -(-N_PICTURES // SHARD)
 SHARDED = ("--features", "vgg16", "--image-size", "64", "--batch-size", "2", "--shard-size", str(SHARD))
 QUICK = ("--k", "2", "--k-range", "2:2", "--n-init", "2")
@@ -42,7 +47,7 @@ def wait_for(happened: Callable[[], bool], what: str) -> None:
 class Driver:
     """A job that was started, with all processes that it was seen to have."""
 
-    process: subprocess.Popen[str]
+    process: Forked
     folder: Path
     printed: IO[str]
     family: set[psutil.Process] = field(default_factory=set)
@@ -87,19 +92,11 @@ class Driver:
 
 
 @contextmanager
-def driver(*arguments: str | Path, out: Path, env: Mapping[str, str] | None = None) -> Iterator[Driver]:
+def driver(*arguments: str | Path, out: Path) -> Iterator[Driver]:
     """Start a job in a group of processes of its own, and leave none of them behind."""
     with (
         tempfile.TemporaryFile("w+") as printed,
-        subprocess.Popen(
-            [COMMAND, *arguments, "--out", out],
-            stdout=printed,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one system call
-        ) as process,
+        Forked(*arguments, "--out", out, stdout=printed.fileno(), start_new_session=True) as process,
     ):
         try:
             yield Driver(process, out, printed)
@@ -107,11 +104,28 @@ def driver(*arguments: str | Path, out: Path, env: Mapping[str, str] | None = No
             _end(process)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: Forked | subprocess.Popen[str]) -> None:
     """End a process with all of its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    # One that was forked a moment ago is not in a group of its own yet.
+    process.kill()
     process.wait()
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Have the local clusters of this process fork their workers; those that are spawned import for a second each."""
+    import dask
+
+    start_server()
+    ours = {"distributed.worker.multiprocessing-method": "forkserver", "distributed.nanny.environ": dict(os.environ)}
+    with dask.config.set(ours):
+        yield
+
+
+# What is a scheduler or a worker, as the command `dask` is.
+_PROGRAM = "from distributed.cli.dask_{} import main\nmain()\n"
 
 
 @dataclass
@@ -119,8 +133,8 @@ class Cluster:
     """A scheduler and workers that were started apart from any job."""
 
     folder: Path
-    scheduler: subprocess.Popen[str]
-    workers: list[subprocess.Popen[str]] = field(default_factory=list)
+    scheduler: Forked | subprocess.Popen[str]
+    workers: list[Forked | subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def file(self) -> Path:
@@ -131,23 +145,16 @@ class Cluster:
         """The options of a job that joins."""
         return ("--scheduler-file", self.file, "--workers", str(len(self.workers)))
 
-    def add_worker(self, *before: str, env: Mapping[str, str] | None = None, nanny: bool = True) -> psutil.Process:
-        """Start a worker, by a command that begins with `before`; return its process, or that of its nanny."""
+    def add_worker(self, before: str = "", *, by_command: bool = False) -> None:
+        """Start a worker, by the command and with a nanny or forked; a forked one runs the program `before` first."""
         log = self.folder / f"worker-{len(self.workers)}"
         given: list[str | Path] = ["--scheduler-file", self.file, "--nthreads", "1", "--no-dashboard"]
-        with log.open("w") as stream:
-            started = subprocess.Popen(
-                [*before, DASK, "worker", *given, *([] if nanny else ["--no-nanny"])],
-                stdout=stream,
-                stderr=stream,
-                text=True,
-                cwd=self.folder,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
-            )
-        self.workers.append(started)
+        self.workers.append(
+            _dask("worker", *given, log=log)
+            if by_command
+            else _forked("worker", *given, "--no-nanny", log=log, before=before)
+        )
         wait_for(lambda: "Starting established connection" in log.read_text(), "a worker's start")
-        return psutil.Process(started.pid)
 
     def address(self, number: int) -> str:
         """Return the address of a worker."""
@@ -155,27 +162,39 @@ class Cluster:
         return str(found[-1])
 
 
-@contextmanager
-def cluster(folder: Path, n_workers: int, env: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """Start a cluster with so many workers; its processes end with the block."""
-    folder.mkdir()
-    with (folder / "scheduler").open("w") as log:
-        scheduler = subprocess.Popen(
-            [DASK, "scheduler", "--port", "0", "--scheduler-file", folder / "scheduler.json", "--no-dashboard"],
-            stdout=log,
-            stderr=log,
-            text=True,
-            env={**os.environ, **(env or {})},
+def _dask(what: str, *arguments: str | Path, log: Path) -> subprocess.Popen[str]:
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [DASK, what, *arguments], stdout=stream, stderr=stream, text=True, cwd=log.parent, start_new_session=True
+        )
+
+
+def _forked(what: str, *arguments: str | Path, log: Path, before: str = "") -> Forked:
+    with log.open("wb") as stream:
+        return Forked(
+            *arguments,
+            program=before + _PROGRAM.format(what),
+            cwd=log.parent,
+            stdout=stream.fileno(),
+            stderr=stream.fileno(),
             start_new_session=True,
         )
-    made = Cluster(folder, scheduler)
+
+
+@contextmanager
+def cluster(folder: Path, n_workers: int, *, by_command: bool = False) -> Iterator[Cluster]:
+    """Start a cluster with so many workers; its processes end with the block."""
+    folder.mkdir()
+    start = _dask if by_command else _forked
+    given: list[str | Path] = ["--port", "0", "--scheduler-file", folder / "scheduler.json", "--no-dashboard"]
+    made = Cluster(folder, start("scheduler", *given, log=folder / "scheduler"))
     try:
         wait_for(made.file.exists, "the scheduler's start")
         for _ in range(n_workers):
-            made.add_worker()
+            made.add_worker(by_command=by_command)
         yield made
     finally:
-        for process in (*made.workers, scheduler):
+        for process in (*made.workers, made.scheduler):
             _end(process)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -55,6 +56,12 @@ def _server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     return context
+
+
+def start_server() -> None:
+    """Start the process that the others are forked from, if it does not run yet."""
+    _server()
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import gpu_cluster
+from tests.clusters import forked_workers
 from tests.helpers import write_pictures
 
 # Whole jobs: together they take more than 10 s.
@@ -51,7 +52,8 @@ def test_predict_gives_the_pictures_of_the_run_their_clusters(trained, tmp_path)
 def test_a_prediction_without_a_store_by_workers_leaves_nothing_but_its_table(trained, tmp_path):
     out = tmp_path / "out" / "p.csv"
     out.parent.mkdir()
-    gpu_cluster.predict(trained, trained.parent / "in", out=out, no_cache=True, workers=1)
+    with forked_workers():
+        gpu_cluster.predict(trained, trained.parent / "in", out=out, no_cache=True, workers=1)
     assigned = pd.read_csv(trained / "assignments.csv")
     assert pd.read_csv(out)["cluster"].tolist() == assigned["cluster"].tolist()
     assert [path.name for path in out.parent.iterdir()] == ["p.csv"]
@@ -59,7 +61,8 @@ def test_a_prediction_without_a_store_by_workers_leaves_nothing_but_its_table(tr
 
 def test_workers_give_the_same_bytes(trained, tmp_path):
     given = {**SMALL, "workers": 2, "shard_size": 4, "cache": tmp_path / "store"}
-    folder = gpu_cluster.run(trained.parent / "in", **given, out=tmp_path / "run").folder
+    with forked_workers():
+        folder = gpu_cluster.run(trained.parent / "in", **given, out=tmp_path / "run").folder
     assert (folder / "assignments.csv").read_bytes() == (trained / "assignments.csv").read_bytes()
 
 

@@ -21,6 +21,7 @@ from gpu_cluster.config import InputConfig
 from gpu_cluster.events import Observer
 from gpu_cluster.images import remote, retries, tar_files
 from gpu_cluster.images.discover import discover
+from tests.clusters import forked_workers
 from tests.helpers import (
     EMBEDDED,
     SHARD,
@@ -180,18 +181,18 @@ def test_a_picture_that_changed_on_the_server_is_read_again_and_no_other(s3, tmp
 
 # A job that is killed
 
-OPTIONS = ("--features", "vgg16", "--image-size", "96", "--batch-size", "4", "--shard-size", str(SHARD), "--quiet")
+OPTIONS = ("--features", "vgg16", "--image-size", "64", "--batch-size", "4", "--shard-size", str(SHARD), "--quiet")
 QUICK = ("--k", "2", "--k-range", "2:2", "--n-init", "2", "--thumbnails", "1")
 N_MANY = 4 * SHARD
 
 
-def many(s3: S3Server, prefix: str) -> None:
-    s3.put({f"{prefix}/{number:03d}.png": png(number) for number in range(N_MANY)})
+def many(s3: S3Server, prefix: str, n: int) -> None:
+    s3.put({f"{prefix}/{number:03d}.png": png(number) for number in range(n)})
 
 
 def test_after_a_kill_the_scan_reads_nothing_and_only_what_was_not_finished_is_read_a_third_time(s3, tmp_path):
     prefix = "killed"
-    many(s3, prefix)
+    many(s3, prefix, N_MANY)
     options = (*OPTIONS, *QUICK, "--cache", tmp_path / "store")
     place = tmp_path / "out"
     place.mkdir()
@@ -222,13 +223,12 @@ def settled(reads: Callable[[], Counter[str]]) -> None:
 
 
 def test_workers_give_the_assignments_of_a_job_without_them_and_read_each_picture_twice(s3, tmp_path):
-    many(s3, "workers")
-    alone = gpu_cluster(
-        "run", "s3://bucket/workers", *OPTIONS, *QUICK, "--cache", tmp_path / "store", out=tmp_path / "alone"
-    )
+    many(s3, "workers", 2 * SHARD)
+    given = ("run", "s3://bucket/workers", *OPTIONS, *QUICK, "--image-size", "32")
+    alone = called(*given, "--cache", tmp_path / "store", out=tmp_path / "alone")
     before = s3.reads("workers")
-    workers = ("--workers", "2", "--cache", tmp_path / "store-2")
-    done = gpu_cluster("run", "s3://bucket/workers", *OPTIONS, *QUICK, *workers, out=tmp_path / "run")
+    with forked_workers():
+        done = called(*given, "--workers", "2", "--cache", tmp_path / "store-2", out=tmp_path / "run")
     assert (alone.code, done.code) == (0, 0), done.err
     assert (done.folder / "assignments.csv").read_bytes() == (alone.folder / "assignments.csv").read_bytes()
     assert set((s3.reads("workers") - before).values()) == {2}

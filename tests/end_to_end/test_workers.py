@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -33,6 +32,7 @@ from tests.clusters import (
     wait_for,
 )
 from tests.helpers import (
+    COMMAND,
     EMBEDDED,
     Finished,
     age,
@@ -72,8 +72,9 @@ def serial(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster that jobs join, with two workers."""
-    with cluster(tmp_path_factory.mktemp("cluster") / "dask", 2) as made:
+    """A cluster that jobs join, with two workers: one and the scheduler are started by Dask's own commands."""
+    with cluster(tmp_path_factory.mktemp("cluster") / "dask", 1, by_command=True) as made:
+        made.add_worker()
         yield made
 
 
@@ -107,17 +108,11 @@ def facts(store: Path) -> dict[str, tuple[object, ...]]:
     return {row["path"]: tuple(sorted(row.items(), key=str)) for row in rows}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--workers", "2"),
-        ("--workers", "1"),
-        ("--workers", "3"),
-    ],
-    ids=" ".join,
-)
-def test_with_workers_on_this_machine_the_answer_is_the_same_byte_for_byte(tmp_path, pictures, serial, options):
-    done = gpu_cluster("run", pictures, *SHARDED, *QUICK, *options, "--cache", tmp_path / "store", out=tmp_path / "run")
+def test_with_workers_on_this_machine_the_answer_is_the_same_byte_for_byte(tmp_path, pictures, serial):
+    # The command itself in a new interpreter, as each worker imports what the job was started from.
+    given = ("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", tmp_path / "store", "--out")
+    ran = subprocess.run([COMMAND, *given, tmp_path / "run"], capture_output=True, text=True, check=False)
+    done = Finished(ran.returncode, ran.stdout, ran.stderr, tmp_path / "run")
     assert_same(done, serial)
     assert facts(tmp_path / "store") == facts(serial.folder.parent / "store")
     assert sorted(path.name for path in shards_of(tmp_path / "store")) == sorted(
@@ -151,30 +146,7 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_and_nothing_else(tmp_path
     assert any("died during a task of embed; others do it" in notice for notice in notices(done))
 
 
-def test_a_worker_that_hangs_loses_its_shard_to_another_and_is_ended(tmp_path, pictures, serial):
-    given = ("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", tmp_path / "store")
-    env = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "6s"}
-    with driver(*given, out=tmp_path / "run", env=env) as job:
-        job.wait_until(lambda: n_shards(tmp_path / "store") >= 2)
-        job.workers()[0].suspend()
-        done = job.end()
-        assert job.left() == []
-    assert_same(done, serial)
-    assert len(kept(tmp_path / "store")) == len(set(kept(tmp_path / "store")))
-
-
-def goes_on(pictures: Path, serial: Finished, store: Path, out: Path) -> None:
-    """Check that the same job without workers goes on from what a store has, and ends as one left alone."""
-    n_kept = len(kept(store))
-    done = gpu_cluster("run", pictures, *SHARDED, *QUICK, "--cache", store, out=out)
-    assert_same(done, serial)
-    assert 0 < n_kept < N_PICTURES
-    # The file that is none has a reason in the store.
-    assert n_computed(done) in (N_PICTURES - n_kept, N_PICTURES + 1 - n_kept)
-    assert everything(out.parent) == ["run", "store"]
-
-
-def test_without_its_scheduler_a_job_ends_with_a_message_and_goes_on_without_workers(tmp_path, pictures, serial):
+def test_without_its_scheduler_a_job_ends_with_a_message_and_keeps_what_is_finished(tmp_path, pictures):
     store = tmp_path / "out" / "store"
     with (
         cluster(tmp_path / "dask", 1) as made,
@@ -189,24 +161,32 @@ def test_without_its_scheduler_a_job_ends_with_a_message_and_goes_on_without_wor
         "error: the scheduler of the Dask cluster cannot be reached any more; what is finished is kept in the store: "
         "run the same command again with a cluster that is there, or without one"
     )
-    goes_on(pictures, serial, store, tmp_path / "out" / "run")
+    assert 0 < len(kept(store)) < N_PICTURES
+    assert everything(tmp_path / "out") == ["store"]
+    assert everything(store) == ["embeddings", "scans"]
 
 
 def test_a_job_that_is_killed_leaves_no_worker_of_its_own_and_goes_on_without_any(tmp_path, pictures, serial):
     store = tmp_path / "store"
-    with driver("run", pictures, *SHARDED, *QUICK, "--workers", "2", "--cache", store, out=tmp_path / "run") as job:
+    with driver("run", pictures, *SHARDED, *QUICK, "--workers", "1", "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: n_shards(store) >= 2)
-        assert len(job.workers()) == 2
+        assert len(job.workers()) == 1
         job.process.kill()
         assert job.left() == []
-    goes_on(pictures, serial, store, tmp_path / "run")
+    n_kept = len(kept(store))
+    done = gpu_cluster("run", pictures, *SHARDED, *QUICK, "--cache", store, out=tmp_path / "run")
+    assert_same(done, serial)
+    assert 0 < n_kept < N_PICTURES
+    # The file that is none has a reason in the store.
+    assert n_computed(done) in (N_PICTURES - n_kept, N_PICTURES + 1 - n_kept)
+    assert everything(tmp_path) == ["run", "store"]
 
 
 def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next(
     tmp_path, pictures, serial, two_workers
 ):
     # One shard of everything, which takes a worker many seconds.
-    store, options = tmp_path / "store", ("--features", "vgg16", "--image-size", "320", "--batch-size", "2")
+    store, options = tmp_path / "store", ("--features", "vgg16", "--image-size", "192", "--batch-size", "2")
     given = ("run", pictures, *options, *QUICK, *two_workers.options, "--cache", store)
     with driver(*given, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
@@ -220,46 +200,27 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
     assert_same(done, serial)
 
 
-def stopped(tmp_path: Path, pictures: Path, number: int, *, whole_group: bool) -> Finished:
-    """Signal a job with two workers while it embeds; check that it keeps whole batches and leaves no process."""
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, pictures, number, code):
     store = tmp_path / "store"
-    # Two shards of everything: without the batches that are complete, nothing would be kept.
-    given = (
-        "--features",
-        "vgg16",
-        "--image-size",
-        "320",
-        "--batch-size",
-        "2",
-        "--shard-size",
-        str(N_PICTURES // 2),
-        "--workers",
-        "2",
-    )
-    with driver("run", pictures, *given, *QUICK, "--cache", store, out=tmp_path / "run") as job:
+    # One shard of everything: without the batches that are complete, nothing would be kept.
+    options = ("--features", "vgg16", "--image-size", "192", "--batch-size", "2")
+    with driver("run", pictures, *options, *QUICK, "--workers", "1", "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
-        assert len(job.workers()) == 2
-        if whole_group:
-            job.signal_all(number)
-        else:
-            job.process.send_signal(number)
+        assert len(job.workers()) == 1
+        job.signal_all(number)
         done = job.end()
         assert job.left() == []
+    assert done.code == code
     assert_clean(done)
     assert done.err.splitlines()[-1].startswith(f"error: interrupted with {len(kept(store))} of ")
     assert 0 < len(kept(store)) < N_PICTURES
     assert len(kept(store)) % 2 == 0
     assert everything(tmp_path) == ["store"]
-    return done
-
-
-def test_sigterm_ends_a_job_with_workers_after_their_batches(tmp_path, pictures):
-    assert stopped(tmp_path, pictures, signal.SIGTERM, whole_group=False).code == 143
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, pictures, number, code):
-    assert stopped(tmp_path, pictures, number, whole_group=True).code == code
 
 
 def test_a_second_ctrl_c_ends_a_job_with_workers_at_once(tmp_path, pictures):
@@ -270,7 +231,7 @@ def test_a_second_ctrl_c_ends_a_job_with_workers_at_once(tmp_path, pictures):
         job.wait_until(lambda: bool(job.workers()) and '"stage_started", "stage": "embed"' in events_of(tmp_path))
         job.signal_all(signal.SIGINT)
         assert job.process.stderr is not None
-        assert any(line.startswith("interrupted: ") for line in iter(job.process.stderr.readline, ""))
+        assert any(line.startswith(b"interrupted: ") for line in iter(job.process.stderr.readline, b""))
         job.signal_all(signal.SIGINT)
         done = job.end()
         assert job.left() == []
@@ -291,65 +252,42 @@ def test_two_jobs_at_once_on_one_cluster_with_one_store_are_both_right(tmp_path,
         assert_same(end, serial)
 
 
-# What a worker with other packages imports first.
+# What a worker with another NumPy does first.
 OTHER_NUMPY = """
 import importlib.metadata as metadata
 
 real = metadata.version
-metadata.version = lambda name: "1.0" if name == "numpy" else real(name)
+other = lambda name: "1.0" if name == "numpy" else real(name)
+import gpu_cluster.executor.worker as worker
+metadata.version = worker.version = other
 """
 
 
-@pytest.fixture
-def other_numpy(tmp_path: Path) -> dict[str, str]:
-    """The environment of a worker with another NumPy."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(OTHER_NUMPY)
-    return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])}
-
-
-def test_a_worker_of_another_version_gets_no_tasks_and_the_others_do_them(tmp_path, pictures, serial, other_numpy):
+def test_workers_of_another_version_get_no_tasks_whenever_they_join_and_the_others_do_them(tmp_path, pictures, serial):
+    store = tmp_path / "store"
     with cluster(tmp_path / "dask", 1) as made:
-        made.add_worker(env=other_numpy)
-        given = ("run", pictures, *SHARDED, *QUICK, *made.options, "--cache", tmp_path / "store")
-        done = gpu_cluster(*given, out=tmp_path / "run")
+        made.add_worker(OTHER_NUMPY)
         fit, unfit = made.address(0), made.address(1)
+        given = ("run", pictures, *SHARDED, *QUICK, *made.options, "--cache", store)
+        with driver(*given, out=tmp_path / "run") as job:
+            job.wait_until(lambda: n_shards(store) >= 1)
+            # Suspended, so that the job does not end before the next one is there.
+            made.workers[0].send_signal(signal.SIGSTOP)
+            made.add_worker(OTHER_NUMPY)
+            late = made.address(2)
+            job.wait_until(lambda: f"The worker {late} gets no tasks: " in job.said())
+            made.workers[0].send_signal(signal.SIGCONT)
+            done = job.end()
     assert_same(done, serial)
     assert set(tasks_of(done)) == {fit}
-    (notice,) = (notice for notice in notices(done) if unfit in notice)
-    assert notice == f"The worker {unfit} gets no tasks: it has numpy 1.0 and not {np.__version__} as this job"
+    for address in (unfit, late):
+        (notice,) = (notice for notice in notices(done) if address in notice)
+        assert notice == f"The worker {address} gets no tasks: it has numpy 1.0 and not {np.__version__} as this job"
 
 
-def test_a_worker_that_joins_late_and_does_not_fit_gets_no_tasks(tmp_path, pictures, serial, other_numpy):
-    with cluster(tmp_path / "dask", 1) as made:
-        given = (
-            "run",
-            pictures,
-            *SHARDED,
-            *QUICK,
-            *made.options,
-            "--cache",
-            tmp_path / "store",
-            "--features",
-            "vgg16",
-            "--image-size",
-            "224",
-        )
-        first = made.address(0)
-        with driver(*given, out=tmp_path / "run") as job:
-            job.wait_until(lambda: n_shards(tmp_path / "store") >= 1)
-            made.add_worker(env=other_numpy)
-            unfit = made.address(1)
-            job.wait_until(lambda: f"The worker {unfit} gets no tasks: it has numpy 1.0" in job.said())
-            done = job.end()
-    assert done.code == 0
-    assert_clean(done)
-    assert set(tasks_of(done)) == {first}
-
-
-def test_without_a_worker_that_fits_the_job_ends_before_work_and_shows_both_values(tmp_path, pictures, other_numpy):
+def test_without_a_worker_that_fits_the_job_ends_before_work_and_shows_both_values(tmp_path, pictures):
     with cluster(tmp_path / "dask", 0) as made:
-        made.add_worker(env=other_numpy)
+        made.add_worker(OTHER_NUMPY)
         given = ("run", pictures, *SHARDED, *QUICK, "--scheduler-file", made.file, "--cache", tmp_path / "store")
         done = gpu_cluster(*given, out=tmp_path / "run")
         address = made.address(0)
@@ -360,12 +298,19 @@ def test_without_a_worker_that_fits_the_job_ends_before_work_and_shows_both_valu
     assert not (tmp_path / "run").exists()
 
 
-def apart(mount: str) -> tuple[str, ...]:
-    """Return how a command begins that sees other files: it mounts something before. Skip the test where none may."""
+def apart(*mount: str | Path) -> str:
+    """Return what a worker does first that sees other files: it mounts something. Skip the test where none may."""
     done = subprocess.run(["unshare", "-m", "true"], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"needs a namespace of mounts: {done.stderr.strip()}")
-    return ("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh")
+    commands = [["mount", "--make-rprivate", "/"], ["mount", *map(str, mount)]]
+    return f"""
+import ctypes, subprocess
+new_mounts = 0x20000
+assert ctypes.CDLL(None).unshare(new_mounts) == 0
+for command in {commands}:
+    subprocess.run(command, check=True)
+"""
 
 
 def test_workers_with_other_weights_get_no_tasks_and_both_values_are_shown(tmp_path, pictures):
@@ -376,7 +321,7 @@ def test_workers_with_other_weights_get_no_tasks_and_both_values_are_shown(tmp_p
         file["layers/conv2d/vars/1"][0] += 1
     ours, theirs = (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names)
     with cluster(tmp_path / "dask", 0) as made:
-        made.add_worker(*apart(f"mount --bind {tmp_path}/theirs.h5 {tmp_path}/ours.h5"))
+        made.add_worker(apart("--bind", tmp_path / "theirs.h5", tmp_path / "ours.h5"))
         given = ("run", pictures, *SHARDED, *QUICK, *made.options, "--weights", tmp_path / "ours.h5")
         done = gpu_cluster(*given, "--cache", tmp_path / "store", out=tmp_path / "run")
         address = made.address(0)
@@ -393,7 +338,7 @@ def hidden(tmp_path: Path, pictures: Path, place: Path, what: str) -> None:
     """Check that a job ends before work if one of its workers does not see a folder, and names both sides."""
     place.mkdir(exist_ok=True)
     with cluster(tmp_path / "dask", 1) as made:
-        made.add_worker(*apart(f"mount -t tmpfs none {place}"))
+        made.add_worker(apart("-t", "tmpfs", "none", place))
         given = ("run", pictures, *SHARDED, *QUICK, *made.options, "--cache", tmp_path / "store")
         done = gpu_cluster(*given, out=tmp_path / "run")
         address = made.address(1)
@@ -420,8 +365,8 @@ def test_pictures_that_one_worker_does_not_see_end_the_job_before_work(tmp_path,
 def test_a_full_disk_on_one_worker_ends_the_job_as_it_ends_a_serial_one(tmp_path, pictures):
     # The store is shared, but this worker's files may not grow: so it has no room, and the others have.
     with cluster(tmp_path / "dask", 1) as made:
-        made.add_worker("prlimit", "--fsize=20480")
-        given = ("run", pictures, "--image-size", "64", "--shard-size", "16", *QUICK, *made.options)
+        made.add_worker("import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20480, 20480))\n")
+        given = ("run", pictures, *SHARDED, "--shard-size", "16", *QUICK, *made.options)
         done = gpu_cluster(*given, "--cache", tmp_path / "store", out=tmp_path / "run")
     assert done.code == 1
     assert_clean(done)

@@ -1,4 +1,7 @@
-"""Tasks in the workers of a cluster: order, retries, and what happens to tasks that end their workers."""
+"""Tasks in the workers of a cluster: order, retries, and what happens to tasks that end their workers.
+
+The workers are forked, as many of them are started; `end_to_end/test_workers.py` has some that are spawned.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from gpu_cluster.config import ExecutorConfig, InputConfig, StoreConfig
@@ -23,12 +27,14 @@ from gpu_cluster.images.places import open_source
 from gpu_cluster.images.scan import scan
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.store.store import Store
+from tests.clusters import forked_workers, wait_for
 from tests.executor.killers import KillerRecipe, KillingFiles
 from tests.helpers import Noticing, kept, scanned, write_pictures
 
+dask = pytest.importorskip("dask", reason="needs the extra dask")
 pytest.importorskip("distributed", reason="needs the extra dask")
 
-# Whole jobs: together they take more than 10 s.
+# Clusters that are started, and workers that die: together they take more than 10 s.
 pytestmark = pytest.mark.slow
 
 
@@ -47,16 +53,22 @@ class Watching(Noticing):
         return self.stops
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forked() -> Iterator[None]:
+    with forked_workers():
+        yield
+
+
 @pytest.fixture(scope="module")
-def _opened() -> Iterator[tuple[Executor, Watching]]:
+def _opened(_forked: None) -> Iterator[tuple[Executor, Watching]]:
     observer = Watching()
-    with opened(ExecutorConfig(workers=2), "cpu", observer) as executor:
+    with opened(ExecutorConfig(workers=3), "cpu", observer) as executor:
         yield executor, observer
 
 
 @pytest.fixture
 def workers(_opened: tuple[Executor, Watching]) -> Executor:
-    """Two workers, which all these tests share."""
+    """Three workers, which all these tests share; a machine of two cores has none for the third one alone."""
     return _opened[0]
 
 
@@ -82,10 +94,10 @@ def test_the_tasks_are_shared_out(workers):
         return {address: share.n_tasks for address, share in workers.shares().get("embed", {}).items()}
 
     before = tasks()
-    results(workers, slow_at_first, list(range(8)), Watching())
+    results(workers, slow_at_first, list(range(12)), Watching())
     done = {address: n - before.get(address, 0) for address, n in tasks().items()}
-    assert sum(done.values()) == 8
-    assert sum(n > 0 for n in done.values()) == 2
+    assert sum(done.values()) == 12
+    assert sum(n > 0 for n in done.values()) == 3
 
 
 def without_room(task: int, reporter: Reporter) -> int:
@@ -308,3 +320,24 @@ class Impatient(Watching):
 def test_a_task_whose_only_worker_is_killed_is_done_by_the_one_that_takes_its_place(tmp_path):
     with opened(ExecutorConfig(workers=1), "cpu", Watching()) as own:
         assert results(own, dies_once, [tmp_path / "marker"], Impatient()) == ["done"]
+
+
+def hangs_once(marker: Path, reporter: Reporter) -> str:
+    if not marker.exists():
+        marker.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return "done"
+
+
+def test_a_worker_that_hangs_loses_its_task_to_another_and_is_ended(tmp_path, monkeypatch):
+    # The variable of a user counts, and not what this job would set.
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "6s")
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "6s"}),
+        opened(ExecutorConfig(workers=2), "cpu", Watching()) as own,
+    ):
+        observer = Impatient()
+        assert results(own, hangs_once, [tmp_path / "marker"], observer) == ["done"]
+    assert any("died during a task of embed; others do it" in notice for notice in observer.notices)
+    hung = int((tmp_path / "marker").read_text())
+    wait_for(lambda: not psutil.pid_exists(hung), "the end of the worker that hung")

@@ -92,22 +92,9 @@ def set_up(checkout: Path, purpose: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_set_up_tells_what_it_does_and_the_second_adds_to_it(checkout):
-    first = set_up(checkout, "run")
-    assert first[0].startswith("Setting up .venv with the cpu packages (once; about 490 MB to download")
-    assert first[1].endswith(sys.executable)
-    assert first[2] == "  downloading network 2.0 MB"
-    assert first[3].startswith("  installing (after ")
-    assert first[4].startswith("Done after ")
-    assert set_up(checkout, "run") == []
-    second = set_up(checkout, "test")
-    assert second[0].startswith("Adding the packages for the tests to .venv (about 45 MB to download; the other")
-    assert second[1] == "  downloading checks 2.0 MB"
-    assert set_up(checkout, "test") == []
-
-
-@pytest.mark.slow
-def test_an_interrupted_set_up_says_what_to_do_and_begins_again(checkout, tmp_path):
+def test_an_interrupted_set_up_says_what_to_do_begins_again_and_tells_what_it_does_and_another_adds_to_it(
+    checkout, tmp_path
+):
     (tmp_path / "index" / "held").mkdir()
     command = ["bash", str(checkout / "scripts" / "setup"), "run"]
     with subprocess.Popen(
@@ -128,4 +115,13 @@ def test_an_interrupted_set_up_says_what_to_do_and_begins_again(checkout, tmp_pa
     (tmp_path / "index" / "held").rmdir()
     again = set_up(checkout, "run")
     assert again[0] == "Removing .venv: its set-up was interrupted"
-    assert again[-1].startswith("Done after ")
+    assert again[1].startswith("Setting up .venv with the cpu packages (once; about 490 MB to download")
+    assert again[2].endswith(sys.executable)
+    assert again[3] == "  downloading network 2.0 MB"
+    assert again[4].startswith("  installing (after ")
+    assert again[5].startswith("Done after ")
+    assert set_up(checkout, "run") == []
+    second = set_up(checkout, "test")
+    assert second[0].startswith("Adding the packages for the tests to .venv (about 45 MB to download; the other")
+    assert second[1] == "  downloading checks 2.0 MB"
+    assert set_up(checkout, "test") == []
