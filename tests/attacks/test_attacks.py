@@ -23,7 +23,16 @@ import pytest
 from tests.attacks import pictures, places
 from tests.attacks.watch import Watched, end_session, watch
 from tests.forks import Forked
-from tests.helpers import COMMAND, TINY_OPTIONS, embedded, gpu_cluster, shards_of, without_override, write_pictures
+from tests.helpers import (
+    COMMAND,
+    TINY_OPTIONS,
+    called,
+    embedded,
+    gpu_cluster,
+    shards_of,
+    without_override,
+    write_pictures,
+)
 
 N_SIGNALS = int(os.environ.get("GPU_CLUSTER_TEST_SIGNALS", "1"))
 IS_CAMPAIGN = N_SIGNALS > 1
@@ -158,11 +167,13 @@ def embeddings(store: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_a_job_on_hostile_pictures_ends_with_3_if_most_files_are_bad(tmp_path):
     (tmp_path / "in").mkdir()
-    for one in pictures.ODD:
+    # The job on all of them tells that each becomes what it must.
+    chosen = pictures.ODD if IS_CAMPAIGN else pictures.ODD[::2]
+    for one in chosen:
         one.write(tmp_path / "in" / one.name)
-    done = gpu_cluster("run", tmp_path / "in", *OPTIONS, *LIMITS, out=tmp_path / "run")
+    done = called("run", tmp_path / "in", *OPTIONS, *LIMITS, out=tmp_path / "run")
     assert done.code == 3, done.err
-    assert len(done.table("bad_files.csv")) > len(pictures.ODD) / 2
+    assert len(done.table("bad_files.csv")) > len(chosen) / 2
 
 
 @pytest.mark.slow

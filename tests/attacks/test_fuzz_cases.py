@@ -14,7 +14,8 @@ import pytest
 from tests.attacks import cases, raw
 from tests.attacks.fuzz import Fuzzer
 
-N_CASES = 300
+# Each target has its turn; to start costs more than these do.
+N_CASES = 150
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
 
 
 @pytest.mark.slow
-def test_300_mutated_files_end_as_they_should(fuzzer):
+def test_mutated_files_end_as_they_should(fuzzer):
     assert fuzzer.campaign(range(N_CASES), seed=0) == []
 
 
@@ -84,7 +85,7 @@ for line in sys.stdin:
     print("ready" if "prepare" in asked else json.dumps([None] * len(asked["files"])), flush=True)
 """)
     monkeypatch.setattr("tests.attacks.fuzz.WORKER", [str(worker)])
-    monkeypatch.setattr("tests.attacks.fuzz.MAX_SECONDS", 2)
+    monkeypatch.setattr("tests.attacks.fuzz.MAX_SECONDS", 1)
     with Fuzzer(tmp_path, 1, template=tmp_path) as fuzzer:
         found = fuzzer.kept(files)
-    assert [(one.case, one.wrong) for one in found] == [(files[0], "signal 6"), (files[1], "hang: more than 2 s")]
+    assert [(one.case, one.wrong) for one in found] == [(files[0], "signal 6"), (files[1], "hang: more than 1 s")]

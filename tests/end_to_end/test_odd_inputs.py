@@ -149,7 +149,7 @@ def test_odd_names_of_good_and_of_bad_files_go_through_to_every_table(tmp_path):
         picture(seed).save(tmp_path / "plain.png")
         (tmp_path / "plain.png").rename(tmp_path / "in" / "good" / name)
         (tmp_path / "in" / "bad" / name).touch()
-    result = small_run(tmp_path / "in", k=3)
+    result = small_run(tmp_path / "in", k=3, k_range="3:3")
     assert_complete(result, 2 * len(names), bad=len(names))
     expected = [escaped(name) for name in sorted(names, key=os.fsencode)]
     for table, folder in (("assignments.csv", "good"), ("bad_files.csv", "bad")):
@@ -210,7 +210,7 @@ def test_odd_labels_go_through_to_the_table_and_the_scores(tmp_path, labels):
     rows = [(file.name, label) for file, label in zip(files, labels, strict=True)]
     with (tmp_path / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("file", "label"), *rows])
-    result = small_run(tmp_path / "in", k=2, labels=tmp_path / "labels.csv")
+    result = small_run(tmp_path / "in", k=2, k_range="2:2", labels=tmp_path / "labels.csv")
     assert_complete(result, len(labels))
     table = pd.read_csv(result.folder / "assignments.csv", keep_default_na=False)
     assert table["label"].tolist() == labels
@@ -220,7 +220,7 @@ def test_odd_labels_go_through_to_the_table_and_the_scores(tmp_path, labels):
 def test_labels_that_few_images_have_are_scored_on_these(tmp_path):
     write_pictures(tmp_path / "in", 5)
     (tmp_path / "labels.csv").write_text("file,label\n000.png,a\n002.png,b\ngone.png,c\n")
-    result = small_run(tmp_path / "in", k=2, labels=tmp_path / "labels.csv")
+    result = small_run(tmp_path / "in", k=2, k_range="2:2", labels=tmp_path / "labels.csv")
     assert_complete(result, 5)
     counts = strict_json(result.folder / "metrics.json")["labels"]
     assert counts["n_labelled_images"] == 2
@@ -231,20 +231,16 @@ def test_labels_that_few_images_have_are_scored_on_these(tmp_path):
     assert labels.isna().tolist() == [False, True, False, True, True]
 
 
-def test_a_folder_whose_name_is_not_utf8_goes_through_and_its_record_repeats_the_run(tmp_path):
+def test_folders_whose_names_are_not_utf8_go_through_and_the_record_repeats_the_run(tmp_path, capsys):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     write_pictures(folder, 4)
-    result = small_run(folder, k=2)
+    result = small_run(folder, k=2, k_range="2:2")
     assert_complete(result, 4)
-    again = run(config=result.folder / "run.json", out=tmp_path / "again")
+    # A run folder whose name is not UTF-8 is written and shown.
+    again = run(config=result.folder / "run.json", out=tmp_path / os.fsdecode(b"r\xe9sultats"))
+    assert_complete(again, 4)
     assert (again.folder / "assignments.csv").read_bytes() == (result.folder / "assignments.csv").read_bytes()
-
-
-def test_a_run_folder_whose_name_is_not_utf8_is_written_and_shown(tmp_path, capsys):
-    write_pictures(tmp_path / "in", 3)
-    result = run(tmp_path / "in", **TINY, out=tmp_path / os.fsdecode(b"r\xe9sultats"))
-    assert_complete(result, 3)
-    print_summary(result)
+    print_summary(again)
     assert rf"results: {tmp_path}/r\xe9sultats" in capsys.readouterr().out.splitlines()
 
 
@@ -370,7 +366,7 @@ def test_pictures_of_every_kind_with_suffixes_in_upper_case_and_of_few_pixels_go
     for seed, size in enumerate(sizes, start=20):
         picture(seed, size).save(folder / f"{size}.png")
     # "a png called.jpg" and "a bmp called.png" hold the bytes of others.
-    assert_complete(small_run(folder, k=3), len(KINDS) + len(upper) + len(sizes), duplicates=2)
+    assert_complete(small_run(folder, k=3, k_range="3:3"), len(KINDS) + len(upper) + len(sizes), duplicates=2)
 
 
 # Bad files
@@ -400,7 +396,7 @@ def test_labels_of_any_length_fit_the_plots(tmp_path):
     # As long as a field of a CSV may be for Python.
     rows = "".join(f"{number:03d}.png,{'x' * 131_000 if number < 3 else 'y'}\n" for number in range(6))
     (tmp_path / "in" / "labels.csv").write_text(f"file,label\n{rows}")
-    result = small_run(tmp_path / "in", k=2)
+    result = small_run(tmp_path / "in", k=2, k_range="2:2")
     assert_complete(result, 6)
     for plot in (result.folder / "plots").iterdir():
         with Image.open(plot) as image:

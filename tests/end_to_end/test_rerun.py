@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import pytest
 from gpu_cluster import RunResult, embed, run
 from gpu_cluster.events import Observer
 from gpu_cluster.store.maintenance import verify
-from tests.forks import Forked
+from tests.forks import Forked, run_program
 from tests.helpers import (
     TINY,
     TINY_OPTIONS,
@@ -39,15 +38,15 @@ def test_pictures_added_are_all_that_is_computed_and_removed_again_they_leave_th
     tmp_path, sample_images
 ):
     (tmp_path / "in").mkdir()
-    for file in sample_images[:40:2]:
+    for file in sample_images[:24:2]:
         shutil.copy(file, tmp_path / "in")
     options = {**TINY, "k": 4}
     first = assignments(run(tmp_path / "in", **options, out=tmp_path / "first"))
     # Between the others by name: every later row moves.
-    added = [Path(shutil.copy(file, tmp_path / "in")) for file in sample_images[1:21:2]]
+    added = [Path(shutil.copy(file, tmp_path / "in")) for file in sample_images[1:13:2]]
     second = run(tmp_path / "in", **options, out=tmp_path / "second")
-    assert n_computed(second) == 10
-    assert len(assignments(second)) == 30
+    assert n_computed(second) == 6
+    assert len(assignments(second)) == 18
     for file in added:
         file.unlink()
     result = run(tmp_path / "in", **options, out=tmp_path / "third")
@@ -58,35 +57,47 @@ def test_pictures_added_are_all_that_is_computed_and_removed_again_they_leave_th
     np.testing.assert_allclose(third["distance"], first["distance"], rtol=0, atol=1e-4)
 
 
-ENGINES_LOADED = """
-import json, sys
+# What every job imports is imported once, in a new interpreter, and each group of jobs is a fork of it.
+LOADED = """
+import json, os, sys
+import pandas, pyarrow.parquet, sklearn.cluster, sklearn.decomposition, sklearn.manifold, sklearn.metrics
+import gpu_cluster.jobs.run
 from gpu_cluster.cli.main import main
-found = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["gpu-cluster", "run", *arguments]
-    try:
-        main()
-    except SystemExit as end:
-        found.append([end.code, sorted({"tensorflow", "keras", "ncnn", "fsspec", "aiohttp"} & set(sys.modules))])
-print(json.dumps(found))
+watched = {"tensorflow", "keras", "ncnn", "fsspec", "aiohttp", "matplotlib", "skimage"}
+for group in json.loads(sys.argv[1]):
+    process = os.fork()
+    if process:
+        os.waitpid(process, 0)
+        continue
+    found = []
+    for arguments in group:
+        sys.argv = ["gpu-cluster", "run", *arguments]
+        try:
+            main()
+        except SystemExit as end:
+            found.append([end.code, sorted(watched & set(sys.modules))])
+    print("found:", json.dumps(found))
+    break
 """
+FOUND = "found: "
 
 
-def codes_and_engines_loaded(*runs: Sequence[str | Path]) -> list[Any]:
-    """Run jobs, one after the other, in a new process.
+def codes_and_libraries_loaded(*groups: Sequence[Sequence[str | Path]]) -> list[Any]:
+    """Run groups of jobs, one after the other, each group in a process of its own.
 
-    Return for each its code, and which engines and network libraries the process has loaded so far.
+    Return for each job its code, and which engines and which libraries for the network and for plots its process has
+    loaded so far.
     """
-    given = json.dumps([[os.fspath(argument) for argument in arguments] for arguments in runs])
-    done = subprocess.run([sys.executable, "-c", ENGINES_LOADED, given], capture_output=True, text=True, check=True)
-    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    given = json.dumps([[[os.fspath(one) for one in arguments] for arguments in group] for group in groups])
+    done = subprocess.run([sys.executable, "-c", LOADED, given], capture_output=True, text=True, check=True)
+    return [json.loads(line.removeprefix(FOUND)) for line in done.stdout.splitlines() if line.startswith(FOUND)]
 
 
 def sweeping_and_scoring_labels(place: Path) -> tuple[str | Path, ...]:
     for folder in ("daisy", "rose"):
         write_pictures(place / "in" / folder, 6)
-    return place / "in", "--image-size", "32", "--n-init", "2", "--labels-from-folders"
+    given = ("--features", "vgg16", "--image-size", "32", "--k-range", "2:4", "--n-init", "2")
+    return place / "in", *given, "--labels-from-folders"
 
 
 def a_damaged_file(place: Path) -> tuple[str | Path, ...]:
@@ -106,12 +117,9 @@ def nothing_but_damaged_files(place: Path) -> tuple[str | Path, ...]:
 def test_a_first_run_imports_its_engine_and_no_other_and_a_rerun_none_whatever_it_reports(tmp_path):
     write_pictures(tmp_path / "in", 3)
     ncnn, tensorflow = (
-        (tmp_path / "in", *TINY_OPTIONS, "--engine", engine, "--out", tmp_path / "run")
+        (tmp_path / "in", *TINY_OPTIONS, "--engine", engine, "--cache", tmp_path / "store", "--out", tmp_path / "run")
         for engine in ("ncnn", "tensorflow")
     )
-    assert codes_and_engines_loaded(ncnn) == [[0, ["ncnn"]]]
-    # The other one's embeddings are not taken, and those of this one need no engine.
-    assert codes_and_engines_loaded(ncnn, tensorflow) == [[0, []], [0, ["keras", "tensorflow"]]]
     labels, damaged, nothing = (tmp_path / name for name in ("labels", "damaged", "nothing"))
     jobs = {
         labels: (sweeping_and_scoring_labels(labels), 0),
@@ -122,7 +130,12 @@ def test_a_first_run_imports_its_engine_and_no_other_and_a_rerun_none_whatever_i
         assert called("run", *arguments, out=place / "first").code == code
     again = [(*arguments, "--out", place / "run") for place, (arguments, _) in jobs.items()]
     codes = [0, 0, *(code for _, code in jobs.values())]
-    assert codes_and_engines_loaded(ncnn, tensorflow, *again) == [[code, []] for code in codes]
+    # The other one's embeddings are not taken, and those of this one need no engine.
+    assert codes_and_libraries_loaded([ncnn], [ncnn, tensorflow], [ncnn, tensorflow, *again]) == [
+        [[0, ["matplotlib", "ncnn"]]],
+        [[0, []], [0, ["keras", "matplotlib", "tensorflow"]]],
+        [[code, []] for code in codes],
+    ]
     record = json.loads((labels / "run" / "run.json").read_text())
     assert (record["n_computed"], record["images_per_s"]) == (0, None)
     reported = "path,reason\n002.png,PNG that is damaged or cut short: Truncated File Read\n"
@@ -307,19 +320,17 @@ def two_folders(labelled, cache: Path) -> Path:
     return Path(labelled.folder.with_name("in"))
 
 
-def test_a_rerun_is_the_same_to_the_byte_and_draws_nothing(labelled):
+def test_a_rerun_in_another_process_is_the_same_to_the_byte_and_draws_nothing(labelled):
     # The page has relative links to the pictures, and the command with its store.
     first, second, store, pictures = (labelled.folder.with_name(name) for name in ("run", "second", "store", "in"))
-    code = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1])); print(sorted(sys.modules))"
+    code = "import sys; from gpu_cluster import run; run(**eval(sys.argv[1]))"
     options = {**LABELLED, "images": str(pictures), "cache": str(store), "out": str(second)}
-    done = subprocess.run([sys.executable, "-c", code, repr(options)], capture_output=True, text=True, check=True)
+    run_program(code, repr(options)).check_returncode()
     assert (taken(first), taken(second)) == ([], EVERYTHING)
     assert outputs(first) == outputs(second)
     # The seconds of each k too are those of the first run.
     assert (first / "sweep.csv").read_bytes() == (second / "sweep.csv").read_bytes()
     assert page_without_times(first) == page_without_times(second)
-    loaded = {name.partition(".")[0] for name in ast.literal_eval(done.stdout)}
-    assert not {"matplotlib", "tensorflow", "keras", "ncnn", "skimage"} & loaded
 
 
 @pytest.mark.slow
@@ -348,8 +359,9 @@ def test_what_an_option_changes_is_made_again(tmp_path, cache, two_folders, chan
     assert outputs(changed) == outputs(fresh)
 
 
-def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache):
-    place = write_two_folders(tmp_path / "in")
+def test_a_picture_that_changes_is_shown_as_it_is_now(tmp_path, cache, two_folders):
+    place = Path(shutil.copytree(two_folders, tmp_path / "in"))
+    # The scan keeps what it found of these files, and all else is kept already.
     run(place, **LABELLED, out=tmp_path / "first")
     picture(7777).save(place / "rose" / "000.png")
     changed = run(place, **LABELLED, out=tmp_path / "second").folder

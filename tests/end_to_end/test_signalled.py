@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_cluster import run
+from gpu_cluster import RunResult, run
 from gpu_cluster.events import Observer
 from tests.forks import run_program
 from tests.helpers import (
@@ -33,8 +33,8 @@ from tests.helpers import (
     write_pictures,
 )
 
-# Every second picture of the sample set, in one shard, which would take seconds after the first batch.
-N_PICTURES = N_FLOWERS // 2
+# Every third picture of the sample set, in one shard, which would take seconds after the first batch.
+N_PICTURES = N_FLOWERS // 3
 BATCH = 4
 ONE_SHARD = ("--features", "vgg16", "--image-size", "64", "--batch-size", str(BATCH), "--shard-size", "256")
 
@@ -42,7 +42,7 @@ ONE_SHARD = ("--features", "vgg16", "--image-size", "64", "--batch-size", str(BA
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    for file in sorted(FLOWERS.glob("*.png"))[::2]:
+    for file in sorted(FLOWERS.glob("*.png"))[::3]:
         (folder / file.name).symlink_to(file)
     return folder
 
@@ -197,7 +197,7 @@ def test_sigterm_while_the_files_are_read_ends_with_143_and_no_run_folder(tmp_pa
 
 
 def test_sigterm_in_the_sweep_ends_with_143_and_keeps_the_embeddings(tmp_path, cache):
-    write_pictures(tmp_path / "in", 40)
+    write_pictures(tmp_path / "in", 32)
     out = tmp_path / "run"
     # A sweep of minutes.
     with started("run", tmp_path / "in", *SHARDED, "--k-range", "2:30", "--n-init", "5000", "--out", out) as process:
@@ -207,7 +207,7 @@ def test_sigterm_in_the_sweep_ends_with_143_and_keeps_the_embeddings(tmp_path, c
     assert process.returncode == 143
     assert found.splitlines()[-1] == "error: interrupted; no results were written: run the same command again to go on"
     assert everything(tmp_path) == ["in"]
-    assert len(kept(cache)) == 40
+    assert len(kept(cache)) == 32
 
 
 def test_an_interrupt_while_the_files_are_read_does_not_wait_for_the_rest_of_them(tmp_path):
@@ -233,8 +233,16 @@ MET = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run on six pictures, with the store that it made beside it."""
+    place = tmp_path_factory.mktemp("whole")
+    write_pictures(place / "in", 6)
+    return run(place / "in", **TINY, cache=place / "store", out=place / "run")
+
+
 @pytest.mark.parametrize("met", MET)
-def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, met):
+def test_a_signal_that_meets_an_import_ends_the_job_all_the_same(tmp_path, whole, met):
     # While a C extension is imported (here 1 of 150 signals at random moments of scikit-learn's import) what the signal
     # raises becomes an ImportError, which an optional import swallows. A real import would take hundreds of tries.
     module, name, goes_on = MET[met]
@@ -256,13 +264,13 @@ def meet_an_import(*given, **options):
 {module}.{name} = meet_an_import
 gpu_cluster.cli.main.main()
 """
-    write_pictures(tmp_path / "in", 6)
-    # What is kept of this makes the processes short ones.
-    result = run(tmp_path / "in", **TINY, out=tmp_path / "runs" / "whole")
-    assert_ends_as_signalled(code, ["run", tmp_path / "in", *TINY_OPTIONS, "--out", tmp_path / "runs" / "run"])
-    assert everything(tmp_path / "runs") == ["whole"]
+    # What is kept of the whole run makes the processes short ones.
+    images, store = (whole.folder.with_name(name) for name in ("in", "store"))
+    given = ["run", images, *TINY_OPTIONS, "--cache", store, "--out", tmp_path / "run"]
+    assert_ends_as_signalled(code, given)
+    assert everything(tmp_path) == []
     if met == "in the page":
-        assert_ends_as_signalled(code, ["report", result.folder])
+        assert_ends_as_signalled(code, ["report", whole.folder])
 
 
 def assert_ends_as_signalled(code: str, given: list[str | Path]) -> None:

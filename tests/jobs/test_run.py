@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn import metrics as sk
 
 import gpu_cluster as api
 from gpu_cluster.config import shipped_data
-from tests.helpers import TINY, Finished, gpu_cluster, write_pictures
+from tests.helpers import TINY, Finished, called, gpu_cluster, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +145,19 @@ def test_two_runs_with_the_same_seed_give_byte_identical_assignments_and_another
     tmp_path, sample_images
 ):
     (tmp_path / "in").mkdir()
-    for file in sample_images[::5]:
+    for file in sample_images[::10]:
         shutil.copy(file, tmp_path / "in")
 
-    def of_seed(seed: int, name: str, store: str) -> Finished:
+    def of_seed(command: Callable[..., Finished], seed: int, name: str, store: str) -> Finished:
         # With few restarts, their starts matter.
-        given = ("--features", "vgg16", "--image-size", "32", "--k-range", "5:7", "--n-init", "2", "--seed", str(seed))
-        return gpu_cluster("run", tmp_path / "in", *given, "--cache", tmp_path / store, out=tmp_path / name)
+        given = ("--features", "vgg16", "--image-size", "32", "--k-range", "5:7", "--n-init", "2", "--thumbnails", "1")
+        return command(
+            *("run", tmp_path / "in", *given, "--seed", str(seed), "--cache", tmp_path / store), out=tmp_path / name
+        )
 
-    # The second computes the embeddings anew too.
-    first, again, other = of_seed(0, "first", "one"), of_seed(0, "again", "two"), of_seed(1, "other", "one")
+    # The second is another process, and computes the embeddings anew too.
+    first, again = of_seed(called, 0, "first", "one"), of_seed(gpu_cluster, 0, "again", "two")
+    other = of_seed(called, 1, "other", "one")
     assert (first.code, again.code, other.code) == (0, 0, 0)
     name = "assignments.csv"
     assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
@@ -187,23 +191,27 @@ def some(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"features": "vgg16", "image_size": 32, "n_init": 2, "cache": tmp_path_factory.mktemp("forty") / "store"}
 
 
-def test_without_labels_external_scores_are_absent(tmp_path, sample_images, some):
-    result = api.run(sample_images[:12], **some, k=3, k_range="3:3", out=tmp_path / "run")
-    found = json.loads((result.folder / "metrics.json").read_text())
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory, some: dict[str, Any]) -> api.RunResult:
+    """A run without labels, whose k the silhouette chose, on a sample."""
+    images = sorted((shipped_data() / "flowers").glob("*.png"))[:40]
+    given: dict[str, Any] = {"k_range": "2:5", "select": "silhouette", "silhouette_sample": 25}
+    return api.run(images, **some, **given, out=tmp_path_factory.mktemp("unlabelled") / "run")
+
+
+def test_without_labels_external_scores_are_absent(unlabelled):
+    found = json.loads((unlabelled.folder / "metrics.json").read_text())
     assert found["external"] is None
     assert found["class_by_cluster"] is None
-    assert not (result.folder / "plots" / "scatter_labels.png").exists()
+    assert not (unlabelled.folder / "plots" / "scatter_labels.png").exists()
 
 
-@pytest.mark.slow
-def test_silhouette_on_a_sample_says_so(tmp_path, sample_images, some):
-    given: dict[str, Any] = {"k": 3, "k_range": "3:3", "silhouette_sample": 25}
-    result = api.run(sample_images[:40], **some, **given, out=tmp_path / "run")
-    found = json.loads((result.folder / "metrics.json").read_text())
+def test_silhouette_on_a_sample_says_so(unlabelled):
+    found = json.loads((unlabelled.folder / "metrics.json").read_text())
     assert found["n_silhouette"] == 25
-    assert "Silhouette on a fixed random sample of 25 of 40 images" in result.notices
-    assert result.findings is not None
-    assert np.isnan(result.findings.scores.silhouettes).sum() == 15
+    assert "Silhouette on a fixed random sample of 25 of 40 images" in unlabelled.notices
+    assert unlabelled.findings is not None
+    assert np.isnan(unlabelled.findings.scores.silhouettes).sum() == 15
 
 
 @pytest.mark.slow
@@ -241,13 +249,11 @@ def test_k_is_where_restarts_agree_most_and_every_criterion_is_in_the_table(samp
     assert sweep[["inertia", "silhouette", "agreement"]].notna().all(axis=None)
 
 
-@pytest.mark.slow
-def test_select_silhouette_takes_the_highest(tmp_path, sample_images, some):
-    result = api.run(sample_images[:40], **some, k_range="2:5", select="silhouette", out=tmp_path / "run")
-    assert result.findings is not None
-    points = result.findings.sweep.points
-    assert result.findings.sweep.best_k == max(points, key=lambda point: point.silhouette or -1).k
-    assert result.findings.sweep.chosen_by == "silhouette"
+def test_select_silhouette_takes_the_highest(unlabelled):
+    assert unlabelled.findings is not None
+    sweep = unlabelled.findings.sweep
+    assert sweep.best_k == max(sweep.points, key=lambda point: point.silhouette or -1).k
+    assert sweep.chosen_by == "silhouette"
 
 
 @pytest.mark.slow
