@@ -147,7 +147,9 @@ def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloa
     preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
     expected = own(preprocess(pictures.copy()), training=False).numpy()
     assert found.shape == (2, extractor.n_features)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    # With weights drawn at random, what MobileNetV2 gives is as small as 1e-11.
+    largest = float(np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * min(1, largest))
     assert model.below_0 or (found >= 0).all()
 
 
