@@ -90,7 +90,11 @@ def test_a_job_whose_descriptors_are_closed_is_done_and_ends_with_its_code(tmp_p
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-STOPPED = ("run", FLOWERS, "--features", "vgg16", "--batch-size", "4", "--shard-size", "16", "--quiet")
+# It embeds for many seconds, and its first batch is done soon.
+STOPPED = (
+    *("run", FLOWERS, "--features", "vgg16", "--image-size", "96"),
+    *("--batch-size", "4", "--shard-size", "16", "--quiet"),
+)
 
 
 def stop_while_it_embeds(place: Path, process: Forked | subprocess.Popen[bytes]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable
 from importlib import import_module
@@ -112,24 +113,27 @@ def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", extractors.KERAS_MODELS)
 def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloads(tmp_path, monkeypatch, name):
     # Weights drawn at random: the real ones are nowhere in the registries that tests may ask. Keras builds some
-    # networks otherwise where the weights are ImageNet's, so it is told that, and finds this file as downloaded.
+    # networks otherwise where the weights are ImageNet's, so it is told that, and asks for their file at the end.
     model = extractors.KERAS_MODELS[name]
-    build = getattr(keras.applications, model.name)
-    given: dict[str, Any] = {"include_top": False, "pooling": "avg", "input_shape": (64, 64, 3)}
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     path = extractors.keras_weights(name)
     path.parent.mkdir()
-    # The format of Keras's own downloads.
-    with h5py.File(path, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, build(weights=None, **given))
     asked = []
 
     def downloaded(file: str, *_args: Any, **_options: Any) -> str:
         asked.append(file)
+        # The network that asks: most of this test is to build one, and so it is built once and not twice.
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        # The format of Keras's own downloads.
+        with h5py.File(path, "w") as weights:
+            legacy_h5_format.save_weights_to_hdf5_group(weights, frame.f_back.f_locals["model"])
         return str(path)
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", downloaded)
-    own = build(weights="imagenet", **given)
+    build = getattr(keras.applications, model.name)
+    own = build(weights="imagenet", include_top=False, pooling="avg", input_shape=(64, 64, 3))
     assert asked == [path.name]
     pictures = np.stack([np.asarray(picture(seed, (64, 64)), np.float32) for seed in range(2)])
     extractor = extractors.of_keras(name, 64)
@@ -143,7 +147,9 @@ def test_another_network_gives_what_keras_gives_with_the_weights_that_it_downloa
     preprocess = import_module(f"keras.applications.{model.module}").preprocess_input
     expected = own(preprocess(pictures.copy()), training=False).numpy()
     assert found.shape == (2, extractor.n_features)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    # With weights drawn at random, what MobileNetV2 gives is as small as 1e-11.
+    largest = float(np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * min(1, largest))
     assert model.below_0 or (found >= 0).all()
 
 

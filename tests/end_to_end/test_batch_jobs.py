@@ -127,9 +127,9 @@ def test_a_requeued_job_writes_to_the_same_folder(tmp_path, recorder):
 
 
 def terminate(place: Path, *, everyone: bool) -> tuple[int, str]:
-    """Start a job that takes the best part of a minute, send TERM while it embeds, and return its code and log."""
+    """Start a job that embeds for many seconds, send TERM while it embeds, and return its code and log."""
     with subprocess.Popen(
-        ["bash", SBATCH, "--features", "vgg16", "--batch-size", "4", "--shard-size", "16"],
+        ["bash", SBATCH, "--features", "vgg16", "--image-size", "96", "--batch-size", "4", "--shard-size", "16"],
         cwd=place,
         env=environment(IMAGES=shipped_data() / "flowers", OUT=place / "a run", DEVICE="cpu"),
         stdout=subprocess.PIPE,

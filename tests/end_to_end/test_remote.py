@@ -82,9 +82,10 @@ class Ran:
     reads: Counter[str]
     reads_again: Counter[str]
 
-    def assignments(self, start: str) -> str:
-        """Return the table, without what the paths begin with."""
-        return (self.first.folder / "assignments.csv").read_text().replace(start, "")
+
+def assignments(done: Finished, start: str = "") -> str:
+    """Return the table of a run, without what the paths begin with."""
+    return (done.folder / "assignments.csv").read_text().replace(start, "")
 
 
 def counts(done: Finished) -> dict[str, int]:
@@ -104,8 +105,10 @@ def twice(place: str | Path, folder: Path, reads: Callable[[], Counter[str]]) ->
 
 
 @pytest.fixture(scope="module")
-def of_folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return twice(pictures, tmp_path_factory.mktemp("folder"), Counter)
+def of_folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    done = called("run", pictures, *TINY_OPTIONS, "--no-cache", out=tmp_path_factory.mktemp("folder") / "run")
+    assert done.code == 0, done.err
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -133,21 +136,22 @@ def of_tar(pictures: Path, s3: S3Server, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_bucket_gives_the_assignments_of_the_folder(of_folder, of_bucket):
-    assert of_bucket.assignments("s3://bucket/all/") == of_folder.assignments("")
+    assert assignments(of_bucket.first, "s3://bucket/all/") == assignments(of_folder)
 
 
 def test_a_folder_of_the_web_gives_the_assignments_of_the_folder(of_folder, of_web, web):
-    table = of_web.assignments(f"{web.address}all/")
-    assert table.replace(quote(FOLDERS[2]), FOLDERS[2]) == of_folder.assignments("")
+    table = assignments(of_web.first, f"{web.address}all/")
+    assert table.replace(quote(FOLDERS[2]), FOLDERS[2]) == assignments(of_folder)
 
 
 def test_a_tar_file_in_a_bucket_gives_the_assignments_of_the_folder(of_folder, of_tar):
-    assert of_tar.assignments("s3://bucket/tars/all.tar::") == of_folder.assignments("")
+    assert assignments(of_tar.first, "s3://bucket/tars/all.tar::") == assignments(of_folder)
 
 
 def test_bad_files_and_counts_are_those_of_the_folder(of_folder, of_bucket, of_web, of_tar):
-    assert [counts(ran.first) for ran in (of_bucket, of_web, of_tar)] == [counts(of_folder.first)] * 3
-    reasons = [list(ran.first.table("bad_files.csv")["reason"]) for ran in (of_folder, of_bucket, of_web, of_tar)]
+    assert [counts(ran.first) for ran in (of_bucket, of_web, of_tar)] == [counts(of_folder)] * 3
+    runs = (of_folder, of_bucket.first, of_web.first, of_tar.first)
+    reasons = [list(done.table("bad_files.csv")["reason"]) for done in runs]
     assert reasons == [reasons[0]] * 4
     assert len(reasons[0]) == 1
 
@@ -202,7 +206,7 @@ def test_after_a_kill_the_scan_reads_nothing_and_only_what_was_not_finished_is_r
     assert process.returncode in (None, -signal.SIGKILL)
     settled(lambda: s3.reads(prefix))
     n_kept, before = len(kept(tmp_path / "store")), s3.reads(prefix)
-    done = gpu_cluster("run", f"s3://bucket/{prefix}", *options, out=place / "run")
+    done = called("run", f"s3://bucket/{prefix}", *options, out=place / "run")
     assert done.code == 0, done.err
     assert 0 < n_kept < N_MANY
     assert set(before.values()) <= {1, 2}
@@ -223,8 +227,8 @@ def settled(reads: Callable[[], Counter[str]]) -> None:
 
 
 def test_workers_give_the_assignments_of_a_job_without_them_and_read_each_picture_twice(s3, tmp_path):
-    many(s3, "workers", 2 * SHARD)
-    given = ("run", "s3://bucket/workers", *OPTIONS, *QUICK, "--image-size", "32")
+    many(s3, "workers", SHARD)
+    given = ("run", "s3://bucket/workers", *OPTIONS, *QUICK, "--image-size", "32", "--shard-size", "4")
     alone = called(*given, "--cache", tmp_path / "store", out=tmp_path / "alone")
     before = s3.reads("workers")
     with forked_workers():

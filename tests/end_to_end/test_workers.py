@@ -186,7 +186,7 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
     tmp_path, pictures, serial, two_workers
 ):
     # One shard of everything, which takes a worker many seconds.
-    store, options = tmp_path / "store", ("--features", "vgg16", "--image-size", "192", "--batch-size", "2")
+    store, options = tmp_path / "store", ("--features", "vgg16", "--image-size", "128", "--batch-size", "2")
     given = ("run", pictures, *options, *QUICK, *two_workers.options, "--cache", store)
     with driver(*given, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
@@ -208,7 +208,7 @@ def test_workers_drop_the_tasks_of_a_job_that_is_killed_and_do_those_of_the_next
 def test_a_signal_to_all_processes_of_a_job_ends_it_after_the_batches(tmp_path, pictures, number, code):
     store = tmp_path / "store"
     # One shard of everything: without the batches that are complete, nothing would be kept.
-    options = ("--features", "vgg16", "--image-size", "192", "--batch-size", "2")
+    options = ("--features", "vgg16", "--image-size", "128", "--batch-size", "2")
     with driver("run", pictures, *options, *QUICK, "--workers", "1", "--cache", store, out=tmp_path / "run") as job:
         job.wait_until(lambda: logged(tmp_path, EMBEDDED))
         assert len(job.workers()) == 1

@@ -330,10 +330,11 @@ def hangs_once(marker: Path, reporter: Reporter) -> str:
 
 
 def test_a_worker_that_hangs_loses_its_task_to_another_and_is_ended(tmp_path, monkeypatch):
-    # The variable of a user counts, and not what this job would set.
-    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "6s")
+    # The variable of a user counts, and not what this job would set. Dask looks so often, and a worker counts as hung
+    # after 5 s without a sign of life, its lower limit.
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "1s")
     with (
-        dask.config.set({"distributed.scheduler.worker-ttl": "6s"}),
+        dask.config.set({"distributed.scheduler.worker-ttl": "1s"}),
         opened(ExecutorConfig(workers=2), "cpu", Watching()) as own,
     ):
         observer = Impatient()
