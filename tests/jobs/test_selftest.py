@@ -65,7 +65,8 @@ FEW = tuple(sorted(FLOWERS.glob("*.png"))[::7])
 def cpu() -> Measured:
     """What is measured on the CPU, of few pictures of the sample set."""
     given: dict[str, Any] = {"images": FEW, "labels": FLOWERS / "flower_labels.csv"}
-    config = build_config(RunConfig, k=10, image_size=32, no_cache=True, **given)
+    # Steps are timed on some batches each.
+    config = build_config(RunConfig, k=10, image_size=32, batch_size=4, no_cache=True, **given)
 
     def prepared(
         weights: features.Weights, _backend: Backend, _manifest: Manifest
