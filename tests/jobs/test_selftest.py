@@ -24,6 +24,9 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from tests.helpers import FLOWERS, called
 
+# What they share, the measurements on the CPU, takes seconds.
+pytestmark = pytest.mark.slow
+
 without_gpu = pytest.mark.skipif(
     all(finding.ok for finding in look_for_gpu()), reason="a GPU can be used here; these are about its absence"
 )
@@ -78,7 +81,6 @@ def cpu() -> Measured:
 
 
 @without_gpu
-@pytest.mark.slow
 def test_without_a_gpu_the_cpu_column_is_filled_and_it_says_what_was_not_tried(tmp_path, monkeypatch):
     (tmp_path / "flowers").mkdir()
     for file in (*FEW, FLOWERS / "flower_labels.csv"):
