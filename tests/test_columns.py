@@ -85,7 +85,7 @@ def test_a_fact_that_looks_like_none_is_not_taken_for_it(facts):
 
 
 def test_a_manifest_takes_at_most_120_bytes_a_file():
-    n = 6_000
+    n = 20_000
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     manifest = Manifest(
