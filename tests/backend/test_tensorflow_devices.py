@@ -73,16 +73,19 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_both_devices_can_be_used_in_one_process_in_either_order(said):
     assert "shared: True" in said, said
 
 
+@pytest.mark.slow
 def test_a_tensorflow_that_was_started_without_sharing_memory_is_an_error_on_the_gpu_alone(said):
     assert "cpu works" in said
     assert "DeviceError: the network cannot run on the GPU: this process had set TensorFlow up before" in said
     assert "TF_FORCE_GPU_ALLOW_GROWTH=true" in said
 
 
+@pytest.mark.slow
 def test_a_job_on_the_cpu_shows_tensorflow_one_card_of_several(said):
     assert "shown: 4\n" in said, said
 

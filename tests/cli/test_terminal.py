@@ -24,7 +24,7 @@ from gpu_cluster import api
 from gpu_cluster.cli import summary, terminal
 from gpu_cluster.config import CompareConfig
 from gpu_cluster.manifest import Manifest
-from gpu_cluster.results import Compared, Comparison
+from gpu_cluster.results import Compared, Comparison, RunResult
 from tests.forks import Forked
 from tests.helpers import (
     COMMAND,
@@ -240,9 +240,16 @@ def test_the_scores_that_are_shown_say_what_they_mean_and_where_the_others_are(p
     assert "more scores: in metrics.json" in printed
 
 
-def test_a_long_list_of_clusters_is_cut_and_says_where_the_others_are(tmp_path, capsys):
-    write_pictures(tmp_path / "in", 8)
-    result = api.run(tmp_path / "in", **TINY, no_cache=True, out=tmp_path / "run")
+@pytest.fixture(scope="module")
+def far_away(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run in a folder whose path is longer than a line."""
+    place = tmp_path_factory.mktemp("far") / ("a folder with a long name " * 3).strip()
+    write_pictures(place / "in", 6)
+    return api.run(place / "in", **TINY, no_cache=True, out=place / "run")
+
+
+def test_a_long_list_of_clusters_is_cut_and_says_where_the_others_are(far_away, capsys):
+    result = far_away
     assert result.findings is not None
     many = replace(result.findings.clustering, sizes=np.ones(122, np.int64))
     summary.print_summary(replace(result, findings=replace(result.findings, clustering=many)))
@@ -292,10 +299,8 @@ def observer_stage(observer: terminal.TerminalObserver, stage: str) -> Iterator[
     observer.stage_finished(stage, 0.1)
 
 
-def test_a_narrow_terminal_breaks_lines_at_words_and_keeps_paths_whole(tmp_path, monkeypatch):
-    place = tmp_path / ("a folder with a long name " * 3).strip()
-    write_pictures(place / "in", 6)
-    result = api.run(place / "in", **TINY, out=place / "run")
+def test_a_narrow_terminal_breaks_lines_at_words_and_keeps_paths_whole(far_away, monkeypatch):
+    result, place = far_away, far_away.folder.parent
     screen = terminal_in_place_of_output(monkeypatch)
     summary.print_summary(result)
     lines = screen.shown

@@ -116,7 +116,7 @@ def test_as_many_clusters_as_rows_have_no_inertia():
 
 def test_sums_and_sizes_by_cluster_do_not_depend_on_the_blocks():
     random = np.random.default_rng(0)
-    x, labels = random.normal(size=(50_000, 700)).astype(np.float32), random.integers(0, 3, 50_000)
+    x, labels = random.normal(size=(25_000, 700)).astype(np.float32), random.integers(0, 3, 25_000)
     sums = kmeans.cluster_sums(x, labels, 4, BACKEND)
     expected = [x[labels == cluster].sum(axis=0, dtype=np.float64) for cluster in range(4)]
     # float64 sums of float32 numbers, in another order.

@@ -148,7 +148,7 @@ def test_a_sample_of_as_many_images_as_there_are_is_not_refused():
 
 
 def test_the_criteria_of_the_bench_find_groups_far_apart():
-    x, ks = blobs(np.eye(6))[::2], range(2, 10)
+    x, ks = blobs(np.eye(6))[::2], range(2, 8)
     found = criteria(x, ks, seed=0) | of_restarts(x, ks, seed=0)
     chosen = {name: chooser(ks) for name, chooser in found.items()}
     assert chosen == dict.fromkeys(chosen, 6), chosen

@@ -27,8 +27,8 @@ from .strict import LeakError, StrictBackend, side_doors_closed
 
 # What k-means++ may draw its starts from here, and more rows than that: all rows of a matrix leaving is then always a
 # leak. The job's own bound, 20,000 rows, takes far longer and leads through the same lines.
-START_ROWS = 600
-N = START_ROWS + 200
+START_ROWS = 200
+N = START_ROWS + 60
 # Columns of a result: labels, distances, silhouettes, plotted components.
 MOST_COLUMNS = 3
 
@@ -77,9 +77,9 @@ def run_stages(
         k_range="4:6",
         k=5,
         n_init=2,
-        silhouette_sample=400,
+        silhouette_sample=130,
         thumbnails=1,
-        layout_sample=300,
+        layout_sample=100,
         **options,
     )
     labels = tuple(f"kind {row % 5}" for row in range(n))
@@ -121,17 +121,17 @@ def test_only_samples_and_results_leave_the_device(tmp_path, preset):
     assert leaks(backend, N) == []
     widest = {shape[1] for shape in backend.transfers if len(shape) == 2}
     # The notebook preset sweeps on all 512 columns, and its starts are a sample of their rows.
-    assert max(widest) == {"default": 28, "notebook": 512}[preset]
+    assert max(widest) == {"default": 16, "notebook": 512}[preset]
     assert max(shape[0] for shape in backend.transfers if len(shape) == 2 and shape[1] > MOST_COLUMNS) == START_ROWS
     assert (tmp_path / "assignments.parquet").is_file()
 
 
 def test_a_space_that_the_device_has_no_room_for_is_read_in_blocks_and_gives_the_same(tmp_path):
-    n, tables = 200, []
+    n, tables = 100, []
     for name, most_rows in (("held", n), ("streamed", n - 1)):
         (tmp_path / name).mkdir()
         # The preset has two spaces: it sweeps on the scaled embeddings, and clusters their principal components.
-        run_stages("notebook", tmp_path / name, n, nothing, most_rows=most_rows, sweep_sample=100)
+        run_stages("notebook", tmp_path / name, n, nothing, most_rows=most_rows, sweep_sample=60)
         tables.append([(tmp_path / name / table).read_text() for table in ("assignments.csv", "metrics.json")])
     assert tables[0] == tables[1]
 

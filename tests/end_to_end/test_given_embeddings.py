@@ -138,6 +138,7 @@ def test_the_record_the_model_and_the_page_name_the_file_and_no_network(run, pla
     assert f"--embeddings {place.npy}" in page
 
 
+@pytest.mark.slow
 def test_the_same_vectors_give_the_same_tables_in_memory_in_another_file_and_read_in_blocks(
     run, run_of_array, place, tmp_path, monkeypatch
 ):

@@ -26,7 +26,7 @@ NAMES = st.one_of(
 LABELS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(NAMES, LABELS, min_size=1, max_size=8))
 @example({b" ": "blank"})
 @example({b"a.png ": "x", b"a.png": "y"})
@@ -63,7 +63,7 @@ CSV_BYTES = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(CSV_BYTES, st.sampled_from([b"", b"file,label\n", b"\xef\xbb\xbffile,label\n", b"label,file,file\n"]))
 @example(b"x" * 140_000 + b",y\n", b"file,label\n")
 @example(b'"a.png', b"file,label\n")
@@ -81,7 +81,7 @@ def test_any_bytes_as_a_table_named_or_found_are_read_or_refused(content, start)
     assert isinstance(found, DataError) or len(found) >= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=300),

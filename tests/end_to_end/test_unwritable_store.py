@@ -25,8 +25,8 @@ from tests.helpers import (
     kept,
     listing,
     n_computed,
+    permissions_count,
     shards_of,
-    without_override,
     write_pictures,
 )
 from tests.helpers import gpu_cluster as command
@@ -163,7 +163,8 @@ def test_a_store_without_permission_to_write_ends_the_job(tmp_path, root):
     for folder in ("embeddings", "scans"):
         (root / folder).mkdir(parents=True)
         (root / folder).chmod(0o555)
-    done = command("run", tmp_path / "in", *SMALL, "--cache", root, out=tmp_path / "run", before=without_override)
+    with permissions_count():
+        done = called("run", tmp_path / "in", *SMALL, "--cache", root, out=tmp_path / "run")
     assert_says_what_to_do(done, root, "Permission denied")
 
 

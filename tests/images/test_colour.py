@@ -236,8 +236,8 @@ def mutated(profile: bytes, seed: int) -> bytes:
 
 @pytest.mark.parametrize("of", [P3, of_srgb(made.table_of(made.srgb_curve, 64))], ids=["P3", "sRGB"])
 def test_no_broken_profile_ends_the_job_or_hides_its_picture(of):
-    assert len({icc.described(mutated(of, seed), icc.RGB) for seed in range(2_000)}) > 100
-    for seed in range(0, 60, 2):
+    assert len({icc.described(mutated(of, seed), icc.RGB) for seed in range(700)}) > 50
+    for seed in range(0, 60, 4):
         stream = io.BytesIO()
         picture(0).save(stream, "png", icc_profile=mutated(of, seed))
         stream.seek(0)

@@ -118,10 +118,9 @@ def test_a_picture_in_every_orientation_comes_out_the_same(name):
     assert np.abs(mirrored - small[1]).mean() > 20
 
 
-@pytest.mark.parametrize("name", ["Landscape", "Portrait"])
-def test_both_decoders_turn_and_decode_a_jpeg_to_the_same_pixels(name):
+def test_both_decoders_turn_and_decode_a_jpeg_to_the_same_pixels():
     for orientation in range(9):
-        file = photos("exif") / f"{name}_{orientation}.jpg"
+        file = photos("exif") / f"Landscape_{orientation}.jpg"
         with Image.open(file) as image:
             turned = orientation if orientation in range(1, 9) else 1
             assert pictures._orientation(image) == turned

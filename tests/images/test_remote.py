@@ -21,6 +21,8 @@ N = len(CONTENT)
 HASTY = retries.Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.02, attempt_s=20)
 # For answers that come too late, where an attempt that is in time has no content to wait for.
 IMPATIENT = replace(HASTY, attempt_s=0.4)
+# For answers that no attempt may wait for.
+MOST_IMPATIENT = replace(HASTY, attempt_s=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +227,8 @@ def test_an_answer_that_comes_late_once_is_tried_again(server, address, monkeypa
 
 
 def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server, address, monkeypatch):
-    monkeypatch.setattr(retries, "patience", IMPATIENT)
-    server.faults["box/a.png"] = Fault("trickle", 0.05)
+    monkeypatch.setattr(retries, "patience", MOST_IMPATIENT)
+    server.faults["box/a.png"] = Fault("trickle", 0.02)
     start = time.monotonic()
     assert reason(lambda: remote.read(f"{address}/a.png", N)) == "its server is too slow (tried 3 times)"
     assert time.monotonic() - start < 10
@@ -234,9 +236,9 @@ def test_a_server_that_sends_a_byte_now_and_then_does_not_hold_the_reader(server
 
 def test_a_slow_content_may_take_as_long_as_the_slowest_speed_needs(server, address, monkeypatch):
     monkeypatch.setattr(retries, "patience", retries.Patience(tries=1, attempt_s=0.3, slowest_bytes_per_s=1))
-    server.files["box/a.png"] = b"12345678"
+    server.files["box/a.png"] = b"12345"
     server.faults["box/a.png"] = Fault("trickle", 0.1)
-    assert remote.read(f"{address}/a.png", 8) == b"12345678"
+    assert remote.read(f"{address}/a.png", 5) == b"12345"
 
 
 def test_a_server_that_says_more_bytes_than_it_sends_is_a_reason(server, address):
@@ -297,7 +299,7 @@ def test_a_server_without_ranges_gives_no_parts_and_is_asked_once(server, addres
 
 @pytest.mark.parametrize("fault", [Fault("status", 500), Fault("status", 403), Fault("late", 0.5), Fault("drop")])
 def test_no_reason_has_the_signature_of_an_address(server, fault, monkeypatch):
-    monkeypatch.setattr(retries, "patience", IMPATIENT)
+    monkeypatch.setattr(retries, "patience", MOST_IMPATIENT if fault.name == "late" else HASTY)
     server.faults["box/a.png"] = fault
     with pytest.raises(RemoteError) as error:
         remote.read(f"{server.address}box/a.png?X-Amz-Signature=abcdef0123&x=1", N)

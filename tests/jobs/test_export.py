@@ -29,7 +29,16 @@ from gpu_cluster.images.labels import labelled
 from gpu_cluster.images.source import Listing, Source, Stat
 from gpu_cluster.manifest import Manifest
 from gpu_cluster.report.exports import folders
-from tests.helpers import TINY, Noticing, called, listing, memory_folder, picture, without_override
+from tests.helpers import (
+    TINY,
+    Noticing,
+    called,
+    listing,
+    memory_folder,
+    permissions_count,
+    picture,
+    without_override,
+)
 from tests.helpers import gpu_cluster as command
 
 EARLIER = Path(__file__).parents[1] / "earlier"
@@ -254,7 +263,8 @@ def test_overwrite_replaces_an_earlier_export(run, tmp_path):
 def test_an_earlier_export_that_cannot_be_deleted_gets_another_name_and_the_new_one_is_done(run, tmp_path):
     gpu_cluster.export(run, out=tmp_path / "out")
     (tmp_path / "out" / "0").chmod(0o500)
-    done = command("export", run, "--link", "copy", "--overwrite", out=tmp_path / "out", before=without_override)
+    with permissions_count():
+        done = called("export", run, "--link", "copy", "--overwrite", out=tmp_path / "out")
     assert done.code == 0, done.err
     assert f"what is left of it is now '{tmp_path / 'out.1'}'" in done.err
     assert sorted(os.listdir(tmp_path)) == ["out", "out.1"]

@@ -24,6 +24,9 @@ from gpu_cluster.manifest import Manifest
 from gpu_cluster.options import build_config
 from tests.helpers import FLOWERS, called
 
+# What they share, the measurements on the CPU, takes seconds.
+pytestmark = pytest.mark.slow
+
 without_gpu = pytest.mark.skipif(
     all(finding.ok for finding in look_for_gpu()), reason="a GPU can be used here; these are about its absence"
 )
@@ -65,7 +68,8 @@ FEW = tuple(sorted(FLOWERS.glob("*.png"))[::7])
 def cpu() -> Measured:
     """What is measured on the CPU, of few pictures of the sample set."""
     given: dict[str, Any] = {"images": FEW, "labels": FLOWERS / "flower_labels.csv"}
-    config = build_config(RunConfig, k=10, image_size=32, no_cache=True, **given)
+    # Steps are timed on some batches each.
+    config = build_config(RunConfig, k=10, image_size=32, batch_size=4, no_cache=True, **given)
 
     def prepared(
         weights: features.Weights, _backend: Backend, _manifest: Manifest
@@ -77,7 +81,6 @@ def cpu() -> Measured:
 
 
 @without_gpu
-@pytest.mark.slow
 def test_without_a_gpu_the_cpu_column_is_filled_and_it_says_what_was_not_tried(tmp_path, monkeypatch):
     (tmp_path / "flowers").mkdir()
     for file in (*FEW, FLOWERS / "flower_labels.csv"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpu_cluster.events import Observer
+from gpu_cluster.results import Embeddings
 from gpu_cluster.store.shards import DAMAGED
 from gpu_cluster.store.store import ScanShards, Store
 from tests.helpers import (
@@ -83,10 +85,18 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path, Embeddings]:
+    """Pictures, a store that holds them, and their embeddings; no test changes them."""
+    place = tmp_path_factory.mktemp("filled")
+    files = write_pictures(place / "in", 6)
+    return files, place / "store", embedded(files, place / "store")
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_is_set_aside_and_its_rows_are_computed_again(tmp_path, root, damage):
-    files = write_pictures(tmp_path / "in", 6)
-    right = embedded(files, root)
+def test_a_damaged_shard_is_set_aside_and_its_rows_are_computed_again(filled, root, damage):
+    files, store, right = filled
+    shutil.copytree(store, root)
     (shard,) = shards_of(root)
     damage(shard)
     damaged = shard.read_bytes()
