@@ -34,6 +34,7 @@ def stop(place: Path, number: int, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminated")
 def test_sigterm_ends_with_143_and_leaves_nothing(tmp_path):
     code, found = stop(tmp_path, signal.SIGTERM)
     assert code == 143
@@ -43,6 +44,7 @@ def test_sigterm_ends_with_143_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminated")
 def test_sigint_ends_with_130_and_leaves_an_earlier_run_as_it_was(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"gpu_cluster": "0.1.0", "config": {}}')
@@ -88,9 +90,9 @@ def deaf(*numbers: int, between_s: float = 0.3) -> tuple[int, str, float]:
     return process.returncode, found, time.monotonic() - last
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def terminated() -> Iterator[Future[tuple[int, str, float]]]:
-    """What `deaf` returns of SIGTERM: it takes seconds of doing nothing, in which the tests of this module go on."""
+    """What `deaf` returns of SIGTERM: it takes seconds of doing nothing, in which the slow tests before it go on."""
     with ThreadPoolExecutor(1) as pool:
         # Schedulers send SIGTERM several times; the second one is not a second Ctrl-C.
         yield pool.submit(deaf, signal.SIGTERM, signal.SIGTERM)

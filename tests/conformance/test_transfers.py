@@ -126,6 +126,7 @@ def test_only_samples_and_results_leave_the_device(tmp_path, preset):
     assert (tmp_path / "assignments.parquet").is_file()
 
 
+@pytest.mark.slow
 def test_a_space_that_the_device_has_no_room_for_is_read_in_blocks_and_gives_the_same(tmp_path):
     n, tables = 100, []
     for name, most_rows in (("held", n), ("streamed", n - 1)):

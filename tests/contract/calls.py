@@ -65,14 +65,14 @@ def source_reads() -> list[Read]:
 class _Reader:
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._tree = ast.parse(file.read_text(encoding="utf-8"))
+        self._nodes = tuple(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
         self._names = dict(self._imports())
         self._names |= dict(self._subclasses())
 
     def _imports(self) -> Iterator[tuple[str, str]]:
         """Yield each local name of a GPU library and what it stands for; `xp` stands for CuPy everywhere."""
         yield "xp", "cupy"
-        for node in ast.walk(self._tree):
+        for node in self._nodes:
             if isinstance(node, ast.Import):
                 for name in node.names:
                     if name.name.split(".")[0] in LIBRARIES:
@@ -85,7 +85,7 @@ class _Reader:
 
     def _subclasses(self) -> Iterator[tuple[str, str]]:
         """Yield each class of ours that is constructed as the library's class which it extends."""
-        for node in ast.walk(self._tree):
+        for node in self._nodes:
             if isinstance(node, ast.ClassDef):
                 bases = [base for base in map(self._target, node.bases) if base]
                 makes_itself = any(isinstance(one, ast.FunctionDef) and one.name == "__init__" for one in node.body)
@@ -93,14 +93,14 @@ class _Reader:
                     yield node.name, bases[0]
 
     def calls(self) -> Iterator[Call]:
-        for node in ast.walk(self._tree):
+        for node in self._nodes:
             if isinstance(node, ast.Call) and (target := self._target(node.func)):
                 where = f"{self._file.relative_to(PACKAGE)}:{node.lineno}"
                 keywords = tuple(keyword.arg for keyword in node.keywords if keyword.arg)
                 yield Call(target, len(node.args), keywords, where)
 
     def reads(self) -> Iterator[Read]:
-        for function in ast.walk(self._tree):
+        for function in self._nodes:
             if isinstance(function, ast.FunctionDef):
                 yield from self._reads_in(function)
 

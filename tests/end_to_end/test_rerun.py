@@ -34,6 +34,7 @@ from tests.helpers import (
 )
 
 
+@pytest.mark.slow
 def test_pictures_added_are_all_that_is_computed_and_removed_again_they_leave_the_result_as_it_was(
     tmp_path, sample_images
 ):

@@ -29,6 +29,9 @@ from gpu_cluster.report import pictures
 from gpu_cluster.verdict import judge
 from tests.helpers import FLOWERS, N_FLOWERS, Finished, called, picture, write_pictures
 
+# A browser that is started, and jobs for it to show: together they take more than 10 s.
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 SMALL: dict[str, Any] = {"features": "vgg16", "image_size": 32, "k": 3, "k_range": "3:3", "n_init": 2}
@@ -397,7 +400,6 @@ def hostile(tmp_path: Path) -> Path:
     return gpu_cluster.run(folder, **SMALL, labels_from_folders=True, out=tmp_path / "run").folder
 
 
-@pytest.mark.slow
 def test_no_name_or_label_is_ever_executed(chromium, hostile):
     before = set(hostile.parent.iterdir())
     report(hostile)
@@ -434,7 +436,6 @@ def test_the_policy_of_the_page_stops_what_would_be_injected(chromium, sample_ru
     assert "Content Security Policy" in "".join(chromium.complaints())
 
 
-@pytest.mark.slow
 def test_above_a_number_the_page_shows_a_sample_and_says_so(tmp_path, monkeypatch, chromium):
     monkeypatch.setattr(pictures, "MOST_SHOWN", 8)
     monkeypatch.setattr(pictures, "MOST_THUMBNAILS", 5)
