@@ -101,8 +101,8 @@ def find_weights(named: Path | None = None) -> Weights:
     return _shipped(path, identity(path)) if path == shipped else read_weights(path)
 
 
-# Without this cache, a process that embeds several times would read and check the same 59 MB every time. It takes no
-# memory of its own: the networks that are built from the weights keep them too.
+# Without this cache, a process that embeds several times would read and check the same 59 MB every time. It adds
+# nothing to the memory of a job, which has them until its end.
 @functools.lru_cache(maxsize=1)
 def _shipped(path: Path, _identity: tuple[int, ...] | None) -> Weights:
     return read_weights(path, is_shipped=True)

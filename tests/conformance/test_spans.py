@@ -17,9 +17,6 @@ from gpu_cluster.events import Observer
 from gpu_cluster.store.embeddings import ScratchShards
 from gpu_cluster.store.stored import StoredRows
 
-# The workers import for seconds.
-pytestmark = pytest.mark.slow
-
 N, D = 2 * SPAN_ROWS + 100, 12
 
 
